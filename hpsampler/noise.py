@@ -1,0 +1,145 @@
+"""The model's noise table: the one place where sigma and timestep are turned into each other.
+
+A diffusion model is trained on a table of T noise levels. With a_t = ``alphas_cumprod[t]``::
+
+    x_t = sqrt(a_t) * x_0 + sqrt(1 - a_t) * noise          variance preserving (VP, diffusers)
+    sigma_t = sqrt((1 - a_t) / a_t)                        variance exploding (VE, k-diffusion)
+
+Everything in this package works in VE: ``x = x_0 + sigma * noise``. A timestep is a real index into
+the table, 0 (nearly clean) to T - 1 (nearly pure noise).
+
+The two directions interpolate differently, and that is deliberate (arXiv 2510.02390; its code does the same):
+sigma -> t is linear in log sigma, as k-diffusion does it; t -> sigma is linear in ``alphas_cumprod``.
+They agree on the table's entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Union
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    ArrayLike = Union[np.ndarray, torch.Tensor, list[float], tuple[float, ...]]
+
+__all__ = ["NoiseModel", "ZERO_TERMINAL_SNR_SIGMA"]
+
+ALPHAS_CUMPROD_FLOOR = 4.8973451890853435e-08
+"""What a zero terminal alphas_cumprod is replaced by, so that sigma stays finite (4518.8).
+A1111 rescales to the same value, so both see one schedule."""
+
+ZERO_TERMINAL_SNR_SIGMA = 1000.0
+"""A table whose largest sigma exceeds this was rescaled to (nearly) zero terminal SNR."""
+
+
+def _as_float64(values: ArrayLike, name: str) -> np.ndarray:
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().double().numpy()
+    array = np.array(values, dtype=np.float64)
+    if array.ndim != 1 or array.size < 2:
+        raise ValueError(f"{name} must be one-dimensional with at least 2 entries, got shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite, got {array[~np.isfinite(array)][0]}")
+    return array
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseModel:
+    """A model's noise table in float64.
+
+    Attributes:
+        alphas_cumprod: shape (T,), strictly decreasing, in (0, 1).
+        sigmas: shape (T,), strictly increasing, ``sqrt((1 - alphas_cumprod) / alphas_cumprod)``.
+
+    Build it with :meth:`from_alphas_cumprod` or :meth:`from_sigmas`; both check the table.
+    """
+
+    alphas_cumprod: np.ndarray
+    sigmas: np.ndarray
+
+    @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod: ArrayLike) -> NoiseModel:
+        """From the cumulative product of alphas, any float type or device.
+
+        A last entry of exactly 0 (zero terminal SNR) is raised to a tiny floor, see ``ALPHAS_CUMPROD_FLOOR``.
+
+        Raises:
+            ValueError: not one-dimensional, not finite, outside [0, 1], or not strictly decreasing.
+        """
+        table = _as_float64(alphas_cumprod, "alphas_cumprod")
+        if table[-1] == 0:
+            table[-1] = min(ALPHAS_CUMPROD_FLOOR, table[-2] / 2)
+        if table.min() <= 0 or table.max() >= 1:
+            raise ValueError(f"alphas_cumprod must lie between 0 and 1, got {table.min()} to {table.max()}")
+        if not (np.diff(table) < 0).all():
+            at = int(np.argmax(np.diff(table) >= 0))
+            raise ValueError(
+                f"alphas_cumprod must strictly decrease, got {table[at]} then {table[at + 1]} at index {at}"
+            )
+        sigmas = np.sqrt((1 - table) / table)
+        return cls(table, sigmas)
+
+    @classmethod
+    def from_sigmas(cls, sigmas: ArrayLike) -> NoiseModel:
+        """From a model's VE sigmas in either direction; a 0 (k-diffusion appends one) is dropped.
+
+        Raises:
+            ValueError: not one-dimensional, not finite, negative, or with equal entries.
+        """
+        table = _as_float64(sigmas, "sigmas")
+        if table[0] > table[-1]:
+            table = table[::-1].copy()
+        if table[0] == 0:
+            table = table[1:]
+        if table.size < 2 or table[0] <= 0:
+            raise ValueError(f"sigmas must hold at least 2 positive entries, got {table.tolist()[:4]}")
+        if not (np.diff(table) > 0).all():
+            raise ValueError("sigmas must be strictly monotonic")
+        return cls(1 / (1 + table**2), table)
+
+    def __len__(self) -> int:
+        return len(self.sigmas)
+
+    @property
+    def sigma_min(self) -> float:
+        return float(self.sigmas[0])
+
+    @property
+    def sigma_max(self) -> float:
+        return float(self.sigmas[-1])
+
+    @property
+    def zero_terminal_snr(self) -> bool:
+        """Whether the table starts from (nearly) pure noise, sigma in the thousands."""
+        return self.sigma_max > ZERO_TERMINAL_SNR_SIGMA
+
+    def sigma_to_t(self, sigma: ArrayLike | float) -> np.ndarray:
+        """Timestep of a sigma: linear in log sigma between entries, un-quantised, clamped to [0, T - 1].
+
+        The map of k-diffusion's ``DiscreteSchedule.sigma_to_t(quantize=False)``. Same shape as ``sigma``.
+        """
+        values = _scalar_or_array(sigma)
+        with np.errstate(divide="ignore"):
+            log_sigma = np.log(np.maximum(values, 0))
+        return np.interp(log_sigma, np.log(self.sigmas), np.arange(len(self), dtype=np.float64))
+
+    def t_to_sigma(self, t: ArrayLike | float) -> np.ndarray:
+        """Sigma of a real timestep: linear in ``alphas_cumprod`` between entries, clamped to [0, T - 1].
+
+        Method step 4 of arXiv 2510.02390's code. Same shape as ``t``.
+        """
+        alphas_cumprod = np.interp(_scalar_or_array(t), np.arange(len(self), dtype=np.float64), self.alphas_cumprod)
+        return np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
+
+    def t_of_end(self, sigma: float) -> float:
+        """The exact inverse of :meth:`t_to_sigma`, for schedules that are asked to end at a given sigma."""
+        return float(np.interp(-1 / (1 + sigma**2), -self.alphas_cumprod, np.arange(len(self), dtype=np.float64)))
+
+
+def _scalar_or_array(values: ArrayLike | float) -> np.ndarray:
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().double().numpy()
+    return np.asarray(values, dtype=np.float64)

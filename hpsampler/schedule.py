@@ -1,0 +1,145 @@
+"""The coupled schedule: a base Karras schedule, cut early, its span refilled evenly in (warped) time.
+
+arXiv 2510.02390, with n = ``base_steps``, k = ``truncation_index``::
+
+    base_i = (smax^(1/rho) + i/(n-1) (smin^(1/rho) - smax^(1/rho)))^rho          i = 0 .. n-1
+    t_0, t_end = t(base_0), t(base_k)                                            the truncation
+    t_j = (t_0^(1/p) + j/steps (t_end^(1/p) - t_0^(1/p)))^p,  p = time_rho       j = 0 .. steps
+    sigma_j = sigma(t_j)
+
+so ``base_steps``, ``rho`` and ``truncation_index`` only decide where the schedule ends; ``end_sigma`` says it directly.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Optional
+
+import numpy as np
+import torch
+
+from .noise import NoiseModel
+
+__all__ = ["FINISHES", "base_karras", "coupled_sigmas", "insert_first_midpoint"]
+
+FINISHES = ("keep", "zero")
+
+
+def base_karras(base_steps: int, rho: float, sigma_min: float, sigma_max: float) -> np.ndarray:
+    """Karras' schedule (arXiv 2206.00364, eq. 5) without the final zero: ``base_steps`` values, decreasing."""
+    ramp = np.linspace(0, 1, base_steps)
+    return (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+
+
+def coupled_sigmas(
+    noise: NoiseModel,
+    steps: int,
+    base_steps: Optional[int] = None,
+    rho: Optional[float] = None,
+    truncation_index: Optional[int] = None,
+    time_rho: float = 1.2,
+    finish: str = "keep",
+    *,
+    end_sigma: Optional[float] = None,
+    sigma_min: Optional[float] = None,
+    sigma_max: Optional[float] = None,
+) -> torch.Tensor:
+    """Noise levels for ``steps`` UNet calls.
+
+    Invariant: ``len(sigmas) == steps + 1``, strictly decreasing, last > 0 unless ``finish="zero"``.
+
+    Args:
+        noise: the model's noise table.
+        steps: number of steps, at least 1.
+        base_steps: number of points of the base Karras schedule (the paper's n), at least 2.
+        rho: rho of the base schedule (the paper's p2), > 0.
+        truncation_index: the base point to stop at, 1 to ``base_steps - 1`` (the paper's k).
+        time_rho: exponent of the spacing in time (the paper's p1), > 0; 1 is uniform timesteps.
+        finish: ``"keep"`` ends at the truncated sigma (its noise is left for the decoder),
+            ``"zero"`` replaces that last sigma by 0.
+        end_sigma: where to end, instead of base_steps, rho and truncation_index. Within the table.
+        sigma_min, sigma_max: ends of the base schedule where they are not the table's own.
+
+    Returns:
+        float32 tensor on the CPU, shape (steps + 1,).
+
+    Raises:
+        ValueError: naming the argument, its value and what is allowed.
+    """
+    if not _is_whole(steps) or steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+    if finish not in FINISHES:
+        raise ValueError(f"finish must be one of {', '.join(FINISHES)}, got {finish!r}")
+    _check_positive("time_rho", time_rho)
+    low = noise.sigma_min if sigma_min is None else _check_positive("sigma_min", sigma_min)
+    high = noise.sigma_max if sigma_max is None else _check_positive("sigma_max", sigma_max)
+    if low >= high:
+        raise ValueError(f"sigma_min must be below sigma_max, got {low:g} and {high:g}")
+
+    t_start = float(noise.sigma_to_t(high))
+    if end_sigma is not None:
+        t_end = _t_of_end_sigma(noise, end_sigma, high)
+    else:
+        t_end = float(noise.sigma_to_t(_truncated_sigma(base_steps, rho, truncation_index, low, high)))
+    if t_end >= t_start:
+        raise ValueError(
+            f"the schedule must end below its start: truncation_index={truncation_index}, rho={rho} give timestep "
+            f"{t_end:g}, the start is {t_start:g}"
+        )
+
+    ramp = np.linspace(0, 1, int(steps) + 1)
+    t = (t_start ** (1 / time_rho) + ramp * (t_end ** (1 / time_rho) - t_start ** (1 / time_rho))) ** time_rho
+    sigmas = noise.t_to_sigma(t)
+    if finish == "zero":
+        sigmas[-1] = 0.0
+    return torch.tensor(sigmas, dtype=torch.float32)
+
+
+def insert_first_midpoint(noise: NoiseModel, sigmas: torch.Tensor) -> torch.Tensor:
+    """``sigmas`` with one point more, halfway in time between the first two.
+
+    The analytical first step calls no model; the point added here spends that call, so the number of calls
+    stays (method of the paper's UniPC scripts). Shape (n,) -> (n + 1,).
+    """
+    if len(sigmas) < 2:
+        raise ValueError(f"sigmas must hold at least 2 entries, got {len(sigmas)}")
+    first, second = sigmas[:2].tolist()
+    middle = float(noise.t_to_sigma((noise.t_of_end(first) + noise.t_of_end(second)) / 2))
+    return torch.cat([sigmas[:1], sigmas.new_tensor([middle]), sigmas[1:]])
+
+
+def _truncated_sigma(
+    base_steps: Optional[int], rho: Optional[float], truncation_index: Optional[int], low: float, high: float
+) -> float:
+    for name, value in (("base_steps", base_steps), ("rho", rho), ("truncation_index", truncation_index)):
+        if value is None:
+            raise ValueError(f"{name} is needed unless end_sigma is given")
+    assert base_steps is not None and rho is not None and truncation_index is not None
+    if not _is_whole(base_steps) or base_steps < 2:
+        raise ValueError(f"base_steps must be a whole number of at least 2, got {base_steps!r}")
+    _check_positive("rho", rho)
+    if not _is_whole(truncation_index) or not 1 <= truncation_index < base_steps:
+        raise ValueError(
+            f"truncation_index must be a whole number from 1 to base_steps - 1 = {base_steps - 1}, "
+            f"got {truncation_index!r}"
+        )
+    return float(base_karras(int(base_steps), rho, low, high)[int(truncation_index)])
+
+
+def _t_of_end_sigma(noise: NoiseModel, end_sigma: float, high: float) -> float:
+    # a hair of tolerance: the table's own smallest sigma, rounded for display, must be accepted
+    if not noise.sigma_min * (1 - 1e-4) <= _check_positive("end_sigma", end_sigma) < high:
+        raise ValueError(
+            f"end_sigma must be from {noise.sigma_min:.4g} (the model's smallest) to below {high:.4g}, got {end_sigma!r}"
+        )
+    return noise.t_of_end(end_sigma)
+
+
+def _is_whole(value: float) -> bool:
+    return not isinstance(value, bool) and math.isfinite(value) and float(value).is_integer()
+
+
+def _check_positive(name: str, value: float) -> float:
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+    return float(value)

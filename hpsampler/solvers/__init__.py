@@ -1,0 +1,19 @@
+"""Solvers in k-diffusion's house signature, and the one registry of them."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+from .dpmpp import sample_dpmpp_1s, sample_dpmpp_2m
+from .unipc import sample_unipc
+
+__all__ = ["SOLVERS", "sample_dpmpp_1s", "sample_dpmpp_2m", "sample_unipc"]
+
+SOLVERS = MappingProxyType(
+    {
+        "dpmpp_1s": sample_dpmpp_1s,
+        "dpmpp_2m": sample_dpmpp_2m,
+        "unipc": sample_unipc,
+    }
+)
+"""Solver by the name that recipes use."""

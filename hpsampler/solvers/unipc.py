@@ -1,0 +1,180 @@
+"""UniPC (arXiv 2302.04867): a multistep predictor whose corrector reuses the next call, so it costs none.
+
+In VE form, with h = log(sigma/sigma'), past outputs m_k at r_k = (lambda_k - lambda)/h < 0, and D1_k = (m_k - m_0)/r_k::
+
+    base        data: (sigma'/sigma) x - expm1(-h) m_0          noise: x + (sigma' - sigma) m_0
+    predictor   x' = base - w B(h) sum_k rho_k D1_k
+    corrector   x' = base - w B(h) (sum_k rho_k D1_k + rho_last (m' - m_0))
+
+where m' is the output at the predicted x', w is 1 (data) or sigma' (noise), and B(h) is hh (bh1) or expm1(hh) (bh2)
+with hh = -h (data) or h (noise). The rho solve a small Vandermonde system.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+import torch
+
+from ._core import Callback, Model, Run, Step, first_order, log_step, step_ratio
+from .dpmpp import EXTRAPOLATED_TO_ZERO
+
+__all__ = ["MAX_ORDER", "PREDICTIONS", "VARIANTS", "sample_unipc", "unipc_steps"]
+
+PREDICTIONS = ("data", "noise")
+VARIANTS = ("bh1", "bh2")
+MAX_ORDER = 3
+
+
+class PredictorCorrector(NamedTuple):
+    """Step i: the predictor's weights for (m_0, m_1, ..), and the corrector's for (m', m_0, m_1, ..) where it has one."""
+
+    predictor: Step
+    corrector: Optional[Step]
+
+
+@torch.no_grad()
+def sample_unipc(
+    model: Model,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: Optional[dict[str, Any]] = None,
+    callback: Optional[Callback] = None,
+    disable: Optional[bool] = None,
+    order: int = 2,
+    prediction: str = "data",
+    variant: str = "bh2",
+    corrector: bool = True,
+    extrapolate: bool = False,
+    analytical_first_step: bool = False,
+) -> torch.Tensor:
+    """UniPC (arXiv 2302.04867); arguments as :func:`~hpsampler.solvers.sample_dpmpp_1s`.
+
+    Args:
+        order: 1 to 3; falls at the start and the end of the run, where fewer past points or steps remain.
+        prediction: ``"data"`` is stable under guidance; ``"noise"`` with ``"bh1"`` is the paper's.
+        variant: B(h), ``"bh1"`` or ``"bh2"``.
+        corrector: correct each predicted point but the last with the call made there anyway.
+        extrapolate: a last step to sigma 0 gives D + (D - D_prev)/2 instead of D.
+        analytical_first_step: at the first sigma no call is made: its noise is taken to be x / sqrt(1 + sigma^2),
+            which holds only where x is (nearly) pure noise. The call saved is best spent on a point more, see
+            :func:`~hpsampler.schedule.insert_first_midpoint`. Its output never enters a multistep history.
+
+    Raises:
+        ValueError: naming the argument, its value and what is allowed.
+    """
+    run = Run.of(x, sigmas, callback)
+    extra_args = extra_args or {}
+    steps = unipc_steps(run.sigmas, order, prediction, variant, corrector, extrapolate, analytical_first_step)
+    past: list[torch.Tensor] = []
+    for i, step in enumerate(steps):
+        sigma = run.sigmas[i]
+        if i == 0 and analytical_first_step:
+            denoised = x * (1 - sigma / math.sqrt(1 + sigma**2))
+        else:
+            denoised = model(x, run.rows[i], **extra_args)
+        run.report(i, x, denoised)
+        output = denoised if prediction == "data" else (x * (1 / sigma)).sub_(denoised, alpha=1 / sigma)
+        if i > 0:
+            correct = steps[i - 1].corrector
+            if correct is not None:
+                x = correct(start, [output, *past])
+        past = [output, *past[: MAX_ORDER - 1]]
+        start = x
+        x = step.predictor(start, past)
+    return x
+
+
+def unipc_steps(
+    sigmas: list[float],
+    order: int,
+    prediction: str,
+    variant: str,
+    corrector: bool = True,
+    extrapolate: bool = False,
+    analytical_first_step: bool = False,
+) -> list[PredictorCorrector]:
+    """The weights of every step, in float64. ``steps[i].corrector`` corrects the point that step i predicted."""
+    if order not in (1, 2, 3):
+        raise ValueError(f"order must be 1, 2 or 3, got {order!r}")
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
+    if variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+    if extrapolate and prediction != "data":
+        raise ValueError(f'extrapolate needs prediction="data", got {prediction!r}')
+
+    count = len(sigmas) - 1
+    first_output = 1 if analytical_first_step else 0
+    steps = []
+    for i in range(count):
+        here, target = sigmas[i], sigmas[i + 1]
+        h = log_step(here, target)
+        # outputs of the network known at point i: its own, and those before it as far as the order reaches
+        reach = min(order, max(i + 1 - first_output, 1), count - i)
+        ratios = []
+        for k in range(1, reach):
+            distance = step_ratio(log_step(sigmas[i - k], here), h)
+            if distance is None or (ratios and -distance >= ratios[-1]):
+                break
+            ratios.append(-distance)
+
+        if target == 0:
+            extrapolates = extrapolate and i > first_output
+            steps.append(PredictorCorrector(EXTRAPOLATED_TO_ZERO if extrapolates else _to_zero(here, prediction), None))
+            continue
+        predict = _step(here, target, ratios, prediction, variant, corrects=False)
+        correct = None
+        if corrector and i < count - 1:
+            correct = _step(here, target, ratios, prediction, variant, corrects=True)
+        steps.append(PredictorCorrector(predict, correct))
+    return steps
+
+
+def _step(here: float, target: float, ratios: list[float], prediction: str, variant: str, corrects: bool) -> Step:
+    """Predictor or corrector from ``here`` to ``target`` with past points at ``ratios`` (negative, nearest first)."""
+    h = log_step(here, target)
+    hh = -h if prediction == "data" else h
+    b_of_h = hh if variant == "bh1" else math.expm1(hh)
+    scale = 1.0 if prediction == "data" else target
+    if prediction == "data":
+        base = first_order(here, target)
+        state, (newest,) = base.state, base.outputs
+    else:
+        state, newest = 1.0, target - here
+    if h == 0:
+        return Step(state, (0.0, newest) if corrects else (newest,))
+
+    nodes = ratios + [1.0] if corrects else ratios
+    weights = _rho(nodes, hh, b_of_h)
+    slopes = [-scale * b_of_h * rho / node for rho, node in zip(weights, nodes)]
+    newest -= sum(slopes)
+    if corrects:
+        return Step(state, (slopes[-1], newest, *slopes[:-1]))
+    return Step(state, (newest, *slopes))
+
+
+def _rho(nodes: list[float], hh: float, b_of_h: float) -> list[float]:
+    """Weights of the differences at ``nodes``: solve sum_k nodes_k^(j-1) rho_k = j! phi_(j+1)(hh) / B(h), j = 1...
+
+    A single node takes 1/2 (arXiv 2302.04867, after eq. 10): no accuracy is lost, and B(h) cancels less.
+    """
+    if not nodes:
+        return []
+    if len(nodes) == 1:
+        return [0.5]
+    phi, factorial, right = math.expm1(hh) / hh - 1, 1, []
+    for j in range(1, len(nodes) + 1):
+        right.append(phi * factorial / b_of_h)
+        factorial *= j + 1
+        phi = phi / hh - 1 / factorial
+    matrix = np.vander(np.array(nodes), increasing=True).T
+    return np.linalg.solve(matrix, np.array(right)).tolist()
+
+
+def _to_zero(here: float, prediction: str) -> Step:
+    """x0 = D, which from the noise output is x - sigma eps."""
+    return Step(0.0, (1.0,)) if prediction == "data" else Step(1.0, (-here,))
+
