@@ -14,8 +14,8 @@ DCT frequency and p_a(f) = (f + 1/2)^-a, scaled to mean 1. Everything is float64
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import numpy as np
 import torch

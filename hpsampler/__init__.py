@@ -1,0 +1,9 @@
+"""HP Sampler: good images in 5 to 8 UNet calls, by hyperparameters alone (arXiv 2510.02390).
+
+The method, in the order in which data flows: :mod:`~hpsampler.noise` (the model's table), :mod:`~hpsampler.schedule`
+(where to stop, how to space), :mod:`~hpsampler.recipes` (what goes with what), :mod:`~hpsampler.solvers`,
+:mod:`~hpsampler.freeu`; :mod:`~hpsampler.settings` is what a person may change of it. These need torch and numpy only.
+:mod:`hpsampler.webui` is the adapter to AUTOMATIC1111's WebUI, the only part that imports it.
+"""
+
+__version__ = "0.1.0"

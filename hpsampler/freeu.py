@@ -21,7 +21,7 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
-__all__ = ["FreeUPlan", "FreeU", "scale_low_frequencies"]
+__all__ = ["FreeU", "FreeUPlan", "scale_low_frequencies"]
 
 VERSIONS = (1, 2)
 
@@ -50,7 +50,7 @@ class FreeUPlan:
 
 
 def low_frequency_waves(height: int, width: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """The real waves that span frequencies {-1, 0} x {-1, 0} of a height x width map; shape (7 or less, height * width).
+    """The real waves that span frequencies {-1, 0} x {-1, 0} of a map; shape (7 or less, height * width).
 
     Scaled so that ``waves.T @ waves`` is the projection. A side of 1 has no frequency -1.
     """
@@ -149,22 +149,24 @@ class FreeU:
         return cls.ATTRIBUTE in unet.__dict__
 
 
-def decoder_stages(unet: nn.Module) -> list[tuple[nn.Module, int, int]]:
+def decoder_stages(unet: Optional[nn.Module]) -> list[tuple[nn.Module, int, int]]:
     """Every decoder block with the channels of its hidden input, and that as a multiple of ``model_channels`` (or 0).
 
     Raises:
         ValueError: the module has no decoder of Stable Diffusion's layout.
     """
     try:
-        model_channels = int(unet.model_channels)  # type: ignore[arg-type]
-        hidden = int(_out_channels(unet.middle_block))  # type: ignore[arg-type]
+        model_channels = int(unet.model_channels)  # type: ignore[union-attr, arg-type]
+        hidden = _out_channels(unet.middle_block)  # type: ignore[union-attr]
         stages = []
         for block in unet.output_blocks:  # type: ignore[union-attr]
             whole, rest = divmod(hidden, model_channels)
             stages.append((block, hidden, whole if rest == 0 else 0))
             hidden = _out_channels(block)
     except (AttributeError, IndexError, TypeError) as error:
-        raise ValueError(f"Free-U needs a Stable Diffusion UNet with output_blocks, got {type(unet).__name__}") from error
+        raise ValueError(
+            f"Free-U needs a Stable Diffusion UNet with output_blocks, got {type(unet).__name__}"
+        ) from error
     return stages
 
 

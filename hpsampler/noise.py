@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     ArrayLike = Union[np.ndarray, torch.Tensor, list[float], tuple[float, ...]]
 
-__all__ = ["NoiseModel", "ZERO_TERMINAL_SNR_SIGMA"]
+__all__ = ["ZERO_TERMINAL_SNR_SIGMA", "NoiseModel"]
 
 ALPHAS_CUMPROD_FLOOR = 4.8973451890853435e-08
 """What a zero terminal alphas_cumprod is replaced by, so that sigma stays finite (4518.8).

@@ -130,7 +130,8 @@ def _t_of_end_sigma(noise: NoiseModel, end_sigma: float, high: float) -> float:
     # a hair of tolerance: the table's own smallest sigma, rounded for display, must be accepted
     if not noise.sigma_min * (1 - 1e-4) <= _check_positive("end_sigma", end_sigma) < high:
         raise ValueError(
-            f"end_sigma must be from {noise.sigma_min:.4g} (the model's smallest) to below {high:.4g}, got {end_sigma!r}"
+            f"end_sigma must be from {noise.sigma_min:.4g} (the model's smallest) to below {high:.4g}, "
+            f"got {end_sigma!r}"
         )
     return noise.t_of_end(end_sigma)
 

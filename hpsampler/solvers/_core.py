@@ -13,12 +13,13 @@ run, in float64 on the CPU, by small pure functions; the loop only multiplies an
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable, NamedTuple, Optional, Protocol
+from typing import Any, NamedTuple, Optional, Protocol
 
 import torch
 
-__all__ = ["Callback", "Model", "Run", "Step", "log_step", "first_order", "step_ratio"]
+__all__ = ["Callback", "Model", "Run", "Step", "first_order", "log_step", "step_ratio"]
 
 MIN_STEP_RATIO = 1e-3
 """Past points nearer than this fraction of a step carry no slope, only rounding noise: the order drops instead."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Optional
 
 import torch
@@ -84,7 +85,7 @@ def dpmpp_2m_steps(sigmas: list[float], extrapolate: bool = False) -> list[Step]
     """The weights of every step of DPM++ 2M on ``sigmas``, in float64."""
     steps: list[Step] = []
     h_past = None
-    for sigma, sigma_next in zip(sigmas, sigmas[1:]):
+    for sigma, sigma_next in pairwise(sigmas):
         h = log_step(sigma, sigma_next)
         base = first_order(sigma, sigma_next)
         ratio = None if h_past is None else step_ratio(h_past, h)

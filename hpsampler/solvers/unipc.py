@@ -1,6 +1,7 @@
 """UniPC (arXiv 2302.04867): a multistep predictor whose corrector reuses the next call, so it costs none.
 
-In VE form, with h = log(sigma/sigma'), past outputs m_k at r_k = (lambda_k - lambda)/h < 0, and D1_k = (m_k - m_0)/r_k::
+In VE form, with h = log(sigma/sigma'), past outputs m_k at r_k = (lambda_k - lambda)/h < 0,
+D1_k = (m_k - m_0)/r_k::
 
     base        data: (sigma'/sigma) x - expm1(-h) m_0          noise: x + (sigma' - sigma) m_0
     predictor   x' = base - w B(h) sum_k rho_k D1_k
@@ -29,7 +30,7 @@ MAX_ORDER = 3
 
 
 class PredictorCorrector(NamedTuple):
-    """Step i: the predictor's weights for (m_0, m_1, ..), and the corrector's for (m', m_0, m_1, ..) where it has one."""
+    """Step i: the predictor's weights for (m_0, m_1, ..), the corrector's for (m', m_0, m_1, ..) or None."""
 
     predictor: Step
     corrector: Optional[Step]
@@ -69,6 +70,7 @@ def sample_unipc(
     extra_args = extra_args or {}
     steps = unipc_steps(run.sigmas, order, prediction, variant, corrector, extrapolate, analytical_first_step)
     past: list[torch.Tensor] = []
+    start = x
     for i, step in enumerate(steps):
         sigma = run.sigmas[i]
         if i == 0 and analytical_first_step:
@@ -114,7 +116,7 @@ def unipc_steps(
         h = log_step(here, target)
         # outputs of the network known at point i: its own, and those before it as far as the order reaches
         reach = min(order, max(i + 1 - first_output, 1), count - i)
-        ratios = []
+        ratios: list[float] = []
         for k in range(1, reach):
             distance = step_ratio(log_step(sigmas[i - k], here), h)
             if distance is None or (ratios and -distance >= ratios[-1]):
@@ -147,7 +149,7 @@ def _step(here: float, target: float, ratios: list[float], prediction: str, vari
     if h == 0:
         return Step(state, (0.0, newest) if corrects else (newest,))
 
-    nodes = ratios + [1.0] if corrects else ratios
+    nodes = [*ratios, 1.0] if corrects else ratios
     weights = _rho(nodes, hh, b_of_h)
     slopes = [-scale * b_of_h * rho / node for rho, node in zip(weights, nodes)]
     newest -= sum(slopes)
@@ -177,4 +179,3 @@ def _rho(nodes: list[float], hh: float, b_of_h: float) -> list[float]:
 def _to_zero(here: float, prediction: str) -> Step:
     """x0 = D, which from the noise output is x - sigma eps."""
     return Step(0.0, (1.0,)) if prediction == "data" else Step(1.0, (-here,))
-

@@ -1,0 +1,35 @@
+# Two commands do all the set-up on a fresh machine: `make demo` draws, `make test` runs everything that CI runs.
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= out
+PY := $(VENV)/bin/python
+
+.PHONY: demo test lint types unit perf clean
+
+demo: $(VENV)/.installed
+	$(PY) -m demo.draw --out $(OUT)/demo
+
+test: lint types unit
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.installed
+	$(VENV)/bin/mypy
+
+# With HPS_WEBUI set to an A1111 v1.10.1 folder (its venv inside), the tests in tests/webui/ run too.
+unit: $(VENV)/.installed
+	$(PY) -m pytest
+
+perf: $(VENV)/.installed
+	$(PY) -m demo.perf
+
+$(VENV)/.installed: tests/requirements.txt tests/requirements-no-deps.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r tests/requirements-no-deps.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis

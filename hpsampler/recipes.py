@@ -1,0 +1,240 @@
+"""Recipes: the hyperparameters of arXiv 2510.02390, chosen together, as data.
+
+A recipe couples where the noise schedule ends, which solver of which order runs on it, what becomes of the residual
+noise, and in which evaluations Free-U is on. ``PRESETS`` holds the paper's own, exact, by name; ``recipe_for`` is the
+Auto rule for any model family, number of steps and guidance scale:
+
+======  ====================================  =======================================================
+steps   schedule                              solver and ending, by guidance scale w
+======  ====================================  =======================================================
+1-8     the paper's, cut early (see below)    w <= 3: DPM++ 2M, last step extrapolated to 0
+                                              3 < w < 6: DPM++ 2M, the residual noise is kept
+                                              w >= 6: the paper's: DPM++ 1S to 6 steps, 2M from 7; kept
+9-150   the same spacing, not cut, to 0       DPM++ 2M; w <= 3: last step extrapolated
+======  ====================================  =======================================================
+
+Cuts (base steps, rho, index): 1-6 steps (8, 5, 6); 7-8 steps SD1/SD2 (12, 7, 9), SDXL (12, 12, 10).
+Free-U runs from 5 to 8 steps only, late: SD1/SD2 from evaluation 4 on, SDXL in the last three (the last two of 5).
+Measured on six problems with an exact denoiser (``demo/problems.py``, CFG 1 to 7.5), no step more raises the error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Optional
+
+import torch
+
+from .freeu import FreeUPlan
+from .noise import NoiseModel
+from .schedule import base_karras, coupled_sigmas
+
+__all__ = ["AUTO", "ENDINGS", "FAMILIES", "MAX_STEPS", "PRESETS", "Recipe", "family_of", "recipe_for"]
+
+AUTO = "Auto"
+FAMILIES = ("sd1", "sd2", "sdxl")
+MAX_STEPS = 150
+
+ENDINGS = ("keep", "zero", "extrapolate", "extra_call")
+"""What becomes of the last sigma:
+
+keep: it stays above 0 and its noise is left for the decoder; zero: it is replaced by 0;
+extrapolate: by 0, and a multistep solver makes that step as D + (D - D_prev)/2;
+extra_call: it stays, and one model call more than ``steps`` denoises it to 0.
+"""
+
+LOW_GUIDANCE = 3.0
+HIGH_GUIDANCE = 6.0
+PAPER_STEPS = 8
+"""Up to here the paper tuned its schedules, and here they are cut early."""
+
+_SD_SIGMAS = (0.02916715, 14.61464120)
+"""Ends of Stable Diffusion's noise table, which the cuts were tuned on."""
+
+_FAMILY_NAMES = MappingProxyType(
+    {
+        **dict.fromkeys(("sd1", "sd15", "sd1.5", "sd14", "sd1.4", "sd1.x"), "sd1"),
+        **dict.fromkeys(("sd2", "sd20", "sd21", "sd2.0", "sd2.1", "sd2.x"), "sd2"),
+        **dict.fromkeys(("sdxl", "xl"), "sdxl"),
+    }
+)
+
+
+def family_of(name: str) -> str:
+    """The family (``"sd1"``, ``"sd2"``, ``"sdxl"``) that a usual spelling such as "SD1.5" stands for.
+
+    Raises:
+        ValueError: a family the method does not cover.
+    """
+    family = _FAMILY_NAMES.get(str(name).strip().lower())
+    if family is None:
+        raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {name!r}")
+    return family
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One coupled choice of hyperparameters.
+
+    Attributes:
+        name: shown to people.
+        steps: the number of steps it is made for, one UNet call each.
+        base_steps, rho, truncation_index, time_rho: see :func:`~hpsampler.schedule.coupled_sigmas`.
+        end_sigma: where the schedule ends, instead of the three before.
+        ending: one of ``ENDINGS``.
+        solver: a name in :data:`~hpsampler.solvers.SOLVERS`.
+        order, prediction, variant: of UniPC, where it is the solver.
+        analytical_first_step: UniPC makes its first step without a call; a point is added so that the calls stay.
+        freeu: plans in force, none overlapping; empty is off.
+    """
+
+    name: str
+    steps: int
+    base_steps: int
+    rho: float
+    truncation_index: int
+    time_rho: float = 1.2
+    end_sigma: Optional[float] = None
+    ending: str = "keep"
+    solver: str = "dpmpp_1s"
+    order: int = 2
+    prediction: str = "data"
+    variant: str = "bh2"
+    analytical_first_step: bool = False
+    freeu: tuple[FreeUPlan, ...] = ()
+
+    def sigmas(
+        self, noise: NoiseModel, sigma_min: Optional[float] = None, sigma_max: Optional[float] = None
+    ) -> torch.Tensor:
+        """The schedule on a model's noise table; ``steps + 1`` values, or one more with ``ending="extra_call"``.
+
+        On a zero-terminal-SNR table the cut would leave most of the noise, as it is measured from sigma_max; there
+        the schedule ends at the sigma that the cut means on Stable Diffusion's own table.
+        """
+        end_sigma = self.end_sigma
+        if end_sigma is None and noise.zero_terminal_snr:
+            end_sigma = max(self.cut_sigma(), noise.sigma_min)
+        finish = "zero" if self.ending in ("zero", "extrapolate") else "keep"
+        sigmas = coupled_sigmas(
+            noise, self.steps, self.base_steps, self.rho, self.truncation_index, self.time_rho, finish,
+            end_sigma=end_sigma, sigma_min=sigma_min, sigma_max=sigma_max,
+        )  # fmt: skip
+        if self.ending == "extra_call":
+            sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
+        return sigmas
+
+    def cut_sigma(self) -> float:
+        """The sigma at ``truncation_index`` of the base schedule, on Stable Diffusion's noise table."""
+        return float(base_karras(self.base_steps, self.rho, *_SD_SIGMAS)[self.truncation_index])
+
+    def with_steps(self, steps: int) -> Recipe:
+        """The same hyperparameters at another number of steps; Free-U keeps its distance from the end."""
+        shift = steps - self.steps
+        return replace(self, steps=steps, freeu=shifted(self.freeu, shift)) if shift else self
+
+
+def shifted(plans: tuple[FreeUPlan, ...], by: int) -> tuple[FreeUPlan, ...]:
+    """The plans moved by a number of evaluations, those that fall off the start cut away."""
+    moved = (
+        replace(plan, first=max(plan.first + by, 0), last=None if plan.last is None else plan.last + by)
+        for plan in plans
+    )
+    return tuple(plan for plan in moved if plan.last is None or plan.last >= plan.first)
+
+
+def recipe_for(family: str, steps: int, cfg_scale: float) -> Recipe:
+    """The Auto recipe; the rule stands in this module's docstring.
+
+    Args:
+        family: ``"sd1"``, ``"sd2"`` or ``"sdxl"``.
+        steps: 1 to 150.
+        cfg_scale: the guidance scale.
+
+    Raises:
+        ValueError: naming the argument, its value and what is allowed.
+    """
+    family = family_of(family)
+    if isinstance(steps, bool) or int(steps) != steps or not 1 <= steps <= MAX_STEPS:
+        raise ValueError(f"steps must be a whole number from 1 to {MAX_STEPS}, got {steps!r}")
+    steps = int(steps)
+    low, high = cfg_scale <= LOW_GUIDANCE, cfg_scale >= HIGH_GUIDANCE
+
+    if steps > PAPER_STEPS:
+        cut, ending = (12, 7.0, 11), "zero"
+    else:
+        at_eight = (12, 12.0, 10) if family == "sdxl" else (12, 7.0, 9)
+        cut, ending = (8, 5.0, 6) if steps <= 6 else at_eight, "keep"
+    if low:
+        ending = "extrapolate"
+    solver = "dpmpp_1s" if high and steps <= 6 else "dpmpp_2m"
+    return Recipe(AUTO, steps, *cut, ending=ending, solver=solver, freeu=_late_freeu(family, steps))
+
+
+def _late_freeu(family: str, steps: int) -> tuple[FreeUPlan, ...]:
+    """The paper's Free-U (v3, section 4.2): on in the last evaluations, where it was measured to gain."""
+    if not 5 <= steps <= PAPER_STEPS:
+        return ()
+    return (FreeUPlan(first=late_start(family, steps)),)
+
+
+def late_start(family: str, steps: int) -> int:
+    """The evaluation from which Free-U is "late"."""
+    if steps > PAPER_STEPS or steps < 5:
+        return steps - max(1, steps // 3)
+    return max(3, steps - 3) if family_of(family) == "sdxl" else 4
+
+
+def _paper(name: str, steps: int, cut: tuple[int, float, int], solver: str, *freeu: FreeUPlan) -> Recipe:
+    return Recipe(name, steps, *cut, solver=solver, freeu=freeu)
+
+
+def _paper_unipc(
+    name: str, steps: int, cut: tuple[int, float, int], *freeu: FreeUPlan, analytical: bool = False
+) -> Recipe:
+    """The paper's UniPC: noise prediction, bh1, order 2 from 7 steps on."""
+    return Recipe(
+        name, steps, *cut, solver="unipc", order=2 if steps >= 7 else 1, prediction="noise", variant="bh1",
+        analytical_first_step=analytical, freeu=freeu,
+    )  # fmt: skip
+
+
+_XL_STAGE_1 = FreeUPlan(first=1, last=3)
+_XL_STAGE_2 = FreeUPlan(first=5, last=5, b1=1.3, b2=1.4, s1=0.9, s2=0.2)
+
+
+def _unipc_freeu(first: int) -> FreeUPlan:
+    return FreeUPlan(first=first, b1=1.2, b2=1.2, s1=0.9, s2=0.2)
+
+
+PRESETS: Mapping[str, Recipe] = MappingProxyType(
+    {
+        recipe.name: recipe
+        for recipe in (
+            _paper("SD1.5 4 steps", 4, (8, 5.0, 5), "dpmpp_1s"),
+            _paper("SD1.5 4 steps Free-U", 4, (8, 2.0, 6), "dpmpp_1s", FreeUPlan(first=0)),
+            _paper("SD1.5 4 steps short", 4, (8, 7.0, 6), "dpmpp_1s"),
+            _paper("SD1.5 5 steps", 5, (8, 5.0, 6), "dpmpp_1s"),
+            _paper("SD1.5 6 steps", 6, (8, 5.0, 6), "dpmpp_1s"),
+            _paper("SD1.5 8 steps", 8, (12, 7.0, 9), "dpmpp_2m"),
+            _paper("SD1.5 8 steps early", 8, (12, 7.0, 8), "dpmpp_2m"),
+            _paper_unipc("SD1.5 5 steps UniPC", 5, (8, 5.0, 6), _unipc_freeu(4)),
+            _paper_unipc("SD1.5 6 steps UniPC", 6, (8, 5.0, 6), _unipc_freeu(4)),
+            _paper_unipc("SD1.5 8 steps UniPC", 8, (12, 7.0, 9), _unipc_freeu(4)),
+            _paper("SDXL 4 steps", 4, (8, 5.0, 6), "dpmpp_1s", _XL_STAGE_1),
+            _paper("SDXL 4 steps Free-U", 4, (8, 3.25, 6), "dpmpp_1s", _XL_STAGE_1),
+            _paper("SDXL 4 steps short", 4, (8, 7.0, 6), "dpmpp_1s"),
+            _paper("SDXL 5 steps", 5, (8, 5.0, 6), "dpmpp_1s", _XL_STAGE_1),
+            _paper("SDXL 6 steps", 6, (8, 5.0, 6), "dpmpp_1s", _XL_STAGE_1, _XL_STAGE_2),
+            _paper("SDXL 8 steps", 8, (12, 12.0, 10), "dpmpp_2m"),
+            _paper("SDXL 8 steps early", 8, (12, 12.0, 9), "dpmpp_2m"),
+            _paper_unipc("SDXL 5 steps UniPC", 5, (12, 12.0, 9), _unipc_freeu(3), analytical=True),
+            _paper_unipc("SDXL 6 steps UniPC", 6, (12, 12.0, 10), _unipc_freeu(3), analytical=True),
+            _paper_unipc("SDXL 7 steps UniPC", 7, (8, 5.0, 6), analytical=True),
+            _paper_unipc("SDXL 8 steps UniPC", 8, (12, 12.0, 10), _unipc_freeu(5), analytical=True),
+        )
+    }
+)
+"""The paper's presets, exact, by name (method sections 1.1 to 1.3 and 3). Left out: those the reference code cannot
+run, and its 7-step fallbacks, which were never tuned and end at sigma 0.41 to 0.45. Free-U evaluations are 0-based."""

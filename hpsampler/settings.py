@@ -1,0 +1,298 @@
+"""What a person set: one table of fields for the page, the API and the infotext, validated in one place.
+
+Most fields have a neutral value that means "as the recipe says" (0, or "Recipe"), so that a single number can be
+overridden while the rest stays coupled. Whatever is wrong is answered by :class:`SettingsError`, which names the field,
+the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Any, Optional
+
+from .freeu import FreeUPlan
+from .recipes import AUTO, MAX_STEPS, PRESETS, Recipe, late_start, recipe_for
+from .solvers.unipc import MAX_ORDER, PREDICTIONS, VARIANTS
+
+__all__ = ["ENABLED", "FIELDS", "Field", "Settings", "SettingsError"]
+
+AS_RECIPE = "Recipe"
+
+ENDING_LABELS = MappingProxyType(
+    {
+        "Keep noise": "keep",
+        "To zero": "zero",
+        "Extrapolated": "extrapolate",
+        "One more call": "extra_call",
+    }
+)
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message is for people."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One setting: how it is named, what it may be, and what it does.
+
+    ``name`` is the API's; ``label`` the page's, and with "HP " before it the infotext's. A number is a whole one where
+    ``whole``; ``neutral`` is allowed beside the range ``low`` to ``high``, and means "as the recipe says".
+    """
+
+    name: str
+    label: str
+    default: Any
+    help: str
+    choices: tuple[str, ...] = ()
+    low: float = 0
+    high: float = 0
+    step: float = 1
+    neutral: Optional[float] = None
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def infotext(self) -> str:
+        return "HP " + self.label
+
+    @property
+    def whole(self) -> bool:
+        return isinstance(self.default, int) and not isinstance(self.default, bool)
+
+    def parse(self, value: Any) -> Any:
+        """The value in its proper type.
+
+        Raises:
+            SettingsError: wrong type or out of range.
+        """
+        if isinstance(self.default, bool):
+            if isinstance(value, bool):
+                return value
+            raise self.error(value, "true or false")
+        if self.choices:
+            return self._choice(value)
+        return self._number(value)
+
+    def error(self, value: Any, allowed: str) -> SettingsError:
+        shown = repr(value)
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        return SettingsError(f"HP Sampler: {self.label} ({self.name}) must be {allowed}, got {shown}")
+
+    def _choice(self, value: Any) -> str:
+        if isinstance(value, (str, int)) and not isinstance(value, bool):
+            spelling = str(value).strip().lower()
+            for choice in self.choices:
+                if spelling in (choice.lower(), self.aliases.get(choice, choice).lower()):
+                    return choice
+        raise self.error(value, "one of " + ", ".join(self.choices))
+
+    def _number(self, value: Any) -> float:
+        allowed = f"a {'whole ' if self.whole else ''}number from {self.low:g} to {self.high:g}"
+        if self.neutral is not None and self.neutral < self.low:
+            allowed += f", or {self.neutral:g}"
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            raise self.error(value, allowed)
+        try:
+            number = float(value)
+        except ValueError:
+            raise self.error(value, allowed) from None
+        inside = math.isfinite(number) and (self.low <= number <= self.high or number == self.neutral)
+        if not inside or (self.whole and not number.is_integer()):
+            raise self.error(value, allowed)
+        return int(number) if self.whole else number
+
+
+ENABLED = Field("enabled", "Enabled", False, "Off: HP samplers use the Auto recipe, and all else is untouched.")
+
+_SWITCH = (AS_RECIPE, "On", "Off")
+
+FIELDS: tuple[Field, ...] = (
+    Field(
+        "recipe", "Recipe", AUTO, "Auto fits model, steps and CFG; the others are the paper's own.", (AUTO, *PRESETS)
+    ),
+    Field(
+        "base_steps", "Base steps", 0, "Points of the base Karras schedule; 0 = recipe.",
+        low=2, high=MAX_STEPS, neutral=0,
+    ),
+    Field("rho", "Rho", 0.0, "Rho of the base schedule; 0 = recipe.", low=0.1, high=50, step=0.1, neutral=0),
+    Field(
+        "truncation_index", "Truncation index", 0, "Base point where the schedule stops, below Base steps; 0 = recipe.",
+        low=1, high=MAX_STEPS - 1, neutral=0,
+    ),
+    Field(
+        "time_rho", "Time rho", 0.0, "Spacing in time: 1 even, more = denser at the end; 0 = recipe (1.2).",
+        low=0.1, high=10, step=0.1, neutral=0,
+    ),
+    Field(
+        "ending", "Ending", AS_RECIPE,
+        "Keep noise: left for the VAE. To zero: last sigma 0. Extrapolated: to 0 without a call (2M, UniPC). "
+        "One more call: Steps + 1 UNet calls.",
+        (AS_RECIPE, *ENDING_LABELS), aliases=ENDING_LABELS,
+    ),
+    Field(
+        "end_sigma", "End sigma", 0.0, "Where the schedule ends, instead of base steps, rho and index; 0 = recipe.",
+        low=0.001, high=10, step=0.01, neutral=0,
+    ),
+    Field("freeu", "Free-U", AS_RECIPE, "Recipe: as coupled (late). On: the values below, any sampler. Off.", _SWITCH),
+    Field("freeu_version", "Free-U version", "1", "2 follows the structure of the hidden map.", ("1", "2")),
+    Field("b1", "Free-U b1", 1.1, "Backbone factor, stage 1 (deep).", high=3, step=0.01),
+    Field("b2", "Free-U b2", 1.1, "Backbone factor, stage 2.", high=3, step=0.01),
+    Field("s1", "Free-U s1", 0.9, "Skip factor of low frequencies, stage 1.", high=3, step=0.01),
+    Field("s2", "Free-U s2", 0.2, "Skip factor of low frequencies, stage 2.", high=3, step=0.01),
+    Field("freeu_first", "Free-U first call", 0, "First UNet call with Free-U, from 1; 0 = late.", high=2 * MAX_STEPS),
+    Field("freeu_last", "Free-U last call", 0, "Last UNet call with Free-U; 0 = the last one.", high=2 * MAX_STEPS),
+    Field(
+        "prediction", "UniPC prediction", AS_RECIPE, "data is stable at high CFG; noise is the paper's.",
+        (AS_RECIPE, *PREDICTIONS),
+    ),
+    Field("variant", "UniPC variant", AS_RECIPE, "B(h) of UniPC; the paper's is bh1.", (AS_RECIPE, *VARIANTS)),
+    Field("order", "UniPC order", 0, "1 to 3; 0 = recipe.", low=1, high=MAX_ORDER, neutral=0),
+    Field(
+        "analytical_first_step", "UniPC analytical first step", AS_RECIPE,
+        "First step without a UNet call, which is spent on one point more (txt2img).", _SWITCH,
+    ),
+)  # fmt: skip
+"""Every control of the accordion but its switch, in the order of the page and of the API's positional list."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Validated settings; the attributes are ``ENABLED`` and ``FIELDS``."""
+
+    enabled: bool = False
+    recipe: str = AUTO
+    base_steps: int = 0
+    rho: float = 0.0
+    truncation_index: int = 0
+    time_rho: float = 0.0
+    ending: str = AS_RECIPE
+    end_sigma: float = 0.0
+    freeu: str = AS_RECIPE
+    freeu_version: str = "1"
+    b1: float = 1.1
+    b2: float = 1.1
+    s1: float = 0.9
+    s2: float = 0.2
+    freeu_first: int = 0
+    freeu_last: int = 0
+    prediction: str = AS_RECIPE
+    variant: str = AS_RECIPE
+    order: int = 0
+    analytical_first_step: str = AS_RECIPE
+
+    @classmethod
+    def of(cls, args: Sequence[Any]) -> Settings:
+        """From the positional values of page or API, or from one dict of named values (which implies enabled).
+
+        Raises:
+            SettingsError: unknown name, wrong type, out of range, or settings that contradict each other.
+        """
+        if args and isinstance(args[0], Mapping):
+            return cls.of_names({"enabled": True, **args[0]})
+        names = [ENABLED.name, *(each.name for each in FIELDS)]
+        if len(args) > len(names):
+            raise SettingsError(f"HP Sampler: args takes at most {len(names)} values, got {len(args)}")
+        return cls.of_names(dict(zip(names, args)))
+
+    @classmethod
+    def of_names(cls, values: Mapping[str, Any]) -> Settings:
+        """From named values; what is not named keeps its default. Raises as :meth:`of`."""
+        known = {each.name: each for each in (ENABLED, *FIELDS)}
+        for name in values:
+            if name not in known:
+                raise SettingsError(f"HP Sampler: unknown setting {name!r}; the names are {', '.join(known)}")
+        if not ENABLED.parse(values.get(ENABLED.name, False)):
+            return cls()
+        settings = cls(**{name: known[name].parse(value) for name, value in values.items()})
+        settings._check()
+        return settings
+
+    def _check(self) -> None:
+        cut = {"base_steps": self.base_steps, "rho": self.rho, "truncation_index": self.truncation_index}
+        named = [name for name, value in cut.items() if value]
+        if self.end_sigma and named:
+            raise SettingsError(
+                f"HP Sampler: End sigma (end_sigma={self.end_sigma:g}) and {', '.join(named)} both say where the "
+                "schedule ends; set one of them to 0"
+            )
+        if self.freeu_last and self.freeu_last < self.freeu_first:
+            raise SettingsError(
+                f"HP Sampler: Free-U last call (freeu_last) must be 0 or at least Free-U first call = "
+                f"{self.freeu_first}, got {self.freeu_last}"
+            )
+        if self.recipe != AUTO:
+            self._cut_of(PRESETS[self.recipe])
+
+    def _cut_of(self, recipe: Recipe) -> Recipe:
+        base_steps = self.base_steps or recipe.base_steps
+        index = self.truncation_index or recipe.truncation_index
+        if not self.end_sigma and index >= base_steps:
+            raise SettingsError(
+                f"HP Sampler: Truncation index (truncation_index) must be below Base steps = {base_steps}, got {index}"
+            )
+        return replace(recipe, base_steps=base_steps, truncation_index=index)
+
+    def resolve(self, family: str, steps: int, cfg_scale: float) -> Recipe:
+        """The recipe for one sampling pass, with what was set in place of its own.
+
+        Raises:
+            SettingsError: settings that do not go together under this recipe.
+        """
+        if self.recipe == AUTO:
+            recipe = recipe_for(family, min(steps, MAX_STEPS), cfg_scale).with_steps(steps)
+        else:
+            recipe = PRESETS[self.recipe].with_steps(steps)
+        if not self.enabled:
+            return recipe
+        recipe = self._cut_of(recipe)
+        analytical = recipe.analytical_first_step
+        if self.analytical_first_step != AS_RECIPE:
+            analytical = self.analytical_first_step == "On"
+        return replace(
+            recipe,
+            rho=self.rho or recipe.rho,
+            time_rho=self.time_rho or recipe.time_rho,
+            end_sigma=self.end_sigma or recipe.end_sigma,
+            ending=ENDING_LABELS.get(self.ending, recipe.ending),
+            prediction=recipe.prediction if self.prediction == AS_RECIPE else self.prediction,
+            variant=recipe.variant if self.variant == AS_RECIPE else self.variant,
+            order=self.order or recipe.order,
+            analytical_first_step=analytical,
+            freeu=self._freeu(recipe, family),
+        )
+
+    def _freeu(self, recipe: Recipe, family: str) -> tuple[FreeUPlan, ...]:
+        if self.freeu == AS_RECIPE:
+            return recipe.freeu
+        if self.freeu == "Off":
+            return ()
+        first = self.freeu_first - 1
+        if first < 0:
+            first = recipe.freeu[0].first if recipe.freeu else late_start(family, recipe.steps)
+        last = self.freeu_last - 1 if self.freeu_last else None
+        return (FreeUPlan(first, last, self.b1, self.b2, self.s1, self.s2, int(self.freeu_version)),)
+
+    def infotext(self, schedule: bool, freeu: bool, unipc: bool) -> dict[str, Any]:
+        """What was set and used, by infotext key; the recipe always, as it tells that the accordion was on."""
+        used = {"recipe"}
+        if schedule:
+            used |= _SCHEDULE_FIELDS
+        if freeu:
+            used |= {"freeu"} if self.freeu != "On" else _FREEU_FIELDS
+        if unipc:
+            used |= _UNIPC_FIELDS
+        return {
+            each.infotext: getattr(self, each.name)
+            for each in FIELDS
+            if each.name == "recipe" or (each.name in used and getattr(self, each.name) != each.default)
+        }
+
+
+_SCHEDULE_FIELDS = {"base_steps", "rho", "truncation_index", "time_rho", "ending", "end_sigma"}
+_FREEU_FIELDS = {"freeu", "freeu_version", "b1", "b2", "s1", "s2", "freeu_first", "freeu_last"}
+_UNIPC_FIELDS = {"prediction", "variant", "order", "analytical_first_step"}
+
+assert tuple(each.name for each in fields(Settings)) == (ENABLED.name, *(each.name for each in FIELDS))

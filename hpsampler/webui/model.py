@@ -1,0 +1,42 @@
+"""The loaded checkpoint, as far as the method must know it: family, noise table, UNet."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from modules import shared
+from torch import nn
+
+from ..noise import NoiseModel
+from ..settings import SettingsError
+
+__all__ = ["family", "noise_model", "unet"]
+
+
+def family() -> str:
+    """Family of the loaded model.
+
+    Raises:
+        SettingsError: a model that the method does not cover, such as the flow models SD3 and Flux.
+    """
+    model = shared.sd_model
+    for attribute, name in (("is_sdxl", "sdxl"), ("is_ssd", "sdxl"), ("is_sd2", "sd2"), ("is_sd1", "sd1")):
+        if getattr(model, attribute, False) and not getattr(model, "is_sd3", False):
+            return name
+    raise SettingsError(
+        "HP Sampler covers SD 1.x, SD 2.x and SDXL; the loaded model is none of them "
+        f"({type(model).__name__}). Choose another sampler and schedule type for it."
+    )
+
+
+def noise_model(model_wrap: Any) -> NoiseModel:
+    """The noise table of the denoiser that is about to sample, with what the host changed in it (zero terminal SNR)."""
+    return NoiseModel.from_sigmas(model_wrap.sigmas)
+
+
+def unet() -> Optional[nn.Module]:
+    """The UNet that the next call goes to, if the model has one; changes with refiner and hires checkpoint."""
+    model = shared.sd_model
+    objects = getattr(model, "forge_objects", None)
+    holder = objects.unet if objects is not None else model
+    return getattr(getattr(holder, "model", None), "diffusion_model", None)

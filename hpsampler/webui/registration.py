@@ -1,0 +1,120 @@
+"""Samplers and the schedule type in the host's lists: in place, by name, any number of times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any, Optional
+
+import torch
+from modules import sd_samplers, sd_samplers_common, sd_samplers_kdiffusion, sd_schedulers
+
+from ..schedule import insert_first_midpoint
+from ..solvers import SOLVERS
+from . import model
+from .passes import Pass
+
+__all__ = ["SAMPLERS", "SCHEDULE_LABEL", "SCHEDULE_NAME", "register", "unregister"]
+
+SCHEDULE_NAME, SCHEDULE_LABEL = "hp", "HP"
+
+SAMPLERS = MappingProxyType(
+    {"HP Auto": None, "HP DPM++ 1S": "dpmpp_1s", "HP DPM++ 2M": "dpmpp_2m", "HP UniPC": "unipc"}
+)
+"""Sampler names and the solver behind each; None is the recipe's own. No aliases: the host resolves none of them, it
+would silently run another sampler."""
+
+
+def register() -> None:
+    """Add what is ours, replacing what an earlier load of this extension left."""
+    unregister()
+    for name, solver in SAMPLERS.items():
+        data = sd_samplers_common.SamplerData(name, _constructor(solver), [], {"scheduler": SCHEDULE_NAME})
+        sd_samplers.all_samplers.append(data)
+        sd_samplers.all_samplers_map[name] = data
+    scheduler = sd_schedulers.Scheduler(SCHEDULE_NAME, SCHEDULE_LABEL, hp_schedule, need_inner_model=True)
+    sd_schedulers.schedulers.append(scheduler)
+    sd_schedulers.schedulers_map[SCHEDULE_NAME] = sd_schedulers.schedulers_map[SCHEDULE_LABEL] = scheduler
+    _refresh()
+
+
+def unregister() -> None:
+    """Take out what is ours, by name; the host's lists stay the same objects."""
+    sd_samplers.all_samplers[:] = [each for each in sd_samplers.all_samplers if each.name not in SAMPLERS]
+    for name in SAMPLERS:
+        sd_samplers.all_samplers_map.pop(name, None)
+    sd_schedulers.schedulers[:] = [each for each in sd_schedulers.schedulers if each.name != SCHEDULE_NAME]
+    for name in (SCHEDULE_NAME, SCHEDULE_LABEL):
+        sd_schedulers.schedulers_map.pop(name, None)
+    _refresh()
+
+
+def _refresh() -> None:
+    sd_samplers.set_samplers()
+    sd_samplers.get_sampler_and_scheduler.cache_clear()
+
+
+def hp_schedule(n: int, sigma_min: float, sigma_max: float, inner_model: Any, device: Any) -> torch.Tensor:
+    """The host's scheduler function for the schedule type HP; ``n + 1`` sigmas."""
+    return Pass.of(inner_model).schedule(n, sigma_min, sigma_max, inner_model).to(device)
+
+
+def _constructor(solver: Optional[str]) -> Callable[[Any], Any]:
+    def sample(
+        model: Any,
+        x: torch.Tensor,
+        sigmas: torch.Tensor,
+        extra_args: Optional[dict[str, Any]] = None,
+        callback: Optional[Callable[[dict[str, Any]], object]] = None,
+        disable: Optional[bool] = None,
+    ) -> torch.Tensor:
+        return _sample(solver, model, x, sigmas, extra_args, callback)
+
+    return lambda sd_model: sd_samplers_kdiffusion.KDiffusionSampler(sample, sd_model)
+
+
+def _sample(
+    solver: Optional[str],
+    denoiser: Any,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: Optional[dict[str, Any]],
+    callback: Optional[Callable[[dict[str, Any]], object]],
+) -> torch.Tensor:
+    """Run ``solver``, or the recipe's, with what the recipe couples to it. ``denoiser`` is the host's CFGDenoiser."""
+    model_wrap = denoiser.sampler.model_wrap
+    this = Pass.of(model_wrap)
+    this.follows_recipe = True
+    recipe = this.recipe or this.resolve(len(sigmas) - 1)
+    solver = solver or recipe.solver
+    options: dict[str, Any] = {}
+
+    if solver == "unipc":
+        options.update(order=recipe.order, prediction=recipe.prediction, variant=recipe.variant)
+        if recipe.analytical_first_step and this.recipe is not None:
+            if this.from_noise:
+                options["analytical_first_step"] = True
+                sigmas = insert_first_midpoint(model.noise_model(model_wrap), sigmas)
+                callback = _without_first(callback)
+            else:
+                this.comment("HP Sampler: the analytical first step starts from pure noise; it was left out here.")
+
+    if this.recipe is not None and recipe.ending == "extrapolate":
+        if solver == "dpmpp_1s" or options.get("prediction") == "noise":
+            this.comment(
+                "HP Sampler: the ending Extrapolated needs HP DPM++ 2M, or HP UniPC with data prediction; "
+                "the schedule ended at zero instead."
+            )
+        else:
+            options["extrapolate"] = True
+
+    return SOLVERS[solver](denoiser, x, sigmas, extra_args, callback, **options)
+
+
+def _without_first(
+    callback: Optional[Callable[[dict[str, Any]], object]],
+) -> Optional[Callable[[dict[str, Any]], object]]:
+    """The host's progress counts UNet calls, and the analytical first step makes none."""
+    if callback is None:
+        return None
+    return lambda state: callback({**state, "i": state["i"] - 1}) if state["i"] else None

@@ -1,0 +1,198 @@
+"""The accordion and the host's hooks around a request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Optional
+
+import gradio as gr
+from modules import script_callbacks, scripts, sd_schedulers
+from modules.infotext_utils import PasteField
+from modules.ui_components import InputAccordion
+
+from .. import __version__
+from ..freeu import FreeU, decoder_stages
+from ..recipes import PRESETS
+from ..settings import FIELDS, Field, Settings, SettingsError
+from . import model, registration
+from .passes import Pass
+
+__all__ = ["HPSamplerScript", "install"]
+
+TITLE = "HP Sampler"
+ATTRIBUTE = "hpsampler_settings"
+"""Name under which a request (``p``) carries its validated settings, or the error in them."""
+
+RECIPE_KEY = FIELDS[0].infotext
+
+
+class HPSamplerScript(scripts.Script):
+    """The accordion in txt2img and img2img, and the life of its settings from the request to the last UNet call."""
+
+    def title(self) -> str:
+        return TITLE
+
+    def show(self, is_img2img: bool) -> Any:
+        return scripts.AlwaysVisible
+
+    def ui(self, is_img2img: bool) -> list[Any]:
+        prefix = f"{'img2img' if is_img2img else 'txt2img'}_hpsampler"
+        by_name: dict[str, Any] = {}
+
+        def add(*names: str) -> None:
+            with gr.Row():
+                for name in names:
+                    by_name[name] = _component(_FIELDS_BY_NAME[name], prefix)
+
+        with InputAccordion(False, label=TITLE, elem_id=prefix) as enabled:
+            add("recipe", "ending", "end_sigma")
+            add("base_steps", "rho", "truncation_index", "time_rho")
+            add("freeu", "freeu_version", "freeu_first", "freeu_last")
+            add("b1", "b2", "s1", "s2")
+            add("prediction", "variant", "order", "analytical_first_step")
+
+        self.infotext_fields = [
+            PasteField(enabled, lambda params: RECIPE_KEY in params),
+            *(PasteField(by_name[field.name], _reader(field)) for field in FIELDS),
+        ]
+        self.paste_field_names = [field.infotext for field in FIELDS]
+        return [enabled, *(by_name[field.name] for field in FIELDS)]
+
+    def before_process(self, p: Any, *args: Any) -> None:
+        setattr(p, ATTRIBUTE, None)
+
+    def process(self, p: Any, *args: Any) -> None:
+        try:
+            settings = Settings.of(args)
+        except SettingsError as error:
+            # an exception here would be printed and the image drawn all the same; the pass stops it instead
+            setattr(p, ATTRIBUTE, error)
+            return
+        setattr(p, ATTRIBUTE, settings)
+        uses = [_Use(sampler, schedule) for sampler, schedule in _passes_of(p)]
+        schedule = any(use.schedule for use in uses)
+        if not (settings.freeu == "On" or schedule or any(use.sampler for use in uses)):
+            return
+        if settings.enabled:
+            preset = PRESETS.get(settings.recipe)
+            unipc = any(
+                use.solver == "unipc" or (use.own_choice and preset is not None and preset.solver == "unipc")
+                for use in uses
+            )
+            p.extra_generation_params.update(settings.infotext(schedule, settings.freeu == "On" or schedule, unipc))
+            if preset is not None and schedule and preset.steps != p.steps:
+                p.comment(
+                    f"HP Sampler: the recipe {preset.name} is made for {preset.steps} steps; it ran with {p.steps}."
+                )
+        p.extra_generation_params["HP version"] = __version__
+
+    def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
+        settings = getattr(p, ATTRIBUTE, None) or Settings()
+        try:
+            if isinstance(settings, SettingsError):
+                raise settings
+            self._begin(p, settings)
+        except SettingsError as error:
+            _stop(p, error)
+
+    def _begin(self, p: Any, settings: Settings) -> None:
+        """Check what this pass will use, before its first UNet call, and hand the settings on to it."""
+        name, scheduler = (p.hr_sampler_name, p.hr_scheduler) if p.is_hr_pass else (None, None)
+        use = _Use(name or p.sampler_name, scheduler or p.scheduler)
+        this = Pass(
+            settings,
+            cfg_scale=p.cfg_scale,
+            from_noise=not p.is_hr_pass and not hasattr(p, "init_latent"),
+            comment=p.comment,
+        )
+        if use.sampler or use.schedule or settings.freeu == "On":
+            this.resolve(p.steps)
+            try:
+                decoder_stages(model.unet())
+            except ValueError as error:
+                raise SettingsError(f"HP Sampler: {error}") from None
+        this.attach(p.sampler.model_wrap)
+
+
+class _Use:
+    """What one pass uses of ours."""
+
+    def __init__(self, sampler: str, scheduler: Optional[str]) -> None:
+        self.sampler = sampler in registration.SAMPLERS
+        self.solver = registration.SAMPLERS.get(sampler)
+        self.own_choice = self.sampler and self.solver is None
+        found = sd_schedulers.schedulers_map.get(scheduler)
+        automatic = found is None or found.name == "automatic"
+        self.schedule = self.sampler if automatic else found.name == registration.SCHEDULE_NAME
+
+
+def _passes_of(p: Any) -> list[tuple[str, Optional[str]]]:
+    """Sampler and schedule type of every pass of a request."""
+    first = (p.sampler_name, p.scheduler)
+    if not getattr(p, "enable_hr", False):
+        return [first]
+    return [first, (p.hr_sampler_name or p.sampler_name, p.hr_scheduler or p.scheduler)]
+
+
+def _stop(p: Any, error: SettingsError) -> None:
+    """Let the pass raise ``error`` where the host does not swallow it; ``p.sampler`` lives for this request only."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    p.sampler.sample = p.sampler.sample_img2img = refuse
+
+
+def _component(field: Field, prefix: str) -> Any:
+    common = {"label": field.label, "value": field.default, "elem_id": f"{prefix}_{field.name}", "info": field.help}
+    if field.choices:
+        return gr.Dropdown(choices=list(field.choices), **common)
+    low = field.low if field.neutral is None else min(field.low, field.neutral)
+    return gr.Slider(minimum=low, maximum=field.high, step=field.step, **common)
+
+
+def _reader(field: Field) -> Callable[[dict[str, Any]], Any]:
+    """What a pasted infotext says of a field: its default where a picture of ours leaves it out."""
+
+    def read(params: dict[str, Any]) -> Any:
+        if RECIPE_KEY not in params:
+            return None
+        value = params.get(field.infotext, field.default)
+        try:
+            return field.parse(value)
+        except SettingsError as error:
+            gr.Warning(str(error))
+            return value
+
+    return read
+
+
+_FIELDS_BY_NAME = {field.name: field for field in FIELDS}
+
+
+def on_cfg_denoiser(params: Any) -> None:
+    """Before each UNet call: Free-U on the UNet that this call goes to, if the plan says so, else on none."""
+    denoiser = params.denoiser
+    unet = model.unet()
+    if unet is None:
+        return
+    FreeU.detach(unet)
+    this = Pass.find(denoiser.sampler.model_wrap)
+    plan = this.freeu_plan(denoiser.step, denoiser.total_steps) if this is not None else None
+    if plan is not None:
+        FreeU.attach(unet, plan)
+
+
+def on_cfg_denoised(params: Any) -> None:
+    """After each UNet call: hooks live for one call, so no exception, interrupt or model switch can leave them."""
+    unet = model.unet()
+    if unet is not None:
+        FreeU.detach(unet)
+
+
+def install() -> None:
+    """Register all of it; called by the script file on every load of the host's scripts."""
+    registration.register()
+    script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
+    script_callbacks.on_cfg_denoised(on_cfg_denoised)
+    script_callbacks.on_script_unloaded(registration.unregister)

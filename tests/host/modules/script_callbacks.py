@@ -1,0 +1,60 @@
+"""Callbacks; an exception in one is printed, not raised."""
+
+import dataclasses
+import traceback
+from typing import Any
+
+callbacks_cfg_denoiser = []
+callbacks_cfg_denoised = []
+callbacks_script_unloaded = []
+reported = []
+
+
+@dataclasses.dataclass
+class CFGDenoiserParams:
+    x: Any
+    sigma: Any
+    denoiser: Any
+
+
+@dataclasses.dataclass
+class CFGDenoisedParams:
+    x: Any
+    inner_model: Any
+
+
+def _call(callbacks, *args):
+    for callback in callbacks:
+        try:
+            callback(*args)
+        except Exception:
+            reported.append(traceback.format_exc())
+
+
+def cfg_denoiser_callback(params):
+    _call(callbacks_cfg_denoiser, params)
+
+
+def cfg_denoised_callback(params):
+    _call(callbacks_cfg_denoised, params)
+
+
+def script_unloaded_callback():
+    _call(callbacks_script_unloaded)
+
+
+def clear_callbacks():
+    for each in (callbacks_cfg_denoiser, callbacks_cfg_denoised, callbacks_script_unloaded):
+        each.clear()
+
+
+def on_cfg_denoiser(callback, *, name=None):
+    callbacks_cfg_denoiser.append(callback)
+
+
+def on_cfg_denoised(callback, *, name=None):
+    callbacks_cfg_denoised.append(callback)
+
+
+def on_script_unloaded(callback, *, name=None):
+    callbacks_script_unloaded.append(callback)

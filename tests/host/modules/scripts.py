@@ -1,0 +1,26 @@
+"""The base class of extension scripts."""
+
+AlwaysVisible = object()
+
+
+class Script:
+    infotext_fields = None
+    paste_field_names = None
+
+    def title(self):
+        raise NotImplementedError()
+
+    def ui(self, is_img2img):
+        pass
+
+    def show(self, is_img2img):
+        return True
+
+    def before_process(self, p, *args):
+        pass
+
+    def process(self, p, *args):
+        pass
+
+    def process_before_every_sampling(self, p, *args, **kwargs):
+        pass

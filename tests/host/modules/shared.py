@@ -1,0 +1,7 @@
+"""Global state of the host: options, the loaded model, interrupts."""
+
+from types import SimpleNamespace
+
+opts = SimpleNamespace(hide_samplers=[], sigma_min=0, sigma_max=0, always_discard_next_to_last_sigma=False)
+state = SimpleNamespace(interrupted=False, skipped=False, sampling_step=0, sampling_steps=0)
+sd_model = None
