@@ -1,0 +1,95 @@
+"""What many tests share: the device, Stable Diffusion's noise table, the reference numbers, the stand-in host."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from hpsampler.noise import NoiseModel
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+torch.set_num_threads(1)  # small tensors: more threads only add noise
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="device of the solver and Free-U tests")
+
+
+@pytest.fixture
+def device(request):
+    return torch.device(request.config.getoption("--device"))
+
+
+def sd_alphas_cumprod() -> np.ndarray:
+    """Scaled-linear betas 0.00085 to 0.012, 1000 steps: SD 1.x, 2.x and SDXL."""
+    return np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+
+
+def zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
+    """Rescaled to zero terminal SNR (arXiv 2305.08891, algorithm 1)."""
+    root = np.sqrt(alphas_cumprod)
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+
+
+@pytest.fixture(scope="session")
+def noise():
+    return NoiseModel.from_alphas_cumprod(sd_alphas_cumprod())
+
+
+@pytest.fixture(scope="session")
+def zsnr_noise():
+    return NoiseModel.from_alphas_cumprod(zero_terminal_snr(sd_alphas_cumprod()))
+
+
+@pytest.fixture(scope="session")
+def vectors():
+    """Numbers made by running the paper's own code; they lie beside the project, not in it."""
+    if not SHARED.is_dir():
+        pytest.skip("the reference numbers lie in ../shared beside the project, which is not here")
+    return json.loads((SHARED / "reference" / "vectors.json").read_text())
+
+
+@pytest.fixture
+def webui(monkeypatch):
+    """A fresh stand-in host with the extension loaded as the host loads it.
+
+    Has the stand-in's modules as attributes, and ``load()``, which runs the script file once more (Reload UI).
+    """
+    from tests.tiny import tiny_checkpoint
+
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "host"))
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("modules", "hpsampler")]:
+            # the core stays: other tests hold its classes
+            if name.startswith(("modules", "hpsampler.webui")):
+                del sys.modules[name]
+
+    forget()
+    names = ("shared", "sd_samplers", "sd_schedulers", "sd_samplers_kdiffusion", "script_callbacks", "scripts")
+    host = SimpleNamespace(**{name: importlib.import_module(f"modules.{name}") for name in names})
+    host.shared.sd_model = tiny_checkpoint(torch.tensor(sd_alphas_cumprod(), dtype=torch.float32))
+
+    def load():
+        """Run the script file as the host does, without its purge of our package (see there)."""
+        host.script_callbacks.script_unloaded_callback()
+        host.script_callbacks.clear_callbacks()
+        for name in [name for name in sys.modules if name.startswith("hpsampler.webui")]:
+            del sys.modules[name]
+        script = importlib.import_module("hpsampler.webui.script")
+        script.install()
+        return script
+
+    host.load = load
+    host.script = load()
+    yield host
+    forget()
