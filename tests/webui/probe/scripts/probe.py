@@ -1,0 +1,36 @@
+"""Makes a UNet call fail, and tells what the UNet carries, on request through the API. For tests only.
+
+A request's override setting cannot reach a callback safely, so it is asked for in the prompt: "FAIL AT n" raises at
+UNet call n, in the last block, while hooks of the decoder are on.
+"""
+
+import re
+
+from modules import script_callbacks, shared
+
+
+def on_cfg_denoiser(params):
+    found = re.search(r"FAIL AT (\d+)", params.denoiser.p.prompt if isinstance(params.denoiser.p.prompt, str) else "")
+    if found and params.denoiser.step == int(found.group(1)):
+        block = shared.sd_model.model.diffusion_model.out[-1]
+
+        def fail(*_):
+            handle.remove()
+            raise RuntimeError("failed on request")
+
+        handle = block.register_forward_hook(fail)
+
+
+def on_app_started(demo, app):
+    def state():
+        unet = shared.sd_model.model.diffusion_model
+        return {
+            "hooks": sum(len(block._forward_pre_hooks) for block in unet.output_blocks),
+            "forward": "forward" in vars(unet),
+        }
+
+    app.add_api_route("/hps-probe/state", state, methods=["GET"])
+
+
+script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
+script_callbacks.on_app_started(on_app_started)
