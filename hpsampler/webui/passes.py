@@ -8,6 +8,7 @@ two requests never meet.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Optional
 
 import torch
@@ -29,11 +30,11 @@ class Pass:
         settings: what the person set.
         cfg_scale: the pass's guidance scale.
         from_noise: whether it starts from pure noise (txt2img's first pass).
-        comment: tells the person something, beside the finished image.
+        tell: tells the person something about the finished image.
     """
 
-    def __init__(self, settings: Settings, cfg_scale: float, from_noise: bool, comment: Any = print) -> None:
-        self.settings, self.cfg_scale, self.from_noise, self.comment = settings, cfg_scale, from_noise, comment
+    def __init__(self, settings: Settings, cfg_scale: float, from_noise: bool, tell: Callable[[str], object]) -> None:
+        self.settings, self.cfg_scale, self.from_noise, self.tell = settings, cfg_scale, from_noise, tell
         self.recipe: Optional[Recipe] = None
         """Set once the HP schedule was asked for; None while another schedule type is in use."""
         self.follows_recipe = settings.enabled
@@ -50,7 +51,7 @@ class Pass:
         found = cls.find(model_wrap)
         if found is None:
             # 7 is the host's default guidance scale; the scheduler of such a caller cannot know the real one
-            found = cls(Settings(), cfg_scale=7.0, from_noise=False)
+            found = cls(Settings(), cfg_scale=7.0, from_noise=False, tell=print)
             found.attach(model_wrap)
         return found
 

@@ -97,13 +97,13 @@ def _sample(
                 sigmas = insert_first_midpoint(model.noise_model(model_wrap), sigmas)
                 callback = _without_first(callback)
             else:
-                this.comment("HP Sampler: the analytical first step starts from pure noise; it was left out here.")
+                this.tell("the analytical first step starts from pure noise; it was left out here")
 
     if this.recipe is not None and recipe.ending == "extrapolate":
         if solver == "dpmpp_1s" or options.get("prediction") == "noise":
-            this.comment(
-                "HP Sampler: the ending Extrapolated needs HP DPM++ 2M, or HP UniPC with data prediction; "
-                "the schedule ended at zero instead."
+            this.tell(
+                "the ending Extrapolated needs HP DPM++ 2M or HP UniPC with data prediction; "
+                "the schedule ended at zero instead"
             )
         else:
             options["extrapolate"] = True

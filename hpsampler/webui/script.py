@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Optional
 
 import gradio as gr
-from modules import script_callbacks, scripts, sd_schedulers
+from modules import script_callbacks, scripts, sd_samplers_kdiffusion, sd_schedulers
 from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
 
@@ -24,6 +25,7 @@ ATTRIBUTE = "hpsampler_settings"
 """Name under which a request (``p``) carries its validated settings, or the error in them."""
 
 RECIPE_KEY = FIELDS[0].infotext
+NOTE_KEY = "HP note"
 
 
 class HPSamplerScript(scripts.Script):
@@ -81,9 +83,7 @@ class HPSamplerScript(scripts.Script):
             )
             p.extra_generation_params.update(settings.infotext(schedule, settings.freeu == "On" or schedule, unipc))
             if preset is not None and schedule and preset.steps != p.steps:
-                p.comment(
-                    f"HP Sampler: the recipe {preset.name} is made for {preset.steps} steps; it ran with {p.steps}."
-                )
+                _tell(p, f"the recipe {preset.name} is made for {preset.steps} steps; it ran with {p.steps}")
         p.extra_generation_params["HP version"] = __version__
 
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
@@ -103,7 +103,7 @@ class HPSamplerScript(scripts.Script):
             settings,
             cfg_scale=p.cfg_scale,
             from_noise=not p.is_hr_pass and not hasattr(p, "init_latent"),
-            comment=p.comment,
+            tell=partial(_tell, p),
         )
         if use.sampler or use.schedule or settings.freeu == "On":
             this.resolve(p.steps)
@@ -111,6 +111,8 @@ class HPSamplerScript(scripts.Script):
                 decoder_stages(model.unet())
             except ValueError as error:
                 raise SettingsError(f"HP Sampler: {error}") from None
+        if use.schedule and not isinstance(p.sampler, sd_samplers_kdiffusion.KDiffusionSampler):
+            _tell(p, f"the sampler {name or p.sampler_name} has timesteps of its own and ignored the schedule type HP")
         this.attach(p.sampler.model_wrap)
 
 
@@ -132,6 +134,14 @@ def _passes_of(p: Any) -> list[tuple[str, Optional[str]]]:
     if not getattr(p, "enable_hr", False):
         return [first]
     return [first, (p.hr_sampler_name or p.sampler_name, p.hr_scheduler or p.scheduler)]
+
+
+def _tell(p: Any, text: str) -> None:
+    """Tell the person, beside the image on the page and, as API clients never see that, in the infotext."""
+    p.comment(f"HP Sampler: {text}.")
+    said = p.extra_generation_params.get(NOTE_KEY)
+    if text not in (said or ""):
+        p.extra_generation_params[NOTE_KEY] = f"{said}; {text}" if said else text
 
 
 def _stop(p: Any, error: SettingsError) -> None:
