@@ -128,8 +128,7 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field(
         "ending", "Ending", AS_RECIPE,
-        "Keep noise: left for the VAE. To zero: last sigma 0. Extrapolated: to 0 without a call (2M, UniPC). "
-        "One more call: Steps + 1 UNet calls.",
+        "Keep noise: for the VAE. Extrapolated: to zero at no call (2M, UniPC). One more call: Steps + 1 calls.",
         (AS_RECIPE, *ENDING_LABELS), aliases=ENDING_LABELS,
     ),
     Field(

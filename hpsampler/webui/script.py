@@ -42,16 +42,20 @@ class HPSamplerScript(scripts.Script):
         by_name: dict[str, Any] = {}
 
         def add(*names: str) -> None:
-            with gr.Row():
-                for name in names:
-                    by_name[name] = _component(_FIELDS_BY_NAME[name], prefix)
+            for pair in zip(names[::2], names[1::2]):
+                with gr.Row():
+                    for name in pair:
+                        by_name[name] = _component(_FIELDS_BY_NAME[name], prefix)
 
         with InputAccordion(False, label=TITLE, elem_id=prefix) as enabled:
-            add("recipe", "ending", "end_sigma")
-            add("base_steps", "rho", "truncation_index", "time_rho")
-            add("freeu", "freeu_version", "freeu_first", "freeu_last")
-            add("b1", "b2", "s1", "s2")
-            add("prediction", "variant", "order", "analytical_first_step")
+            add("recipe", "ending")
+            with gr.Accordion("Schedule", open=False, elem_id=f"{prefix}_schedule"):
+                add("base_steps", "rho", "truncation_index", "time_rho")
+                by_name["end_sigma"] = _component(_FIELDS_BY_NAME["end_sigma"], prefix)
+            with gr.Accordion("Free-U", open=False, elem_id=f"{prefix}_freeu_group"):
+                add("freeu", "freeu_version", "freeu_first", "freeu_last", "b1", "b2", "s1", "s2")
+            with gr.Accordion("UniPC", open=False, elem_id=f"{prefix}_unipc_group"):
+                add("prediction", "variant", "order", "analytical_first_step")
 
         self.infotext_fields = [
             PasteField(enabled, lambda params: RECIPE_KEY in params),
