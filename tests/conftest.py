@@ -24,7 +24,7 @@ def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="device of the solver and Free-U tests")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def device(request):
     return torch.device(request.config.getoption("--device"))
 

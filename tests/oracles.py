@@ -12,7 +12,11 @@ import torch
 
 
 def k_diffusion_sampling() -> Any:
-    """``k_diffusion.sampling``, past the package's ``__init__``, which imports training code and torchvision."""
+    return k_diffusion("sampling")
+
+
+def k_diffusion(module: str) -> Any:
+    """A module of k-diffusion, past the package's ``__init__``, which imports training code and torchvision."""
     if "k_diffusion" not in sys.modules:
         spec = importlib.util.find_spec("k_diffusion")
         assert spec is not None and spec.submodule_search_locations
@@ -24,7 +28,7 @@ def k_diffusion_sampling() -> Any:
     absent.get("torchvision.transforms", types.ModuleType("")).__dict__["functional"] = absent.get(names[2])
     sys.modules.update(absent)
     try:
-        return importlib.import_module("k_diffusion.sampling")
+        return importlib.import_module(f"k_diffusion.{module}")
     finally:
         # diffusers and transformers must go on seeing that torchvision is not there
         for name in absent:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from hpsampler.noise import NoiseModel
 from tests.conftest import sd_alphas_cumprod, zero_terminal_snr
+from tests.oracles import k_diffusion
 
 
 def test_stable_diffusion_s_table(noise):
@@ -51,6 +52,55 @@ def test_interpolation_between_entries(t):
     log_sigma = (1 - part) * np.log(model.sigmas[low]) + part * np.log(model.sigmas[low + 1])
     assert model.sigma_to_t(np.exp(log_sigma)) == pytest.approx(t, abs=1e-6)
     assert model.t_of_end(float(model.t_to_sigma(t))) == pytest.approx(t, abs=1e-5)
+
+
+def test_sigma_to_t_is_k_diffusion_s(noise, zsnr_noise):
+    """Its DiscreteSchedule, un-quantised, over the table and beyond both ends."""
+    external = k_diffusion("external")
+    for table in (noise, zsnr_noise):
+        sigmas = np.geomspace(table.sigma_min / 2, table.sigma_max * 2, 500)
+        schedule = external.DiscreteSchedule(torch.from_numpy(table.sigmas), quantize=False)
+        theirs = schedule.sigma_to_t(torch.from_numpy(sigmas))
+        np.testing.assert_allclose(table.sigma_to_t(sigmas), theirs, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.floats(1e-3, 0.1),
+    st.lists(st.floats(1e-3, 0.5), min_size=1, max_size=100),
+    st.lists(st.floats(0, 1), min_size=2),
+)
+def test_both_directions_increase_on_any_table(low, apart, parts):
+    table = NoiseModel.from_sigmas(low * np.exp(np.cumsum([0.0, *apart])))
+    assert (np.diff(table.alphas_cumprod) < 0).all()
+    t = np.sort(parts) * (len(table) - 1)
+    sigmas = table.t_to_sigma(t)
+    assert (np.diff(sigmas) >= 0).all() and (np.diff(table.sigma_to_t(sigmas)) >= -1e-9).all()
+    # from the noisy side, where 1 - alphas_cumprod loses nothing
+    np.testing.assert_allclose([table.t_to_sigma(table.t_of_end(sigma)) for sigma in sigmas], sigmas, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_the_maps_keep_the_shape_of_arrays_and_tensors(noise, shape):
+    for values in (np.full(shape, 2.0), torch.full(shape, 2.0)):
+        assert noise.sigma_to_t(values).shape == noise.t_to_sigma(values).shape == shape
+        assert noise.sigma_to_t(values).dtype == np.float64
+
+
+def test_building_leaves_its_input_alone():
+    alphas_cumprod = zero_terminal_snr(sd_alphas_cumprod())
+    before = alphas_cumprod.copy()
+    table = NoiseModel.from_alphas_cumprod(alphas_cumprod)
+    sigmas = table.sigmas.copy()
+    NoiseModel.from_sigmas(sigmas)
+    assert (alphas_cumprod == before).all() and (sigmas == table.sigmas).all()
+
+
+def test_a_float16_table_of_the_host_is_accepted(noise):
+    """Some hosts keep alphas_cumprod in half precision; sigma_max is then 14.612."""
+    built = NoiseModel.from_alphas_cumprod(torch.tensor(sd_alphas_cumprod()).half())
+    assert built.sigma_max == pytest.approx(noise.sigma_max, rel=1e-3)
+    assert (np.diff(built.sigmas) > 0).all()
 
 
 def test_outside_the_table_is_clamped(noise):

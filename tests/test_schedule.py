@@ -33,6 +33,20 @@ def test_the_midpoint_of_the_analytical_first_step(noise, vectors):
     np.testing.assert_allclose(sigmas, golden, rtol=1e-3)
 
 
+@pytest.mark.parametrize("table", sorted(TABLES))
+@pytest.mark.parametrize("steps", [1, 5, 8, 20])
+def test_the_midpoint_keeps_the_rest_and_the_order(table, steps):
+    sigmas = coupled_sigmas(TABLES[table], steps, end_sigma=0.1)
+    longer = insert_first_midpoint(TABLES[table], sigmas)
+    assert torch.equal(torch.cat([longer[:1], longer[2:]]), sigmas)
+    assert (longer.diff() < 0).all() and longer.dtype == sigmas.dtype
+
+
+def test_a_schedule_of_one_sigma_has_no_midpoint(noise):
+    with pytest.raises(ValueError, match=r"sigmas must hold at least 2 entries, got 1"):
+        insert_first_midpoint(noise, torch.tensor([3.0]))
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     table=st.sampled_from(sorted(TABLES)),
@@ -63,6 +77,54 @@ def test_the_end_may_be_asked_for_as_a_sigma(table, steps, end):
     sigmas = coupled_sigmas(TABLES[table], steps, end_sigma=end)
     assert float(sigmas[-1]) == pytest.approx(end, rel=1e-4)
     assert len(sigmas) == steps + 1 and (sigmas.diff() < 0).all()
+
+
+@st.composite
+def random_tables(draw):
+    """Any increasing sigmas: 10 to 200 of them, neighbours 0.5 % to 60 % apart."""
+    apart = draw(st.lists(st.floats(0.005, 0.5), min_size=9, max_size=199))
+    return NoiseModel.from_sigmas(draw(st.floats(1e-3, 0.1)) * np.exp(np.cumsum([0.0, *apart])))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    noise=random_tables(),
+    steps=st.integers(1, 150),
+    base_steps=st.integers(2, 40),
+    rho=st.floats(1, 20),
+    part=st.floats(0, 1),
+    time_rho=st.floats(0.8, 2),
+)
+def test_the_invariant_on_any_table(noise, steps, base_steps, rho, part, time_rho):
+    sigmas = coupled_sigmas(noise, steps, base_steps, rho, 1 + round(part * (base_steps - 2)), time_rho)
+    assert len(sigmas) == steps + 1 and torch.isfinite(sigmas).all()
+    assert (sigmas.diff() < 0).all() and sigmas[-1] > 0
+
+
+@pytest.mark.parametrize("table", sorted(TABLES))
+@pytest.mark.parametrize("name", ["rho", "time_rho"])
+@pytest.mark.parametrize("value", [1e-300, 1e-3, 1e-2, 0.1, 10.0, 50.0, 1e3, 1e17, 1e300])
+def test_an_extreme_exponent_gives_a_decreasing_schedule_or_is_refused_by_name(table, name, value):
+    """Exponents that the documentation allows: no overflow, no equal neighbours."""
+    hyper = {"base_steps": 12, "rho": 7.0, "truncation_index": 11, "time_rho": 1.2, name: value}
+    for steps in (1, 5, 20, 150):
+        try:
+            sigmas = coupled_sigmas(TABLES[table], steps, **hyper)
+        except ValueError as error:
+            assert name in str(error) and f"{value:g}" in str(error)
+        else:
+            assert torch.isfinite(sigmas).all() and (sigmas.diff() < 0).all() and sigmas[-1] > 0
+
+
+@pytest.mark.parametrize("short_of", [1e-9, 1e-7, 1e-6, 1e-5])
+def test_an_end_a_hair_below_the_start_is_refused_unless_the_steps_fit_between(noise, short_of):
+    end = noise.sigma_max * (1 - short_of)
+    try:
+        sigmas = coupled_sigmas(noise, 10, end_sigma=end)
+    except ValueError as error:
+        assert "end_sigma" in str(error) and f"{end:.4g}" in str(error)
+    else:
+        assert (sigmas.diff() < 0).all()
 
 
 def test_zero_replaces_the_last_sigma_only(noise):
@@ -99,12 +161,26 @@ GOOD = {"steps": 5, "base_steps": 8, "rho": 5.0, "truncation_index": 6}
         ({"rho": 0}, "rho.*0"),
         ({"rho": float("nan")}, "rho.*nan"),
         ({"truncation_index": 8}, "truncation_index.*7.*8"),
-        ({"truncation_index": 0}, "truncation_index.*0"),
+        ({"truncation_index": 0}, "truncation_index must be a whole number from 1 .*got 0"),
         ({"time_rho": -1}, "time_rho.*-1"),
         ({"finish": "soon"}, "finish.*keep, zero.*soon"),
         ({"end_sigma": 0.001}, "end_sigma.*0.02917.*0.001"),
         ({"end_sigma": 20}, "end_sigma.*14.61.*20"),
         ({"sigma_min": 20.0}, "sigma_min must be below sigma_max"),
+        ({"steps": -3}, "steps.*-3"),
+        ({"steps": True}, "steps.*True"),
+        ({"steps": float("nan")}, "steps.*nan"),
+        ({"steps": float("inf")}, "steps.*inf"),
+        ({"base_steps": 7.5}, "base_steps.*7.5"),
+        ({"rho": None}, "rho is needed"),
+        ({"rho": float("inf")}, "rho.*inf"),
+        ({"truncation_index": None}, "truncation_index is needed"),
+        ({"truncation_index": 2.5}, "truncation_index.*2.5"),
+        ({"time_rho": float("nan")}, "time_rho.*nan"),
+        ({"end_sigma": float("nan")}, "end_sigma.*nan"),
+        ({"end_sigma": 0}, "end_sigma.*0"),
+        ({"sigma_min": -1.0}, "sigma_min.*-1"),
+        ({"sigma_max": float("inf")}, "sigma_max.*inf"),
     ],
 )
 def test_a_bad_argument_is_named_with_its_value(noise, change, words):

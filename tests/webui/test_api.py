@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from hpsampler.settings import FIELDS
-from tests.webui.conftest import encode
+
+from .harness import decode, encode
 
 SAMPLERS = ["HP Auto", "HP DPM++ 1S", "HP DPM++ 2M", "HP UniPC"]
 PLAIN = {"sampler_name": "Euler", "scheduler": "Karras", "steps": 8}
@@ -45,15 +46,14 @@ def test_txt2img(server, sampler):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_img2img_and_inpaint(server, sampler):
     (init,), _ = server.txt2img(**PLAIN)
-    images, _ = server.img2img(**hp(sampler_name=sampler, init_images=[encode(init)], denoising_strength=0.6, steps=8))
+    images, _ = server.img2img(init, **hp(sampler_name=sampler, denoising_strength=0.6, steps=8))
     assert looks_like_a_picture(images[0]) and not np.array_equal(images[0], init)
     mask = np.zeros((64, 64, 3), np.uint8)
     mask[:, 32:] = 255
     painted, _ = server.img2img(
-        **hp(
-            sampler_name=sampler, init_images=[encode(init)], mask=encode(mask), denoising_strength=0.9, steps=8,
-            mask_blur=0, inpainting_fill=1, inpaint_full_res=False,
-        )
+        init,
+        **hp(sampler_name=sampler, mask=encode(mask), denoising_strength=0.9, steps=8, mask_blur=0,
+             inpainting_fill=1, inpaint_full_res=False),
     )  # fmt: skip
     difference = np.abs(painted[0].astype(int) - init)
     assert difference[:, 40:].mean() > 3 * difference[:, :24].mean()
@@ -62,7 +62,7 @@ def test_img2img_and_inpaint(server, sampler):
 @pytest.mark.parametrize("denoise", [0.0, 0.05, 0.3, 1.0])
 def test_img2img_at_any_strength(server, denoise):
     (init,), _ = server.txt2img(**PLAIN)
-    images, _ = server.img2img(**hp(init_images=[encode(init)], denoising_strength=denoise, steps=5))
+    images, _ = server.img2img(init, **hp(denoising_strength=denoise, steps=5))
     assert np.isfinite(images[0]).all() and images[0].std() > 5
 
 
@@ -123,13 +123,13 @@ def test_list_dict_and_names_in_any_case_are_one(server):
     ],
 )
 def test_a_wrong_value_is_answered_by_name(server, args, words):
-    status, answer = server.post("/sdapi/v1/txt2img", prompt="x", steps=5, width=64, height=64, **hp(args))
+    status, answer = server.post("/sdapi/v1/txt2img", {"steps": 5, "width": 64, "height": 64, **hp(args)})
     assert status == 500 and all(word in answer["errors"] for word in words), answer
     assert "HP Sampler" in answer["errors"]
 
 
-def test_the_accordion_off_or_unused_changes_no_pixel(server, start_webui):
-    bare = start_webui(extensions=())
+def test_the_accordion_off_or_unused_changes_no_pixel(server, serve):
+    bare = serve(extension=False)
     plain, _ = bare.txt2img(**PLAIN)
     for args in (None, False, True, {}, {"rho": 9}):
         scripts = {} if args is None else {"alwayson_scripts": {"HP Sampler": {"args": [args]}}}
@@ -155,7 +155,7 @@ def test_freeu_works_with_any_sampler_and_is_gone_after(server):
 def test_an_exception_in_mid_sampling_leaves_the_next_image_alone(server, call):
     before, _ = server.txt2img(**PLAIN)
     payload = hp({"freeu": "On", "freeu_first": 1}, prompt=f"FAIL AT {call}", width=64, height=64, steps=6)
-    status, answer = server.post("/sdapi/v1/txt2img", **payload)
+    status, answer = server.post("/sdapi/v1/txt2img", payload)
     assert status == 500 and "failed on request" in answer["errors"], answer
     assert server.get("/hps-probe/state")["hooks"] > 0, "Free-U was on when it failed, else this tests nothing"
     after, _ = server.txt2img(**PLAIN)
@@ -183,10 +183,8 @@ def test_live_preview_changes_nothing(server):
 def test_the_infotext_draws_the_same_image_again(server):
     settings = {"base_steps": 10, "rho": 6.5, "truncation_index": 7, "ending": "Extrapolated", "freeu": "On", "b1": 1.2}
     first, info = server.txt2img(**hp(settings, sampler_name="HP DPM++ 2M", steps=6))
-    status, answer = server.post("/sdapi/v1/txt2img", infotext=info["infotexts"][0])
+    status, answer = server.post("/sdapi/v1/txt2img", {"infotext": info["infotexts"][0]})
     assert status == 200, answer
-    from tests.webui.conftest import decode
-
     again = json.loads(answer["info"])
     assert np.array_equal(first[0], decode(answer["images"][0]))
     assert [x for x in again["infotexts"][0].split(", ") if x.startswith("HP")] == [
@@ -196,7 +194,12 @@ def test_the_infotext_draws_the_same_image_again(server):
 
 def test_the_refiner_switches_models_in_mid_run(server):
     images, info = server.txt2img(
-        **hp({"freeu": "On", "freeu_first": 1}, steps=8, refiner_checkpoint="hps-tiny-sd15-v", refiner_switch_at=0.5)
+        **hp(
+            {"freeu": "On", "freeu_first": 1},
+            steps=8,
+            refiner_checkpoint="hps-tiny-sd15-v.safetensors",
+            refiner_switch_at=0.5,
+        )
     )
     assert looks_like_a_picture(images[0]) and "Refiner" in info["infotexts"][0]
     assert server.get("/hps-probe/state")["hooks"] == 0
@@ -207,7 +210,7 @@ def test_the_refiner_switches_models_in_mid_run(server):
 def test_v_prediction_and_zero_terminal_snr(server):
     for settings in ({}, {"sd_noise_schedule": "Zero Terminal SNR"}):
         images, _ = server.txt2img(
-            **hp(steps=6, override_settings={"sd_model_checkpoint": "hps-tiny-sd15-v", **settings})
+            **hp(steps=6, override_settings={"sd_model_checkpoint": "hps-tiny-sd15-v.safetensors", **settings})
         )
         assert np.isfinite(images[0]).all() and images[0].std() > 5, settings
 
@@ -236,12 +239,8 @@ def test_xyz_grid_knows_our_samplers_and_schedule(server):
     axis = labels.index("Sampler")
     args = [axis, "", ["HP Auto", "HP DPM++ 2M", "Euler"], 0, "", [], 0, "", [], False, False, False, False, False,
             False, False, 0, False]  # fmt: skip
-    status, answer = server.post(
-        "/sdapi/v1/txt2img", prompt="x", seed=3, steps=5, width=64, height=64, sampler_name="Euler",
-        script_name="x/y/z plot", script_args=args,
-    )  # fmt: skip
-    assert status == 200, answer
-    assert "HP Auto" in json.loads(answer["info"])["infotexts"][0]
+    images, info = server.txt2img(sampler_name="Euler", script_name="x/y/z plot", script_args=args)
+    assert "HP Auto" in info["infotexts"][0] and len(images) >= 1
 
 
 def test_nothing_of_ours_was_reported_as_an_error(server):
