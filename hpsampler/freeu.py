@@ -54,12 +54,13 @@ def low_frequency_waves(height: int, width: int, device: torch.device, dtype: to
 
     Scaled so that ``waves.T @ waves`` is the projection. A side of 1 has no frequency -1.
     """
-    h = torch.arange(height, device=device, dtype=torch.float32) * (2 * torch.pi / height)
-    w = torch.arange(width, device=device, dtype=torch.float32) * (2 * torch.pi / width)
+    h = torch.arange(height, dtype=torch.float64) * (2 * torch.pi / height)
+    w = torch.arange(width, dtype=torch.float64) * (2 * torch.pi / width)
     h, w = h[:, None].expand(height, width), w[None, :].expand(height, width)
     angles = [angle for angle, exists in ((h, height > 1), (w, width > 1), (h + w, height > 1 and width > 1)) if exists]
     waves = [torch.ones_like(h)] + [wave for angle in angles for wave in (angle.cos(), angle.sin())]
-    return (torch.stack(waves).flatten(1) / (height * width) ** 0.5).to(dtype)
+    # float64 stays on the CPU: not every device has it; the copy must not make the host wait for the device
+    return (torch.stack(waves).flatten(1) / (height * width) ** 0.5).to(dtype).to(device, non_blocking=True)
 
 
 def scale_low_frequencies(x: torch.Tensor, scale: float) -> torch.Tensor:

@@ -20,10 +20,11 @@ Measured on six problems with an exact denoiser (``demo/problems.py``, CFG 1 to 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 
@@ -156,8 +157,10 @@ def recipe_for(family: str, steps: int, cfg_scale: float) -> Recipe:
         ValueError: naming the argument, its value and what is allowed.
     """
     family = family_of(family)
-    if isinstance(steps, bool) or int(steps) != steps or not 1 <= steps <= MAX_STEPS:
+    if not _is_number(steps) or not 1 <= steps <= MAX_STEPS or int(steps) != steps:
         raise ValueError(f"steps must be a whole number from 1 to {MAX_STEPS}, got {steps!r}")
+    if not _is_number(cfg_scale):
+        raise ValueError(f"cfg_scale must be a finite number, got {cfg_scale!r}")
     steps = int(steps)
     low, high = cfg_scale <= LOW_GUIDANCE, cfg_scale >= HIGH_GUIDANCE
 
@@ -170,6 +173,10 @@ def recipe_for(family: str, steps: int, cfg_scale: float) -> Recipe:
         ending = "extrapolate"
     solver = "dpmpp_1s" if high and steps <= 6 else "dpmpp_2m"
     return Recipe(AUTO, steps, *cut, ending=ending, solver=solver, freeu=_late_freeu(family, steps))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _late_freeu(family: str, steps: int) -> tuple[FreeUPlan, ...]:

@@ -27,8 +27,7 @@ FINISHES = ("keep", "zero")
 
 def base_karras(base_steps: int, rho: float, sigma_min: float, sigma_max: float) -> np.ndarray:
     """Karras' schedule (arXiv 2206.00364, eq. 5) without the final zero: ``base_steps`` values, decreasing."""
-    ramp = np.linspace(0, 1, base_steps)
-    return (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    return _warped(sigma_max, sigma_min, base_steps - 1, rho)
 
 
 def coupled_sigmas(
@@ -79,20 +78,31 @@ def coupled_sigmas(
     t_start = float(noise.sigma_to_t(high))
     if end_sigma is not None:
         t_end = _t_of_end_sigma(noise, end_sigma, high)
+        asked = f"end_sigma={end_sigma:g}"
     else:
         t_end = float(noise.sigma_to_t(_truncated_sigma(base_steps, rho, truncation_index, low, high)))
-    if t_end >= t_start:
+        asked = f"base_steps={base_steps}, rho={rho:g}, truncation_index={truncation_index}"
+    if not t_end < t_start:
         raise ValueError(
-            f"the schedule must end below its start: truncation_index={truncation_index}, rho={rho} give timestep "
-            f"{t_end:g}, the start is {t_start:g}"
+            f"the schedule must end below its start: {asked} ends at timestep {t_end:g}, the start is {t_start:g}"
         )
 
-    ramp = np.linspace(0, 1, int(steps) + 1)
-    t = (t_start ** (1 / time_rho) + ramp * (t_end ** (1 / time_rho) - t_start ** (1 / time_rho))) ** time_rho
-    sigmas = noise.t_to_sigma(t)
+    sigmas = torch.tensor(noise.t_to_sigma(_warped(t_start, t_end, int(steps), time_rho)), dtype=torch.float32)
+    if not (sigmas.diff() < 0).all():
+        raise ValueError(
+            f"the schedule's {steps} steps must stay apart, and some fall together with {asked}, "
+            f"time_rho={time_rho:g}; choose a time_rho nearer to 1.2, or another end"
+        )
     if finish == "zero":
         sigmas[-1] = 0.0
-    return torch.tensor(sigmas, dtype=torch.float32)
+    return sigmas
+
+
+def _warped(start: float, end: float, steps: int, rho: float) -> np.ndarray:
+    """``steps + 1`` values from ``start`` to ``end``, evenly spaced in their 1/rho-th power (Karras' formula)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        first, last = np.float64(start) ** (1 / rho), np.float64(end) ** (1 / rho)
+        return (first + np.linspace(0, 1, steps + 1) * (last - first)) ** rho
 
 
 def insert_first_midpoint(noise: NoiseModel, sigmas: torch.Tensor) -> torch.Tensor:
@@ -123,7 +133,10 @@ def _truncated_sigma(
             f"truncation_index must be a whole number from 1 to base_steps - 1 = {base_steps - 1}, "
             f"got {truncation_index!r}"
         )
-    return float(base_karras(int(base_steps), rho, low, high)[int(truncation_index)])
+    sigma = float(base_karras(int(base_steps), rho, low, high)[int(truncation_index)])
+    if not math.isfinite(sigma):
+        raise ValueError(f"rho must be larger: with rho={rho:g} the base schedule overflows")
+    return sigma
 
 
 def _t_of_end_sigma(noise: NoiseModel, end_sigma: float, high: float) -> float:

@@ -97,7 +97,7 @@ class Field:
             raise self.error(value, allowed)
         try:
             number = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise self.error(value, allowed) from None
         inside = math.isfinite(number) and (self.low <= number <= self.high or number == self.neutral)
         if not inside or (self.whole and not number.is_integer()):
@@ -272,6 +272,8 @@ class Settings:
         if first < 0:
             first = recipe.freeu[0].first if recipe.freeu else late_start(family, recipe.steps)
         last = self.freeu_last - 1 if self.freeu_last else None
+        if last is not None and not self.freeu_first:
+            first = min(first, last)
         return (FreeUPlan(first, last, self.b1, self.b2, self.s1, self.s2, int(self.freeu_version)),)
 
     def infotext(self, schedule: bool, freeu: bool, unipc: bool) -> dict[str, Any]:

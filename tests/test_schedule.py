@@ -62,8 +62,8 @@ def test_the_invariant(table, steps, base_steps, rho, part, time_rho, finish):
     try:
         sigmas = coupled_sigmas(noise, steps, base_steps, rho, index, time_rho, finish)
     except ValueError as error:
-        # a cut so early that nothing is left of the schedule has a message of its own
-        assert "must end below its start" in str(error)
+        # a cut that leaves nothing of the schedule, or a spacing too steep for float32, has a message of its own
+        assert "must end below its start" in str(error) or "must stay apart" in str(error)
         assume(False)
     assert len(sigmas) == steps + 1 and sigmas.dtype == torch.float32
     assert torch.isfinite(sigmas).all() and (sigmas.diff() < 0).all()

@@ -141,7 +141,7 @@ def test_the_analytical_output_is_not_extrapolated_from():
         outputs.append(mixture_denoiser(x, sigma))
         return outputs[-1]
 
-    for levels in (XL8[:2] + [0.0], XL8[:3] + [0.0]):
+    for levels in ([*XL8[:2], 0.0], [*XL8[:3], 0.0]):
         outputs.clear()
         result = sample_unipc(model, start(levels), float64(levels), extrapolate=True, analytical_first_step=True)
         expected = outputs[-1] + (outputs[-1] - outputs[-2]) / 2 if len(outputs) > 1 else outputs[-1]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 import torch
 
-from ._core import Callback, Model, Run, Step, first_order, log_step, step_ratio
+from ._core import MIN_STEP_RATIO, Callback, Model, Run, Step, first_order, log_step, step_ratio
 from .dpmpp import EXTRAPOLATED_TO_ZERO
 
 __all__ = ["MAX_ORDER", "PREDICTIONS", "VARIANTS", "sample_unipc", "unipc_steps"]
@@ -119,7 +119,8 @@ def unipc_steps(
         ratios: list[float] = []
         for k in range(1, reach):
             distance = step_ratio(log_step(sigmas[i - k], here), h)
-            if distance is None or (ratios and -distance >= ratios[-1]):
+            # each node must also lie apart from the one before it
+            if distance is None or (ratios and distance + ratios[-1] < MIN_STEP_RATIO):
                 break
             ratios.append(-distance)
 
@@ -159,7 +160,7 @@ def _step(here: float, target: float, ratios: list[float], prediction: str, vari
 
 
 def _rho(nodes: list[float], hh: float, b_of_h: float) -> list[float]:
-    """Weights of the differences at ``nodes``: solve sum_k nodes_k^(j-1) rho_k = j! phi_(j+1)(hh) / B(h), j = 1...
+    """Weights of the differences at ``nodes``: solve sum_k nodes_k^(j-1) rho_k = j! hh phi_(j+1)(hh) / B(h), j = 1...
 
     A single node takes 1/2 (arXiv 2302.04867, after eq. 10): no accuracy is lost, and B(h) cancels less.
     """
@@ -167,13 +168,22 @@ def _rho(nodes: list[float], hh: float, b_of_h: float) -> list[float]:
         return []
     if len(nodes) == 1:
         return [0.5]
-    phi, factorial, right = math.expm1(hh) / hh - 1, 1, []
-    for j in range(1, len(nodes) + 1):
-        right.append(phi * factorial / b_of_h)
-        factorial *= j + 1
-        phi = phi / hh - 1 / factorial
+    right = [math.factorial(j) * hh * phi(j + 1, hh) / b_of_h for j in range(1, len(nodes) + 1)]
     matrix = np.vander(np.array(nodes), increasing=True).T
     return np.linalg.solve(matrix, np.array(right)).tolist()
+
+
+def phi(k: int, h: float) -> float:
+    """phi_k(h) = sum_j h^j / (j + k)!, so phi_1 = expm1(h)/h and phi_(k+1) = (phi_k - 1/k!)/h.
+
+    The recursion cancels for small h, the series does not.
+    """
+    if abs(h) < 1:
+        return math.fsum(h**j / math.factorial(j + k) for j in range(20))
+    value = math.expm1(h) / h
+    for i in range(1, k):
+        value = (value - 1 / math.factorial(i)) / h
+    return value
 
 
 def _to_zero(here: float, prediction: str) -> Step:
