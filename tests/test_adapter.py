@@ -119,6 +119,16 @@ class TestPasses:
         seen, _ = sigmas_seen(webui, host, Txt2Img(steps=5), {"ending": "One more call"})
         assert len(seen) == 6 and seen[-1] == pytest.approx(0.132, abs=1e-3)
 
+    def test_one_more_call_in_img2img(self, webui, host):
+        p = Img2Img(steps=6, denoising_strength=0.5, init_latent=torch.zeros(1, 4, 8, 8))
+        seen, _ = sigmas_seen(webui, host, p, {"ending": "One more call"})
+        assert len(seen) == 5 and seen[-1] == pytest.approx(0.132, abs=1e-3)
+
+    def test_a_noise_table_that_cannot_be_used_is_named(self, webui, host):
+        webui.shared.sd_model.alphas_cumprod = torch.cat([webui.shared.sd_model.alphas_cumprod[:-1], torch.zeros(1)])
+        with pytest.raises(ValueError, match=r"HP Sampler cannot use the noise table of the loaded model.*finite"):
+            host.run(Txt2Img(steps=5))
+
     def test_analytical_first_step_keeps_the_number_of_calls_and_of_progress(self, webui, host):
         p = Txt2Img(steps=6, sampler_name="HP UniPC")
         seen, _ = sigmas_seen(webui, host, p, {"analytical_first_step": "On"})
@@ -328,10 +338,11 @@ class TestPage:
             components = script.ui(True)
         assert [each.label for each in components] == ["HP Sampler", *(field.label for field in FIELDS)]
         assert Settings.of([each.value for each in components]) == Settings()
-        assert Settings.of([True] + [each.value for each in components][1:]) == Settings(enabled=True)
+        assert Settings.of([True, *(each.value for each in components[1:])]) == Settings(enabled=True)
 
     def test_every_preset_can_be_chosen(self, webui):
         script = webui.script.HPSamplerScript()
         with gr.Blocks():
             components = script.ui(False)
-        assert set(PRESETS) < set(components[1].choices)
+        # gradio 4 keeps (label, value) pairs
+        assert set(PRESETS) < {each if isinstance(each, str) else each[0] for each in components[1].choices}

@@ -41,8 +41,16 @@ class Step(NamedTuple):
     outputs: tuple[float, ...]
 
     def __call__(self, x: torch.Tensor, outputs: list[torch.Tensor]) -> torch.Tensor:
-        result = x * self.state
-        for weight, output in zip(self.outputs, outputs):
+        terms = list(zip(outputs, self.outputs))
+        if self.state == 0:
+            output, weight = terms.pop(0)
+            result = output * weight
+        elif self.state == 1:
+            output, weight = terms.pop(0)
+            result = torch.add(x, output, alpha=weight)
+        else:
+            result = x * self.state
+        for output, weight in terms:
             result.add_(output, alpha=weight)
         return result
 

@@ -31,7 +31,11 @@ def family() -> str:
 
 def noise_model(model_wrap: Any) -> NoiseModel:
     """The noise table of the denoiser that is about to sample, with what the host changed in it (zero terminal SNR)."""
-    return NoiseModel.from_sigmas(model_wrap.sigmas)
+    try:
+        return NoiseModel.from_sigmas(model_wrap.sigmas)
+    except ValueError as error:
+        # such as the host's zero terminal SNR on a downcast table, which is infinite
+        raise SettingsError(f"HP Sampler cannot use the noise table of the loaded model: {error}") from None
 
 
 def unet() -> Optional[nn.Module]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -174,6 +176,23 @@ def test_a_seed_gives_one_image_alone_and_in_a_batch(server, sampler):
     assert np.array_equal(counted[-2:][0], server.txt2img(**hp(sampler_name=sampler, seed=5, steps=6))[0][0])
 
 
+@pytest.mark.parametrize(("action", "images"), [("interrupt", 1), ("skip", 2)])
+def test_interrupt_and_skip(server, action, images):
+    plain, _ = server.txt2img(**PLAIN)
+    payload = hp({"freeu": "On", "freeu_first": 1}, steps=150, width=128, height=128, n_iter=images)
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(server.txt2img, **payload)
+        while not server.get("/sdapi/v1/progress?skip_current_image=true")["state"]["sampling_step"] > 2:
+            assert not running.done(), running.result()
+            time.sleep(0.05)
+        server.post(f"/sdapi/v1/{action}", {})
+        drawn, _ = running.result(timeout=120)
+    assert len(drawn) in (images, images + 1), "a grid may come first"
+    assert all(image.std() > 5 for image in drawn)
+    assert server.get("/hps-probe/state")["hooks"] == 0
+    assert np.array_equal(server.txt2img(**PLAIN)[0][0], plain[0])
+
+
 def test_live_preview_changes_nothing(server):
     on, _ = server.txt2img(**hp(override_settings={"live_previews_enable": True}))
     off, _ = server.txt2img(**hp(override_settings={"live_previews_enable": False}))
@@ -209,10 +228,12 @@ def test_the_refiner_switches_models_in_mid_run(server):
 
 def test_v_prediction_and_zero_terminal_snr(server):
     for settings in ({}, {"sd_noise_schedule": "Zero Terminal SNR"}):
-        images, _ = server.txt2img(
+        images, info = server.txt2img(
             **hp(steps=6, override_settings={"sd_model_checkpoint": "hps-tiny-sd15-v.safetensors", **settings})
         )
         assert np.isfinite(images[0]).all() and images[0].std() > 5, settings
+        assert "Model: hps-tiny-sd15-v" in info["infotexts"][0]
+        assert ("Noise Schedule: Zero Terminal SNR" in info["infotexts"][0]) == bool(settings)
 
 
 def test_one_more_call_says_so_and_differs(server):
