@@ -137,7 +137,8 @@ class TestReadme:
         assert scope["latent"].shape == (1, 4, 64, 64)
 
     def test_files_and_commands_it_names_exist(self):
-        for link in re.findall(r"\]\(([^)#]+)\)", README):
+        prose = re.sub(r"```.*?```", "", README, flags=re.S)
+        for link in re.findall(r"\]\(([^)#]+)\)", prose):
             assert link.startswith("http") or (ROOT / link).exists(), link
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
         for command in re.findall(r"`make ([a-z-]+)`", README):

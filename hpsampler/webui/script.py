@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Optional
@@ -115,9 +116,10 @@ class HPSamplerScript(scripts.Script):
                 decoder_stages(model.unet())
             except ValueError as error:
                 raise SettingsError(f"HP Sampler: {error}") from None
-        if use.schedule and not isinstance(p.sampler, sd_samplers_kdiffusion.KDiffusionSampler):
-            _tell(p, f"the sampler {name or p.sampler_name} has timesteps of its own and ignored the schedule type HP")
-        this.attach(p.sampler.model_wrap)
+        if use.schedule and not _takes_a_schedule(p.sampler):
+            _tell(p, f"the sampler {name or p.sampler_name} makes its own schedule and ignored the schedule type HP")
+        if hasattr(p.sampler, "model_wrap"):
+            this.attach(p.sampler.model_wrap)
 
 
 class _Use:
@@ -138,6 +140,12 @@ def _passes_of(p: Any) -> list[tuple[str, Optional[str]]]:
     if not getattr(p, "enable_hr", False):
         return [first]
     return [first, (p.hr_sampler_name or p.sampler_name, p.hr_scheduler or p.scheduler)]
+
+
+def _takes_a_schedule(sampler: Any) -> bool:
+    """Timestep samplers (DDIM, UniPC, ..) ask no schedule type; DPM fast and adaptive take only its ends."""
+    is_k_diffusion = isinstance(sampler, sd_samplers_kdiffusion.KDiffusionSampler)
+    return is_k_diffusion and "sigmas" in inspect.signature(sampler.func).parameters
 
 
 def _tell(p: Any, text: str) -> None:
@@ -191,7 +199,7 @@ def on_cfg_denoiser(params: Any) -> None:
     if unet is None:
         return
     FreeU.detach(unet)
-    this = Pass.find(denoiser.sampler.model_wrap)
+    this = Pass.find(getattr(denoiser.sampler, "model_wrap", None))
     plan = this.freeu_plan(denoiser.step, denoiser.total_steps) if this is not None else None
     if plan is not None:
         FreeU.attach(unet, plan)
