@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Optional
 
 import gradio as gr
@@ -64,9 +65,6 @@ class HPSamplerScript(scripts.Script):
         ]
         self.paste_field_names = [field.infotext for field in FIELDS]
         return [enabled, *(by_name[field.name] for field in FIELDS)]
-
-    def before_process(self, p: Any, *args: Any) -> None:
-        setattr(p, ATTRIBUTE, None)
 
     def process(self, p: Any, *args: Any) -> None:
         try:
@@ -189,7 +187,7 @@ def _reader(field: Field) -> Callable[[dict[str, Any]], Any]:
     return read
 
 
-_FIELDS_BY_NAME = {field.name: field for field in FIELDS}
+_FIELDS_BY_NAME = MappingProxyType({field.name: field for field in FIELDS})
 
 
 def on_cfg_denoiser(params: Any) -> None:

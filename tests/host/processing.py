@@ -59,7 +59,6 @@ class Host:
 
         base = shared.sd_model
         try:
-            self._hook("before_process", p, args)
             p.sampler_name, p.scheduler = sd_samplers.get_sampler_and_scheduler(
                 p.sampler_name, p.scheduler, convert_automatic=False
             )

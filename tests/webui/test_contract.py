@@ -64,7 +64,6 @@ def pair(webui_folder: Path, module: str) -> tuple[Source, Source]:
         ("scripts", "Script.title"),
         ("scripts", "Script.ui"),
         ("scripts", "Script.show"),
-        ("scripts", "Script.before_process"),
         ("scripts", "Script.process"),
         ("scripts", "Script.process_before_every_sampling"),
         ("ui_components", "InputAccordion.__init__"),

@@ -16,9 +16,6 @@ class Script:
     def show(self, is_img2img):
         return True
 
-    def before_process(self, p, *args):
-        pass
-
     def process(self, p, *args):
         pass
 
