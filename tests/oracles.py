@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
-import types
 from typing import Any
 
 import torch
 
+from demo.oracles_import import k_diffusion, k_diffusion_sampling
 
-def k_diffusion_sampling() -> Any:
-    return k_diffusion("sampling")
-
-
-def k_diffusion(module: str) -> Any:
-    """A module of k-diffusion, past the package's ``__init__``, which imports training code and torchvision."""
-    if "k_diffusion" not in sys.modules:
-        spec = importlib.util.find_spec("k_diffusion")
-        assert spec is not None and spec.submodule_search_locations
-        package = types.ModuleType("k_diffusion")
-        package.__path__ = list(spec.submodule_search_locations)
-        sys.modules["k_diffusion"] = package
-    names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
-    absent = {name: types.ModuleType(name) for name in names if name not in sys.modules}
-    absent.get("torchvision.transforms", types.ModuleType("")).__dict__["functional"] = absent.get(names[2])
-    sys.modules.update(absent)
-    try:
-        return importlib.import_module(f"k_diffusion.{module}")
-    finally:
-        # diffusers and transformers must go on seeing that torchvision is not there
-        for name in absent:
-            del sys.modules[name]
+__all__ = ["fft_low_frequencies", "k_diffusion", "k_diffusion_sampling", "mixture_denoiser"]
 
 
 def fft_low_frequencies(x: torch.Tensor, scale: float) -> torch.Tensor:
