@@ -37,10 +37,10 @@ def k_diffusion(module: str) -> Any:
         sys.modules["k_diffusion"] = package
     names = ("torchvision", "torchvision.transforms", _FUNCTIONAL)
     empty = {name: types.ModuleType(name) for name in names if name not in sys.modules}
-    for name, module in empty.items():
+    for name, stand_in in empty.items():
         parent, _, child = name.rpartition(".")
         if parent in empty:
-            setattr(empty[parent], child, module)
+            setattr(empty[parent], child, stand_in)
     sys.modules.update(empty)
     try:
         return importlib.import_module(f"k_diffusion.{module}")
