@@ -78,17 +78,48 @@ def scale_low_frequencies(x: torch.Tensor, scale: float) -> torch.Tensor:
     return result
 
 
-def _waves_for(x: torch.Tensor) -> torch.Tensor:
+@dataclass(frozen=True)
+class _Waves:
+    """The waves of one map size. Each is a sum of three products of a column and a row: ``down`` times ``across``.
+
+    Attributes:
+        whole: shape (waves, height * width).
+        across: shape (3, width), and down: (3, height, waves); None where a map is too small to gain by them.
+    """
+
+    whole: torch.Tensor
+    across: Optional[torch.Tensor] = None
+    down: Optional[torch.Tensor] = None
+
+
+SEPARABLE_FROM = 1024
+"""Pixels from which working by row and column, less than half of the arithmetic, outweighs its four calls for two.
+Measured on the CPU in full precision; elsewhere the two calls stay."""
+
+
+def _waves_for(x: torch.Tensor) -> _Waves:
+    height, width = x.shape[-2:]
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return low_frequency_waves(x.shape[-2], x.shape[-1], x.device, dtype)
+    whole = low_frequency_waves(height, width, x.device, dtype)
+    if x.device.type != "cpu" or x.dtype != dtype or min(height, width) < 3 or height * width < SEPARABLE_FROM:
+        return _Waves(whole)
+    angle = torch.arange(width, dtype=torch.float64) * (2 * torch.pi / width)
+    across = torch.stack([torch.ones_like(angle), angle.cos(), angle.sin()])
+    down = whole.double().view(-1, height, width) @ torch.linalg.pinv(across)
+    return _Waves(whole, across.to(dtype), down.permute(2, 1, 0).to(dtype).contiguous())
 
 
-def _scale_low_frequencies_(x: torch.Tensor, scale: float, waves: torch.Tensor) -> None:
-    """In place, on a (batch, channels, height, width) tensor or view. ``waves`` is its basis, in float32 or float64."""
+def _scale_low_frequencies_(x: torch.Tensor, scale: float, waves: _Waves) -> None:
+    """In place, on a (batch, channels, height, width) tensor or view."""
+    if waves.across is not None and waves.down is not None:
+        rows = x.flatten(1, 2)
+        if rows.data_ptr() == x.data_ptr():
+            _scale_by_row_and_column_(rows, x.shape[1], scale, waves.across, waves.down)
+            return
     flat = x.flatten(2)
     is_view = flat.data_ptr() == x.data_ptr()
-    work = flat if flat.dtype == waves.dtype else flat.to(waves.dtype)
-    basis = waves.expand(work.shape[0], -1, -1)
+    work = flat if flat.dtype == waves.whole.dtype else flat.to(waves.whole.dtype)
+    basis = waves.whole.expand(work.shape[0], -1, -1)
     # the thin side first: (waves, pixels) @ (pixels, channels) runs three times faster than its transpose
     amplitudes = torch.bmm(basis, work.transpose(1, 2)).transpose(1, 2)
     if work is flat and is_view:
@@ -96,6 +127,18 @@ def _scale_low_frequencies_(x: torch.Tensor, scale: float, waves: torch.Tensor) 
     else:
         # half precision: the sums are taken in float32, as the FFT form does; only the correction is rounded
         x.add_(torch.bmm(amplitudes, basis).unflatten(2, x.shape[2:]).to(x.dtype), alpha=scale - 1)
+
+
+def _scale_by_row_and_column_(
+    rows: torch.Tensor, channels: int, scale: float, across: torch.Tensor, down: torch.Tensor
+) -> None:
+    """The same on a (batch, channels * height, width) view."""
+    batch = rows.shape[0]
+    basis = across.expand(batch, -1, -1)
+    sums = torch.bmm(basis, rows.transpose(1, 2)).view(batch, 3, channels, -1)
+    amplitudes = (sums @ down).sum(1, keepdim=True)
+    columns = (amplitudes @ down.transpose(1, 2)).view(batch, 3, -1)
+    rows.baddbmm_(columns.transpose(1, 2), basis, alpha=scale - 1)
 
 
 def scale_backbone_(hidden: torch.Tensor, scale: float, version: int) -> None:
@@ -130,7 +173,7 @@ class FreeU:
         """
         cls.detach(unet)
         stages = decoder_stages(unet)
-        waves: dict[tuple[Any, ...], torch.Tensor] = {}
+        waves: dict[tuple[Any, ...], _Waves] = {}
         handles: list[Any] = []
         setattr(unet, cls.ATTRIBUTE, handles)
         constants = {4: (plan.b1, plan.s1), 2: (plan.b2, plan.s2)}
@@ -179,7 +222,7 @@ class _Hook:
     """Forward pre-hook of one decoder block: args = (cat([hidden, skip], 1), ...)."""
 
     def __init__(
-        self, hidden_channels: int, b: float, s: float, version: int, waves: dict[tuple[Any, ...], torch.Tensor]
+        self, hidden_channels: int, b: float, s: float, version: int, waves: dict[tuple[Any, ...], _Waves]
     ) -> None:
         self.hidden_channels, self.b, self.s, self.version, self.waves = hidden_channels, b, s, version, waves
 
@@ -189,7 +232,7 @@ class _Hook:
         if self.b != 1:
             scale_backbone_(hidden, self.b, self.version)
         if self.s != 1 and skip.shape[1]:
-            key = (*skip.shape[2:], skip.device, skip.dtype == torch.float64)
+            key = (*skip.shape[2:], skip.device, skip.dtype)
             if key not in self.waves:
                 self.waves[key] = _waves_for(skip)
             _scale_low_frequencies_(skip, self.s, self.waves[key])

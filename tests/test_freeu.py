@@ -55,6 +55,10 @@ def test_every_reference_filter(vectors, device):
 @example(dtype=torch.float32, height=1, width=1, batch=1, channels=1, scale=0.2)
 @example(dtype=torch.float32, height=1, width=7, batch=2, channels=2, scale=0.9)
 @example(dtype=torch.float16, height=96, width=64, batch=1, channels=2, scale=0.2)
+@example(dtype=torch.float32, height=64, width=64, batch=2, channels=3, scale=0.2)
+@example(dtype=torch.float32, height=47, width=33, batch=1, channels=2, scale=2.5)
+@example(dtype=torch.float64, height=3, width=400, batch=2, channels=2, scale=0.9)
+@example(dtype=torch.float32, height=600, width=2, batch=1, channels=2, scale=0.9)
 def test_the_filter_is_the_fft_s_for_every_size_and_type(device, dtype, height, width, batch, channels, scale):
     x = random_maps(batch, channels, height, width, seed=height * 37 + width, dtype=dtype).to(device)
     ours = scale_low_frequencies(x, scale)
@@ -76,8 +80,9 @@ VIEWS = {
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
-def test_the_filter_of_a_view_leaves_the_original_alone(view, dtype, device):
-    whole = random_maps(2, 6, 9, 8, dtype=dtype).to(device)
+@pytest.mark.parametrize("size", [(9, 8), (40, 36)], ids=["by pixels", "by row and column"])
+def test_the_filter_of_a_view_leaves_the_original_alone(view, dtype, device, size):
+    whole = random_maps(2, 6, *size, dtype=dtype).to(device)
     x = view(whole)
     before, whole_before = x.clone(), whole.clone()
     ours = scale_low_frequencies(x, 0.3)
