@@ -81,10 +81,17 @@ def _shared_server(webui_folder, checkpoints, tmp_path_factory) -> Iterator[WebU
 
 @pytest.fixture
 def server(_shared_server: WebUI) -> Iterator[WebUI]:
-    """The session's server, with the extension, on hps-tiny-sd15 (a test may load another checkpoint)."""
+    """The session's server, with the extension, on hps-tiny-sd15; whatever a test sets or loads is set back."""
+    before = _shared_server.get("/sdapi/v1/options")
     yield _shared_server
-    if DEFAULT_CHECKPOINT + ".safetensors" not in _shared_server.get("/sdapi/v1/options")["sd_model_checkpoint"]:
+    after = _shared_server.get("/sdapi/v1/options")
+    if DEFAULT_CHECKPOINT + ".safetensors" not in after["sd_model_checkpoint"]:
         _shared_server.set_checkpoint(DEFAULT_CHECKPOINT)
+    # the host itself does not restore an override of a setting that its config.json lacks
+    ours_to_restore = before.keys() - {"sd_model_checkpoint", "sd_checkpoint_hash"}
+    changed = {key: before[key] for key in ours_to_restore if after.get(key) != before[key]}
+    if changed:
+        _shared_server.post("/sdapi/v1/options", changed)
 
 
 @pytest.hookimpl(wrapper=True)
