@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,18 @@ def test_five_ui_reloads(server: WebUI, page):
     freeu = {"alwayson_scripts": {"HP Sampler": {"args": [{"freeu": "On", "freeu_first": 1}]}}}
     server.txt2img(sampler_name="HP Auto", steps=6, **freeu)
     assert server.get("/hps-probe/state")["hooks"] == 0
+
+
+def test_an_updated_extension_is_live_after_reload_ui(serve):
+    """The host keeps packages in memory over a reload; ours must not run its old code then."""
+    server = serve()
+    package = server.data / "extensions" / "hp-sampler" / "hpsampler" / "__init__.py"
+    text = package.read_text()
+    package.write_text(re.sub(r'__version__ = ".*"', '__version__ = "99.0.0"', text))
+    assert package.read_text() != text
+    server.restart_ui()
+    _, info = server.txt2img(sampler_name="HP Auto")
+    assert "HP version: 99.0.0" in info["infotexts"][0]
 
 
 def test_the_main_path_on_sdxl(serve):
