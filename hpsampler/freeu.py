@@ -45,6 +45,10 @@ class FreeUPlan:
     s2: float = 0.2
     version: int = 1
 
+    def __post_init__(self) -> None:
+        if self.version not in VERSIONS:
+            raise ValueError(f"version must be 1 or 2, got {self.version!r}")
+
     def covers(self, evaluation: int) -> bool:
         return evaluation >= self.first and (self.last is None or evaluation <= self.last)
 

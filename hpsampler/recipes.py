@@ -126,6 +126,24 @@ class Recipe:
             sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
         return sigmas
 
+    def options(self) -> dict[str, Any]:
+        """The solver's own arguments: ``SOLVERS[recipe.solver](model, x, sigmas, **recipe.options())``.
+
+        With ``analytical_first_step`` pass the schedule through :func:`~hpsampler.schedule.insert_first_midpoint`
+        first, and start from pure noise. An ending that the solver cannot make is left out: then it ends at zero.
+        """
+        if self.solver == "dpmpp_2m":
+            return {"extrapolate": self.ending == "extrapolate"}
+        if self.solver == "unipc":
+            return {
+                "order": self.order,
+                "prediction": self.prediction,
+                "variant": self.variant,
+                "extrapolate": self.ending == "extrapolate" and self.prediction == "data",
+                "analytical_first_step": self.analytical_first_step,
+            }
+        return {}
+
     def cut_sigma(self) -> float:
         """The sigma at ``truncation_index`` of the base schedule, on Stable Diffusion's noise table."""
         return float(base_karras(self.base_steps, self.rho, *_SD_SIGMAS)[self.truncation_index])

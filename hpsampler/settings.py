@@ -8,7 +8,7 @@ the value and what is allowed.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Optional
@@ -17,7 +17,9 @@ from .freeu import FreeUPlan
 from .recipes import AUTO, MAX_STEPS, PRESETS, Recipe, late_start, recipe_for
 from .solvers.unipc import MAX_ORDER, PREDICTIONS, VARIANTS
 
-__all__ = ["ENABLED", "FIELDS", "Field", "Settings", "SettingsError"]
+__all__ = [
+    "ENABLED", "FIELDS", "FREEU_FIELDS", "SCHEDULE_FIELDS", "UNIPC_FIELDS", "Field", "Settings", "SettingsError",
+]  # fmt: skip
 
 AS_RECIPE = "Recipe"
 
@@ -276,24 +278,22 @@ class Settings:
             first = min(first, last)
         return (FreeUPlan(first, last, self.b1, self.b2, self.s1, self.s2, int(self.freeu_version)),)
 
+    def changed(self, names: Collection[str]) -> list[Field]:
+        """The fields among ``names`` that were set to something else than their default."""
+        return [each for each in FIELDS if each.name in names and getattr(self, each.name) != each.default]
+
     def infotext(self, schedule: bool, freeu: bool, unipc: bool) -> dict[str, Any]:
         """What was set and used, by infotext key; the recipe always, as it tells that the accordion was on."""
-        used = {"recipe"}
-        if schedule:
-            used |= _SCHEDULE_FIELDS
-        if freeu:
-            used |= {"freeu"} if self.freeu != "On" else _FREEU_FIELDS
-        if unipc:
-            used |= _UNIPC_FIELDS
-        return {
-            each.infotext: getattr(self, each.name)
-            for each in FIELDS
-            if each.name == "recipe" or (each.name in used and getattr(self, each.name) != each.default)
-        }
+        used = (
+            (SCHEDULE_FIELDS if schedule else frozenset())
+            | (FREEU_FIELDS if freeu and self.freeu == "On" else frozenset({"freeu"}) if freeu else frozenset())
+            | (UNIPC_FIELDS if unipc else frozenset())
+        )
+        return {each.infotext: getattr(self, each.name) for each in (FIELDS[0], *self.changed(used))}
 
 
-_SCHEDULE_FIELDS = {"base_steps", "rho", "truncation_index", "time_rho", "ending", "end_sigma"}
-_FREEU_FIELDS = {"freeu", "freeu_version", "b1", "b2", "s1", "s2", "freeu_first", "freeu_last"}
-_UNIPC_FIELDS = {"prediction", "variant", "order", "analytical_first_step"}
+SCHEDULE_FIELDS = frozenset({"base_steps", "rho", "truncation_index", "time_rho", "ending", "end_sigma"})
+FREEU_FIELDS = frozenset({"freeu", "freeu_version", "b1", "b2", "s1", "s2", "freeu_first", "freeu_last"})
+UNIPC_FIELDS = frozenset({"prediction", "variant", "order", "analytical_first_step"})
 
 assert tuple(each.name for each in fields(Settings)) == (ENABLED.name, *(each.name for each in FIELDS))

@@ -278,6 +278,13 @@ class TestMessages:
         assert not calls
         assert torch.isfinite(host.run(Txt2Img(steps=3, sampler_name="Euler", scheduler="Karras"))).all()
 
+    def test_settings_that_the_schedule_type_leaves_idle_are_told(self, host):
+        p = Txt2Img(steps=5, sampler_name="HP UniPC", scheduler="Karras")
+        host.run(p, {"rho": 7, "ending": "To zero", "order": 3})
+        assert p.extra_generation_params["HP note"] == (
+            "Rho, Ending had no effect, as the schedule type was Karras and not HP"
+        )
+
     def test_a_preset_at_another_step_count_says_so(self, host):
         p = Txt2Img(steps=7)
         host.run(p, {"recipe": "SD1.5 5 steps"})

@@ -327,3 +327,29 @@ def test_a_recipe_cannot_be_changed_by_accident():
     with pytest.raises(AttributeError):
         recipe.freeu[0].first = 0
     assert isinstance(recipe.freeu[0], FreeUPlan)
+
+
+# ---- the solver's arguments ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", [*PRESETS.values(), *(recipe_for("sd1", 5, cfg) for cfg in (1.0, 4.0, 7.0))])
+def test_every_recipe_runs_with_its_options(noise, recipe):
+    calls = []
+
+    def model(x, sigma):
+        calls.append(float(sigma[0]))
+        return x / (1 + sigma.view(-1, 1, 1, 1) ** 2)
+
+    sigmas, options = recipe.sigmas(noise), recipe.options()
+    if recipe.analytical_first_step:
+        sigmas = insert_first_midpoint(noise, sigmas)
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * sigmas[0]
+    result = SOLVERS[recipe.solver](model, x, sigmas, **options)
+    assert len(calls) == recipe.steps and torch.isfinite(result).all() and result.std() < 3
+
+
+def test_extrapolation_reaches_the_solvers_that_can():
+    for solver, can in (("dpmpp_1s", False), ("dpmpp_2m", True), ("unipc", True)):
+        recipe = replace(recipe_for("sd1", 5, 1.0), solver=solver)
+        assert recipe.ending == "extrapolate" and recipe.options().get("extrapolate", False) == can
+    assert not replace(recipe_for("sd1", 5, 1.0), solver="unipc", prediction="noise").options()["extrapolate"]

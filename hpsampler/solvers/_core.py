@@ -110,10 +110,6 @@ class Run:
         rows = original.to(x.device, x.dtype, non_blocking=True)[:, None].expand(-1, x.shape[0]).contiguous()
         return cls(levels, rows, original, callback)
 
-    @property
-    def steps(self) -> int:
-        return len(self.sigmas) - 1
-
     def pairs(self) -> list[tuple[float, float]]:
         """(sigma, sigma') of every step."""
         return list(zip(self.sigmas, self.sigmas[1:]))

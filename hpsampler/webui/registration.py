@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Optional
 
@@ -85,30 +86,27 @@ def _sample(
     model_wrap = denoiser.sampler.model_wrap
     this = Pass.of(model_wrap)
     this.follows_recipe = True
-    recipe = this.recipe or this.resolve(len(sigmas) - 1)
-    solver = solver or recipe.solver
-    options: dict[str, Any] = {}
+    recipe = this.recipe
+    if recipe is None:
+        # another schedule type: what belongs to the HP schedule's ends has nothing to act on
+        recipe = replace(this.resolve(len(sigmas) - 1), ending="keep", analytical_first_step=False)
+    if solver is not None:
+        recipe = replace(recipe, solver=solver)
+    options = recipe.options()
 
-    if solver == "unipc":
-        options.update(order=recipe.order, prediction=recipe.prediction, variant=recipe.variant)
-        if recipe.analytical_first_step and this.recipe is not None:
-            if this.from_noise:
-                options["analytical_first_step"] = True
-                sigmas = insert_first_midpoint(model.noise_model(model_wrap), sigmas)
-                callback = _without_first(callback)
-            else:
-                this.tell("the analytical first step starts from pure noise; it was left out here")
-
-    if this.recipe is not None and recipe.ending == "extrapolate":
-        if solver == "dpmpp_1s" or options.get("prediction") == "noise":
-            this.tell(
-                "the ending Extrapolated needs HP DPM++ 2M or HP UniPC with data prediction; "
-                "the schedule ended at zero instead"
-            )
+    if recipe.ending == "extrapolate" and not options.get("extrapolate"):
+        this.tell(
+            "the ending Extrapolated needs HP DPM++ 2M or HP UniPC with data prediction; "
+            "the schedule ended at zero instead"
+        )
+    if options.get("analytical_first_step"):
+        if this.from_noise:
+            sigmas = insert_first_midpoint(model.noise_model(model_wrap), sigmas)
+            callback = _without_first(callback)
         else:
-            options["extrapolate"] = True
-
-    return SOLVERS[solver](denoiser, x, sigmas, extra_args, callback, **options)
+            options["analytical_first_step"] = False
+            this.tell("the analytical first step starts from pure noise; it was left out here")
+    return SOLVERS[recipe.solver](denoiser, x, sigmas, extra_args, callback, **options)
 
 
 def _without_first(

@@ -16,7 +16,7 @@ from modules.ui_components import InputAccordion
 from .. import __version__
 from ..freeu import FreeU, decoder_stages
 from ..recipes import PRESETS
-from ..settings import FIELDS, Field, Settings, SettingsError
+from ..settings import FIELDS, SCHEDULE_FIELDS, Field, Settings, SettingsError
 from . import model, registration
 from .passes import Pass
 
@@ -116,6 +116,10 @@ class HPSamplerScript(scripts.Script):
                 raise SettingsError(f"HP Sampler: {error}") from None
         if use.schedule and not _takes_a_schedule(p.sampler):
             _tell(p, f"the sampler {name or p.sampler_name} makes its own schedule and ignored the schedule type HP")
+        idle = settings.changed(SCHEDULE_FIELDS | {"analytical_first_step"})
+        if idle and use.sampler and not use.schedule:
+            labels = ", ".join(field.label for field in idle)
+            _tell(p, f"{labels} had no effect, as the schedule type was {scheduler or p.scheduler} and not HP")
         if hasattr(p.sampler, "model_wrap"):
             this.attach(p.sampler.model_wrap)
 
