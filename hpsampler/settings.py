@@ -270,13 +270,16 @@ class Settings:
             return recipe.freeu
         if self.freeu == "Off":
             return ()
-        first = self.freeu_first - 1
-        if first < 0:
-            first = recipe.freeu[0].first if recipe.freeu else late_start(family, recipe.steps)
+        first = self.freeu_first - 1 if self.freeu_first else late_start(family, recipe.steps)
         last = self.freeu_last - 1 if self.freeu_last else None
         if last is not None and not self.freeu_first:
             first = min(first, last)
         return (FreeUPlan(first, last, self.b1, self.b2, self.s1, self.s2, int(self.freeu_version)),)
+
+    @property
+    def counts_calls(self) -> bool:
+        """Whether Free-U's window was set in calls, rather than left to be late."""
+        return self.freeu == "On" and bool(self.freeu_first or self.freeu_last)
 
     def changed(self, names: Collection[str]) -> list[Field]:
         """The fields among ``names`` that were set to something else than their default."""

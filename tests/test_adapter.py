@@ -199,6 +199,19 @@ class TestFreeU:
         p = Img2Img(steps=6, denoising_strength=0.5, init_latent=torch.zeros(1, 4, 8, 8))
         assert self.calls_with_freeu(webui, host, p) == [2, 3]
 
+    @pytest.mark.parametrize(
+        ("window", "calls"),
+        [
+            ({}, [2, 3]),
+            ({"freeu_first": 2}, [1, 2, 3]),
+            ({"freeu_last": 2}, [1]),
+            ({"freeu_first": 1, "freeu_last": 1}, [0]),
+        ],
+    )
+    def test_in_img2img_a_set_window_counts_the_calls_one_sees(self, webui, host, window, calls):
+        p = Img2Img(steps=6, denoising_strength=0.5, init_latent=torch.zeros(1, 4, 8, 8))
+        assert self.calls_with_freeu(webui, host, p, {"freeu": "On", **window}) == calls
+
     def test_an_exception_in_mid_sampling_leaves_nothing(self, webui, host):
         plain = Txt2Img(steps=6, sampler_name="Euler", scheduler="Karras")
         before = host.run(copy.copy(plain))

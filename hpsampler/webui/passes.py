@@ -82,6 +82,6 @@ class Pass:
         else:
             return None
         plans = recipe.freeu
-        if not (self.settings.freeu == "On" and self.settings.freeu_first):
+        if not self.settings.counts_calls:
             plans = shifted(plans, total - recipe.steps)
         return next((plan for plan in plans if plan.covers(call)), None)
