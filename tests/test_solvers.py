@@ -228,6 +228,15 @@ def test_bad_sigmas_are_refused_with_words(sample, levels):
         sample(mixture_denoiser, torch.ones(1, 1, 2, 2), torch.tensor(levels))
 
 
+@pytest.mark.parametrize(("sample", "options"), SOLVER_CASES)
+def test_no_solver_draws_noise(sample, options):
+    """So a seed gives one image whatever is drawn beside it."""
+    sigmas = torch.tensor(SCHEDULES["kept"])
+    before = torch.get_rng_state()
+    sample(mixture_denoiser, start(sigmas, dtype=torch.float32), sigmas, **options)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_schedule_of_one_sigma_returns_the_state():
     x = torch.randn(1, 2, 3, 3)
     for sample in SOLVERS.values():

@@ -264,6 +264,16 @@ def test_xyz_grid_knows_our_samplers_and_schedule(server):
     assert "HP Auto" in info["infotexts"][0] and len(images) >= 1
 
 
+def test_xyz_grid_over_the_schedule_type(server):
+    info = server.get("/sdapi/v1/script-info")
+    xyz = next(script for script in info if script["name"] == "x/y/z plot" and not script["is_img2img"])
+    axis = xyz["args"][0]["choices"].index("Schedule type")
+    args = [axis, "", ["HP", "Karras"], 0, "", [], 0, "", [], False, True, False, False, False, False, False, 0, False]
+    images, info = server.txt2img(sampler_name="HP DPM++ 2M", script_name="x/y/z plot", script_args=args)
+    assert ["Schedule type: HP" in text for text in info["infotexts"][-2:]] == [True, False]
+    assert not np.array_equal(images[-2], images[-1])
+
+
 def test_nothing_of_ours_was_reported_as_an_error(server):
     """The host prints what hooks and callbacks raise; the failures asked for above are not ours."""
     log = server.log()
