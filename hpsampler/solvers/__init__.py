@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
+from ._core import Callback
 from .dpmpp import sample_dpmpp_1s, sample_dpmpp_2m
 from .unipc import sample_unipc
 
-__all__ = ["SOLVERS", "sample_dpmpp_1s", "sample_dpmpp_2m", "sample_unipc"]
+__all__ = ["SOLVERS", "Callback", "sample_dpmpp_1s", "sample_dpmpp_2m", "sample_unipc"]
 
 SOLVERS = MappingProxyType(
     {

@@ -11,7 +11,7 @@ import torch
 from modules import sd_samplers, sd_samplers_common, sd_samplers_kdiffusion, sd_schedulers
 
 from ..schedule import insert_first_midpoint
-from ..solvers import SOLVERS
+from ..solvers import SOLVERS, Callback
 from . import model
 from .passes import Pass
 
@@ -66,7 +66,7 @@ def _constructor(solver: Optional[str]) -> Callable[[Any], Any]:
         x: torch.Tensor,
         sigmas: torch.Tensor,
         extra_args: Optional[dict[str, Any]] = None,
-        callback: Optional[Callable[[dict[str, Any]], object]] = None,
+        callback: Optional[Callback] = None,
         disable: Optional[bool] = None,
     ) -> torch.Tensor:
         return _sample(solver, model, x, sigmas, extra_args, callback)
@@ -80,7 +80,7 @@ def _sample(
     x: torch.Tensor,
     sigmas: torch.Tensor,
     extra_args: Optional[dict[str, Any]],
-    callback: Optional[Callable[[dict[str, Any]], object]],
+    callback: Optional[Callback],
 ) -> torch.Tensor:
     """Run ``solver``, or the recipe's, with what the recipe couples to it. ``denoiser`` is the host's CFGDenoiser."""
     model_wrap = denoiser.sampler.model_wrap
@@ -110,8 +110,8 @@ def _sample(
 
 
 def _without_first(
-    callback: Optional[Callable[[dict[str, Any]], object]],
-) -> Optional[Callable[[dict[str, Any]], object]]:
+    callback: Optional[Callback],
+) -> Optional[Callback]:
     """The host's progress counts UNet calls, and the analytical first step makes none."""
     if callback is None:
         return None

@@ -8,7 +8,7 @@ class Script:
     paste_field_names = None
 
     def title(self):
-        raise NotImplementedError()
+        pass
 
     def ui(self, is_img2img):
         pass
