@@ -269,6 +269,7 @@ class TestMessages:
             ({"truncation_index": 9, "base_steps": 8}, ["Truncation index", "below Base steps = 8", "9"]),
             ({"truncation_index": 20}, ["Truncation index", "8", "20"]),
             ({"recipe": "nonsense"}, ["Recipe", "nonsense", "SD1.5 5 steps"]),
+            ({"end_sigma": 0.01}, ["HP Sampler", "end_sigma", "0.02917", "0.01"]),
             ({"nonsense": 1}, ["nonsense", "truncation_index"]),
             ({"end_sigma": 0.2, "rho": 5}, ["End sigma", "rho"]),
             ("yes", ["Enabled", "yes", "true or false"]),

@@ -15,7 +15,7 @@ import torch
 
 from ..freeu import FreeUPlan
 from ..recipes import Recipe, shifted
-from ..settings import Settings
+from ..settings import Settings, SettingsError
 from . import model
 
 __all__ = ["Pass"]
@@ -67,7 +67,10 @@ class Pass:
         self.recipe = self.resolve(steps)
         noise = model.noise_model(model_wrap)
         own_ends = (abs(sigma_min / noise.sigma_min - 1) < 1e-4, abs(sigma_max / noise.sigma_max - 1) < 1e-4)
-        return self.recipe.sigmas(noise, None if own_ends[0] else sigma_min, None if own_ends[1] else sigma_max)
+        try:
+            return self.recipe.sigmas(noise, None if own_ends[0] else sigma_min, None if own_ends[1] else sigma_max)
+        except ValueError as error:
+            raise SettingsError(f"HP Sampler: {error}") from None
 
     def freeu_plan(self, call: int, total: int) -> Optional[FreeUPlan]:
         """Free-U at the UNet call of that index, in a pass of ``total`` calls.

@@ -253,6 +253,18 @@ def test_the_host_s_own_sigma_settings_are_honoured(server):
     assert "Schedule max sigma: 10" in info["infotexts"][0] and not np.array_equal(images[0], plain[0])
 
 
+@pytest.mark.parametrize("payload", [{"sampler_name": "HP Auto"}, {"sampler_name": "Euler", "scheduler": "HP"}])
+def test_a_model_that_is_not_covered_is_refused_in_one_sentence(server, payload):
+    """No flow model is this small, so the checkpoint is made to say that it is one."""
+    server.get("/hps-probe/pretend-sd3?on=true")
+    try:
+        status, answer = server.post("/sdapi/v1/txt2img", {"width": 64, "height": 64, "steps": 5, **payload})
+    finally:
+        server.get("/hps-probe/pretend-sd3?on=false")
+    assert status == 500 and "HP Sampler covers SD 1.x, SD 2.x and SDXL" in answer["errors"], answer
+    assert looks_like_a_picture(server.txt2img(**hp())[0][0])
+
+
 def test_xyz_grid_knows_our_samplers_and_schedule(server):
     info = server.get("/sdapi/v1/script-info")
     xyz = next(script for script in info if script["name"] == "x/y/z plot" and not script["is_img2img"])

@@ -29,7 +29,12 @@ def on_app_started(demo, app):
             "forward": "forward" in vars(unet),
         }
 
+    def pretend_sd3(on: bool):
+        shared.sd_model.is_sd3 = on
+        return {}
+
     app.add_api_route("/hps-probe/state", state, methods=["GET"])
+    app.add_api_route("/hps-probe/pretend-sd3", pretend_sd3, methods=["GET"])
 
 
 script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
