@@ -1,0 +1,143 @@
+"""The trained tiny model, ready to sample: a guided denoiser in k-diffusion's form, a decoder, and a reader of pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from safetensors.torch import load_file
+
+from hpsampler.freeu import FreeU, FreeUPlan
+from hpsampler.noise import NoiseModel
+
+from .networks import WEIGHTS, Classifier, TinyDiffusion, alphas_cumprod
+from .pictures import SIDE, Picture, answers, truth
+
+__all__ = ["LATENT", "Denoiser", "TinyModel", "seeded_noise"]
+
+LATENT = (4, SIDE // 8, SIDE // 8)
+
+
+class TinyModel:
+    """All networks of the demonstration, in eval mode.
+
+    Attributes:
+        noise: the noise table, Stable Diffusion's.
+        diffusion: text encoder, UNet, autoencoder.
+        classifier: reads pictures; the bench's metrics are made of it.
+    """
+
+    def __init__(self, diffusion: TinyDiffusion, classifier: Classifier, device: torch.device) -> None:
+        self.diffusion = diffusion.to(device).eval().requires_grad_(False)
+        self.classifier = classifier.to(device).eval().requires_grad_(False)
+        self.device = device
+        self.noise = NoiseModel.from_alphas_cumprod(alphas_cumprod())
+
+    @classmethod
+    def load(cls, folder: Path = WEIGHTS, device: torch.device | str = "cpu") -> TinyModel:
+        """From the weights in the repository."""
+        diffusion, classifier = TinyDiffusion(), Classifier(answers())
+        stored = _read(folder / "vae.safetensors")
+        diffusion.latent_scale = stored.pop("latent_scale")
+        diffusion.vae.load_state_dict(stored)
+        diffusion.text.load_state_dict(_read(folder / "text.safetensors"))
+        diffusion.unet.load_state_dict(_read(folder / "unet.safetensors"))
+        classifier.load_state_dict(_read(folder / "classifier.safetensors"))
+        return cls(diffusion, classifier, torch.device(device))
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Conditions, shape (len(prompts), 77, 64); equal prompts are read once."""
+        distinct = sorted(set(prompts))
+        rows = torch.cat([self.diffusion.embed(distinct[i : i + 64]) for i in range(0, len(distinct), 64)])
+        return rows[[distinct.index(prompt) for prompt in prompts]]
+
+    def denoiser(
+        self,
+        prompts: Sequence[str],
+        cfg_scale: float,
+        negative: str = "",
+        freeu: tuple[FreeUPlan, ...] = (),
+        on_call: Optional[Callable[[], object]] = None,
+    ) -> Denoiser:
+        """A denoiser for one run over a batch of prompts."""
+        return Denoiser(self, self.embed(prompts), self.embed([negative]), cfg_scale, freeu, on_call)
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (n, 4, h, w) as pictures (n, 3, 8h, 8w), values from 0 to 1."""
+        vae, scale = self.diffusion.vae, self.diffusion.latent_scale
+        parts = [vae.decode(part / scale) for part in latents.float().split(32)]
+        return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Pictures (n, 3, h, w) from 0 to 1 as latents, the mean of the posterior."""
+        vae, scale = self.diffusion.vae, self.diffusion.latent_scale
+        return torch.cat([vae.encode(part * 2 - 1)[0] * scale for part in pictures.to(self.device).split(32)])
+
+    @torch.no_grad()
+    def features(self, pictures: torch.Tensor) -> torch.Tensor:
+        """The classifier's features of pictures, (n, 64)."""
+        return torch.cat([self.classifier.features(part) for part in pictures.split(128)])
+
+    @torch.no_grad()
+    def right(self, features: torch.Tensor, told: Sequence[Picture]) -> dict[str, torch.Tensor]:
+        """For every word of a caption, whether it is read from the picture, (n,) of bool each."""
+        return {
+            name: head(features).argmax(-1).cpu() == truth(told)[name]
+            for name, head in self.classifier.heads.items()
+        }
+
+
+class Denoiser:
+    """``model(x, sigma) -> denoised``, classifier-free guidance included; one call is one NFE.
+
+    D = x - sigma * eps(x / sqrt(1 + sigma^2), t(sigma)), and D = D_u + w (D_c - D_u).
+    """
+
+    def __init__(
+        self, model: TinyModel, conditions: torch.Tensor, empty: torch.Tensor, cfg_scale: float,
+        freeu: tuple[FreeUPlan, ...], on_call: Optional[Callable[[], object]],
+    ) -> None:  # fmt: skip
+        self.model, self.cfg_scale, self.freeu, self.on_call = model, cfg_scale, freeu, on_call
+        self.calls = 0
+        self.guided = cfg_scale != 1
+        self.contexts = torch.cat([conditions, empty.expand_as(conditions)]) if self.guided else conditions
+
+    @torch.no_grad()
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **_: Any) -> torch.Tensor:
+        unet = self.model.diffusion.unet
+        plan = next((plan for plan in self.freeu if plan.covers(self.calls)), None)
+        if plan is not None:
+            FreeU.attach(unet, plan)
+        try:
+            denoised = self._denoise(unet, x, sigma)
+        finally:
+            FreeU.detach(unet)
+        self.calls += 1
+        if self.on_call is not None:
+            self.on_call()
+        return denoised
+
+    def _denoise(self, unet: torch.nn.Module, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        level = sigma.to(x).view(-1, 1, 1, 1)
+        timestep = torch.from_numpy(self.model.noise.sigma_to_t(sigma)).to(x)
+        scaled = x / (1 + level**2).sqrt()
+        if not self.guided:
+            return x - level * unet(scaled, timestep, context=self.contexts)
+        eps = unet(torch.cat([scaled, scaled]), torch.cat([timestep, timestep]), context=self.contexts)
+        conditional, unconditional = eps.chunk(2)
+        return x - level * (unconditional + self.cfg_scale * (conditional - unconditional))
+
+
+def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...] = LATENT) -> torch.Tensor:
+    """Unit noise of each seed's own generator, (n, *shape): the same alone or in any batch."""
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    return {key: value.float() for key, value in load_file(path).items()}
