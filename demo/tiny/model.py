@@ -1,5 +1,4 @@
-"""The trained tiny model, ready to sample: a guided denoiser in k-diffusion's form, a decoder, and a reader of pictures.
-"""
+"""The trained tiny model, ready to sample: a guided denoiser in k-diffusion's form, a decoder, and a reader of pictures."""
 
 from __future__ import annotations
 
@@ -11,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from hpsampler.freeu import FreeU, FreeUPlan
-from hpsampler.noise import NoiseModel
 
-from .networks import WEIGHTS, Classifier, TinyDiffusion, alphas_cumprod
+from ..schedules import stable_diffusion_noise
+from .networks import WEIGHTS, Classifier, TinyDiffusion
 from .pictures import SIDE, Picture, answers, truth
 
 __all__ = ["LATENT", "Denoiser", "TinyModel", "seeded_noise"]
@@ -34,7 +33,7 @@ class TinyModel:
         self.diffusion = diffusion.to(device).eval().requires_grad_(False)
         self.classifier = classifier.to(device).eval().requires_grad_(False)
         self.device = device
-        self.noise = NoiseModel.from_alphas_cumprod(alphas_cumprod())
+        self.noise = stable_diffusion_noise()
 
     @classmethod
     def load(cls, folder: Path = WEIGHTS, device: torch.device | str = "cpu") -> TinyModel:
@@ -88,8 +87,7 @@ class TinyModel:
     def right(self, features: torch.Tensor, told: Sequence[Picture]) -> dict[str, torch.Tensor]:
         """For every word of a caption, whether it is read from the picture, (n,) of bool each."""
         return {
-            name: head(features).argmax(-1).cpu() == truth(told)[name]
-            for name, head in self.classifier.heads.items()
+            name: head(features).argmax(-1).cpu() == truth(told)[name] for name, head in self.classifier.heads.items()
         }
 
 
@@ -109,9 +107,9 @@ class Denoiser:
         self.contexts = torch.cat([conditions, empty.expand_as(conditions)]) if self.guided else conditions
 
     @torch.no_grad()
-    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **_: Any) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, /, **_: Any) -> torch.Tensor:
         unet = self.model.diffusion.unet
-        plan = next((plan for plan in self.freeu if plan.covers(self.calls)), None)
+        plan = self.plan_of(self.calls)
         if plan is not None:
             FreeU.attach(unet, plan)
         try:
@@ -122,6 +120,10 @@ class Denoiser:
         if self.on_call is not None:
             self.on_call()
         return denoised
+
+    def plan_of(self, call: int) -> Optional[FreeUPlan]:
+        """Free-U at the call of that index."""
+        return next((plan for plan in self.freeu if plan.covers(call)), None)
 
     def _denoise(self, unet: torch.nn.Module, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         level = sigma.to(x).view(-1, 1, 1, 1)

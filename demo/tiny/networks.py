@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -23,7 +23,7 @@ with contextlib.redirect_stdout(io.StringIO()):
     from ldm.modules.diffusionmodules.model import Decoder, Encoder
     from ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-__all__ = ["UNET", "VAE", "WEIGHTS", "Classifier", "TinyDiffusion", "alphas_cumprod", "text_config"]
+__all__ = ["UNET", "VAE", "WEIGHTS", "Classifier", "TinyDiffusion", "text_config"]
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -75,12 +75,6 @@ def text_config(vocabulary: int) -> CLIPTextConfig:
     )
 
 
-def alphas_cumprod() -> torch.Tensor:
-    """Stable Diffusion's noise table, float64, shape (1000,)."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    return (1 - betas).cumprod(0)
-
-
 class Autoencoder(nn.Module):
     """SD's KL autoencoder: pictures (n, 3, h, w) in [-1, 1] to latents (n, 4, h/8, w/8) and back."""
 
@@ -110,7 +104,7 @@ class Classifier(nn.Module):
         self.body = nn.Sequential(
             *(
                 layer
-                for i, o in zip(widths, widths[1:])
+                for i, o in pairwise(widths)
                 for layer in (nn.Conv2d(i, o, 3, stride=2, padding=1), nn.GroupNorm(8, o), nn.SiLU())
             ),
             nn.Conv2d(widths[-1], self.FEATURES, 3, padding=1),

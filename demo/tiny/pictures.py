@@ -7,14 +7,27 @@ follows from a NumPy generator, so the same seed gives the same pictures on ever
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
-__all__ = ["COLOURS", "GROUNDS", "PATTERNS", "PLACES", "SHAPES", "SIDE", "SIZES", "Picture", "answers", "draw", "random_picture", "truth"]
+__all__ = [
+    "COLOURS",
+    "GROUNDS",
+    "PATTERNS",
+    "PLACES",
+    "SHAPES",
+    "SIDE",
+    "SIZES",
+    "Picture",
+    "answers",
+    "draw",
+    "random_picture",
+    "truth",
+]
 
 SIDE = 96
 """Height and width in pixels."""
@@ -159,7 +172,9 @@ def _ground(picture: Picture, x: torch.Tensor, y: torch.Tensor, edge: float, rng
     return ((base + (other - base) * mask) * glow).float()
 
 
-def _stripe(x: torch.Tensor, y: torch.Tensor, rng: np.random.Generator, phase: np.ndarray) -> tuple[torch.Tensor, float]:
+def _stripe(
+    x: torch.Tensor, y: torch.Tensor, rng: np.random.Generator, phase: np.ndarray
+) -> tuple[torch.Tensor, float]:
     angle = rng.choice([0.0, 0.25, 0.5]) * math.pi + rng.uniform(-0.1, 0.1)
     return x * math.cos(angle) + y * math.sin(angle), float(phase[0])
 

@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from .networks import TEXT_WIDTH, WEIGHTS, Classifier, TinyDiffusion, alphas_cumprod
-from .pictures import SIDE, Picture, answers, draw, random_picture, truth
+from ..schedules import stable_diffusion_noise
+from .networks import TEXT_WIDTH, WEIGHTS, Classifier, TinyDiffusion
+from .pictures import Picture, answers, draw, random_picture, truth
 from .words import CONTEXT
 
 __all__ = ["main"]
@@ -106,7 +107,9 @@ def main(argv: list[str] | None = None) -> None:
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         for stage in args.stages or STAGES:
             torch.manual_seed(SEED + STAGES.index(stage))
-            {"classifier": train_classifier, "vae": train_vae, "text": train_text, "unet": train_unet}[stage](args, pool)
+            {"classifier": train_classifier, "vae": train_vae, "text": train_text, "unet": train_unet}[stage](
+                args, pool
+            )
 
 
 def chunk(seed: int, index: int) -> tuple[list[Picture], np.ndarray]:
@@ -190,7 +193,7 @@ def train_text(args: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
     norm.bias.fill_(0.2)
     heads = nn.ModuleDict({name: nn.Linear(TEXT_WIDTH, count + 1) for name, count in answers().items()}).to(args.device)
     rng = np.random.default_rng(SEED)
-    numbers = {name: count for name, count in answers().items()}
+    open_answer = answers()
 
     def loss_of(step: int) -> torch.Tensor:
         pictures = [random_picture(rng) for _ in range(64)]
@@ -200,7 +203,7 @@ def train_text(args: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
         loss = torch.zeros((), device=args.device)
         for name, labels in truth(pictures).items():
             told = torch.tensor([getattr(p, name) in w for p, w in zip(pictures, words)])
-            wanted = torch.where(told, labels, numbers[name]).to(args.device)
+            wanted = torch.where(told, labels, open_answer[name]).to(args.device)
             given = heads[name](hidden[:, 18:])
             loss = loss + F.cross_entropy(given.flatten(0, 1), wanted.repeat_interleave(given.shape[1]))
         return loss
@@ -236,7 +239,7 @@ def train_unet(args: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
     said = torch.tensor([place[caption] for caption in captions], device=args.device)
 
     unet = model.unet.requires_grad_(True)
-    kept = alphas_cumprod().to(args.device, torch.float32)
+    kept = torch.from_numpy(stable_diffusion_noise().alphas_cumprod).to(args.device, torch.float32)
     weight = (5 * (1 - kept) / kept).clamp(max=1)
 
     def loss_of(step: int) -> torch.Tensor:
@@ -266,7 +269,9 @@ def _early(reader: Classifier, pictures: torch.Tensor) -> list[torch.Tensor]:
 
 def _save(parts: dict[str, nn.Module], path: Path, **more: torch.Tensor) -> None:
     tensors = {f"{prefix}{key}": value for prefix, part in parts.items() for key, value in part.state_dict().items()}
-    half = {key: value.detach().cpu().half().contiguous() for key, value in tensors.items() if value.is_floating_point()}
+    half = {
+        key: value.detach().cpu().half().contiguous() for key, value in tensors.items() if value.is_floating_point()
+    }
     save_file({**half, **{key: value.float().contiguous() for key, value in more.items()}}, path)
 
 

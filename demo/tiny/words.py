@@ -7,8 +7,8 @@ unknown word. Here only the trained rows are kept, and a prompt is read word by 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Mapping, Sequence
 
 import torch
 
@@ -20,18 +20,48 @@ CONTEXT = 77
 START, END, UNKNOWN = 0, 1, 2
 
 WORDS: Mapping[str, int] = MappingProxyType(
-    # fmt: off
     {
-        "a": 320, "at": 536, "in": 530, "on": 525, "the": 518, "background": 5994,
-        "left": 1823, "right": 1155, "top": 1253, "bottom": 5931, "middle": 3694,
-        "small": 2442, "large": 3638, "plain": 10709, "striped": 22192, "dotted": 47950, "checked": 10387,
-        "red": 736, "orange": 4287, "yellow": 4481, "green": 1901, "blue": 1746, "purple": 5496, "pink": 3360,
-        "white": 1579, "black": 1449, "grey": 5046, "brown": 2866, "teal": 22821, "navy": 5598, "beige": 26677,
-        "circle": 7117, "square": 3999, "triangle": 14615, "star": 1565, "heart": 1936, "cross": 3417, "ring": 2540,
+        "a": 320,
+        "at": 536,
+        "in": 530,
+        "on": 525,
+        "the": 518,
+        "background": 5994,
+        "left": 1823,
+        "right": 1155,
+        "top": 1253,
+        "bottom": 5931,
+        "middle": 3694,
+        "small": 2442,
+        "large": 3638,
+        "plain": 10709,
+        "striped": 22192,
+        "dotted": 47950,
+        "checked": 10387,
+        "red": 736,
+        "orange": 4287,
+        "yellow": 4481,
+        "green": 1901,
+        "blue": 1746,
+        "purple": 5496,
+        "pink": 3360,
+        "white": 1579,
+        "black": 1449,
+        "grey": 5046,
+        "brown": 2866,
+        "teal": 22821,
+        "navy": 5598,
+        "beige": 26677,
+        "circle": 7117,
+        "square": 3999,
+        "triangle": 14615,
+        "star": 1565,
+        "heart": 1936,
+        "cross": 3417,
+        "ring": 2540,
         "moon": 3293,
     }
-    # fmt: on
-)
+)  # fmt: skip
 """Each is one token of CLIP's tokenizer (with its end-of-word mark)."""
 
 CLIP_ROWS: tuple[int, ...] = (49406, 49407, -1, *WORDS.values())

@@ -1,0 +1,88 @@
+"""``python -m demo.bench``: measure, and write the tables and plots in ``docs/``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..tiny.model import TinyModel
+from ..tiny.networks import WEIGHTS
+from .decoder import tolerance
+from .exact import ExactScore, geometric_mean, measure_exact
+from .grid import cells
+from .metrics import Estimate
+from .report import write_csv, write_page, write_plots
+from .tiny import measure, real_pictures, scores
+
+DOCS = Path(__file__).parents[2] / "docs"
+PARTS = ("exact", "decoder", "tiny")
+
+
+@dataclass(frozen=True)
+class ExactMean:
+    """One row of the exact problems' table."""
+
+    sampler: str
+    schedule: str
+    ending: str
+    nfe: int
+    cfg_scale: float
+    error: Estimate
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure the parts that are asked for, then write the page from all."""
+    args = _options(argv)
+    folder = args.docs / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    if "exact" in args.parts:
+        found = measure_exact(args.workers)
+        write_csv(folder / "exact_problems.csv", found)
+        write_csv(folder / "exact.csv", _means(found))
+    if "decoder" in args.parts or "tiny" in args.parts:
+        model = TinyModel.load(args.weights, args.device)
+        if "decoder" in args.parts:
+            write_csv(folder / "decoder.csv", tolerance(model))
+        if "tiny" in args.parts:
+            chosen = cells(args.full)
+            measure(chosen, args.out, args.weights, args.device, args.workers)
+            write_csv(folder / "tiny.csv", scores(chosen, args.out, real_pictures(model)))
+    write_plots(folder, args.docs / "images", args.weights / "losses.csv")
+    write_page(args.docs / "bench.md", folder, "images")
+    print(f"Written: {args.docs / 'bench.md'}, the tables in {folder}, the plots in {args.docs / 'images'}")
+
+
+def _means(found: list[ExactScore]) -> list[ExactMean]:
+    groups: dict[tuple[str, str, str, int, float], list[ExactScore]] = {}
+    for score in found:
+        key = (score.sampler, score.schedule, score.ending, score.nfe, score.cfg_scale)
+        groups.setdefault(key, []).append(score)
+    return [ExactMean(*key, geometric_mean(group)) for key, group in groups.items()]
+
+
+def _options(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m demo.bench",
+        description="Measure samplers, schedules, endings and Free-U; writes CSV, Markdown and plots.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("parts", nargs="*", default=PARTS, help=f"of {', '.join(PARTS)}, or report: write only")
+    parser.add_argument("--full", action="store_true", help="the whole grid, many hours on a CPU")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page and the tables")
+    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="where single batches are kept")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="the tiny model")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    args = parser.parse_args(argv)
+    unknown = set(args.parts) - {*PARTS, "report"}
+    if unknown:
+        parser.error(f"parts must be of {', '.join(PARTS)}, report; got {', '.join(sorted(unknown))}")
+    return args
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Which cells the bench measures, and on how many samples.
+
+Every cell is measured on the first ``COMMON`` samples, so that all can be compared; those that decide the Auto rule,
+and the yardsticks they are held to, on ``MANY``. ``full=True`` is the whole grid at ``MANY``, for a machine with a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..methods import AUTO, KARRAS, Method, coupled, diffusers_method, peer
+
+__all__ = ["BATCH", "CFG_SCALES", "COMMON", "MANY", "NFE", "Cell", "all_methods", "cells"]
+
+NFE = (4, 5, 6, 7, 8, 10, 20, 50)
+CFG_SCALES = (1.0, 3.0, 5.0, 7.5)
+COMMON, MANY, BATCH = 500, 2000, 125
+
+DECIDING_NFE = (5, 6, 8)
+DECIDING_CFG = (3.0, 5.0, 7.5)
+
+FIRST, SECOND = "DPM++ 1S", "DPM++ 2M"
+UNIPC: dict[str, Any] = {"order": 2, "prediction": "data", "variant": "bh2"}
+PAPER_UNIPC: dict[str, Any] = {"order": 1, "prediction": "noise", "variant": "bh1"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one NFE and guidance scale, on the first ``samples`` seeds."""
+
+    method: Method
+    nfe: int
+    cfg_scale: float
+    samples: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.method.name}|{self.nfe}"
+
+
+def deciding_methods() -> list[Method]:
+    """What the Auto rule chooses from, and the host's default."""
+    return [
+        coupled(FIRST, "keep"),
+        coupled(FIRST, "zero"),
+        coupled(SECOND, "keep"),
+        coupled(SECOND, "zero"),
+        coupled(SECOND, "extrapolated"),
+        coupled(SECOND, "one more call"),
+        coupled("UniPC", "keep", label="UniPC-2", **UNIPC),
+        coupled("UniPC", "zero", label="UniPC-2", **UNIPC),
+        coupled(SECOND, "keep", freeu="late"),
+        peer(SECOND, "SGM Uniform"),
+        KARRAS,
+        AUTO,
+    ]
+
+
+def other_methods() -> list[Method]:
+    return [
+        coupled(FIRST, "one more call"),
+        coupled(FIRST, "keep", freeu="late"),
+        coupled(FIRST, "keep", freeu="always"),
+        coupled(SECOND, "keep", freeu="always"),
+        coupled(SECOND, "zero", freeu="late"),
+        coupled("UniPC", "extrapolated", label="UniPC-2", **UNIPC),
+        coupled("UniPC", "keep", label="UniPC-1 of the paper", **PAPER_UNIPC),
+        *(peer(SECOND, schedule) for schedule in ("Exponential", "Align Your Steps", "Simple", "Beta", "KL Optimal")),
+        *(peer(sampler, "Karras") for sampler in ("Euler", "Heun", "DPM++ 2M SDE", "DPM++ 3M SDE")),
+        peer("Euler", "SGM Uniform"),
+        diffusers_method("UniPC"),
+        diffusers_method("DEIS"),
+    ]
+
+
+def all_methods() -> list[Method]:
+    return [*deciding_methods(), *other_methods()]
+
+
+def cells(full: bool = False) -> list[Cell]:
+    """The default run, or the whole grid."""
+    if full:
+        return [Cell(m, nfe, cfg, MANY) for cfg in CFG_SCALES for nfe in NFE for m in all_methods()]
+    chosen = [
+        Cell(method, nfe, cfg, MANY) for cfg in DECIDING_CFG for nfe in DECIDING_NFE for method in deciding_methods()
+    ]
+    chosen += [Cell(method, nfe, 1.0, COMMON) for nfe in DECIDING_NFE for method in deciding_methods()]
+    chosen += [Cell(method, nfe, cfg, COMMON) for cfg in (3.0, 7.5) for nfe in (5, 8) for method in other_methods()]
+    # Heun can spend odd numbers only
+    chosen += [Cell(peer("Heun", "Karras"), 7, cfg, COMMON) for cfg in (3.0, 7.5)]
+    chosen += [Cell(AUTO, nfe, cfg, COMMON) for cfg in CFG_SCALES for nfe in (4, 7, 10)]
+    chosen += [Cell(KARRAS, nfe, cfg, COMMON) for cfg in DECIDING_CFG for nfe in (4, 7, 10)]
+    chosen += [Cell(KARRAS, 20, cfg, MANY) for cfg in CFG_SCALES]
+    chosen += [Cell(AUTO, 20, cfg, COMMON) for cfg in DECIDING_CFG]
+    chosen += [Cell(KARRAS, 50, 5.0, MANY)]
+    return chosen
