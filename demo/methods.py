@@ -189,7 +189,7 @@ def _scheduler(sampler: str, steps: int) -> Any:
         warnings.simplefilter("ignore")
         from diffusers import DEISMultistepScheduler, UniPCMultistepScheduler
 
-        classes = {"UniPC": UniPCMultistepScheduler, "DEIS": DEISMultistepScheduler}
+        classes: dict[str, Any] = {"UniPC": UniPCMultistepScheduler, "DEIS": DEISMultistepScheduler}
         scheduler = classes[sampler](beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
         scheduler.set_timesteps(steps)
     return scheduler

@@ -1,4 +1,4 @@
-"""The WebUI's own schedule types, for comparison: n steps on a noise table, a 0 at the end, as A1111 v1.10.1 makes them.
+"""The WebUI's own schedule types (A1111 v1.10.1), for comparison, and Stable Diffusion's noise table.
 
 Written from the published formulas; a test in a running WebUI holds them to its own.
 """

@@ -1,4 +1,4 @@
-"""How good pictures are, with how sure one can be: Fréchet distance, shares, relative errors, all with standard errors."""
+"""How good pictures are: Fréchet distance, shares, relative errors, all with their standard errors."""
 
 from __future__ import annotations
 

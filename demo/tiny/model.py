@@ -1,4 +1,4 @@
-"""The trained tiny model, ready to sample: a guided denoiser in k-diffusion's form, a decoder, and a reader of pictures."""
+"""The trained tiny model: a guided denoiser in k-diffusion's form, a decoder, and a reader of pictures."""
 
 from __future__ import annotations
 

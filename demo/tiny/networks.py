@@ -125,7 +125,9 @@ class Classifier(nn.Module):
 
 
 class TinyDiffusion(nn.Module):
-    """Text encoder, UNet (eps-prediction) and autoencoder, under the names of an SD 1.x checkpoint's parts."""
+    """Text encoder, UNet (eps-prediction) and autoencoder; latents are the autoencoder's times ``latent_scale``."""
+
+    latent_scale: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
