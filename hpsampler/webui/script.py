@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial
-from types import MappingProxyType
 from typing import Any, Optional
 
 import gradio as gr
@@ -18,11 +17,11 @@ from ..freeu import FreeU, decoder_stages
 from ..recipes import PRESETS
 from ..settings import FIELDS, SCHEDULE_FIELDS, Field, Settings, SettingsError
 from . import model, registration
+from .accordion import TITLE, build
 from .passes import Pass
 
 __all__ = ["HPSamplerScript", "install"]
 
-TITLE = "HP Sampler"
 ATTRIBUTE = "hpsampler_settings"
 """Name under which a request (``p``) carries its validated settings, or the error in them."""
 
@@ -40,31 +39,13 @@ class HPSamplerScript(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img: bool) -> list[Any]:
-        prefix = f"{'img2img' if is_img2img else 'txt2img'}_hpsampler"
-        by_name: dict[str, Any] = {}
-
-        def add(*names: str) -> None:
-            for pair in zip(names[::2], names[1::2]):
-                with gr.Row():
-                    for name in pair:
-                        by_name[name] = _component(_FIELDS_BY_NAME[name], prefix)
-
-        with InputAccordion(False, label=TITLE, elem_id=prefix) as enabled:
-            add("recipe", "ending")
-            with gr.Accordion("Schedule", open=False, elem_id=f"{prefix}_schedule"):
-                add("base_steps", "rho", "truncation_index", "time_rho")
-                by_name["end_sigma"] = _component(_FIELDS_BY_NAME["end_sigma"], prefix)
-            with gr.Accordion("Free-U", open=False, elem_id=f"{prefix}_freeu_group"):
-                add("freeu", "freeu_version", "freeu_first", "freeu_last", "b1", "b2", "s1", "s2")
-            with gr.Accordion("UniPC", open=False, elem_id=f"{prefix}_unipc_group"):
-                add("prediction", "variant", "order", "analytical_first_step")
-
+        accordion = build(f"{'img2img' if is_img2img else 'txt2img'}_hpsampler", InputAccordion)
         self.infotext_fields = [
-            PasteField(enabled, lambda params: RECIPE_KEY in params),
-            *(PasteField(by_name[field.name], _reader(field)) for field in FIELDS),
+            PasteField(accordion.enabled, lambda params: RECIPE_KEY in params),
+            *(PasteField(accordion.controls[field.name], _reader(field)) for field in FIELDS),
         ]
         self.paste_field_names = [field.infotext for field in FIELDS]
-        return [enabled, *(by_name[field.name] for field in FIELDS)]
+        return accordion.inputs
 
     def process(self, p: Any, *args: Any) -> None:
         try:
@@ -167,14 +148,6 @@ def _stop(p: Any, error: SettingsError) -> None:
     p.sampler.sample = p.sampler.sample_img2img = refuse
 
 
-def _component(field: Field, prefix: str) -> Any:
-    common = {"label": field.label, "value": field.default, "elem_id": f"{prefix}_{field.name}", "info": field.help}
-    if field.choices:
-        return gr.Dropdown(choices=list(field.choices), **common)
-    low = field.low if field.neutral is None else min(field.low, field.neutral)
-    return gr.Slider(minimum=low, maximum=field.high, step=field.step, **common)
-
-
 def _reader(field: Field) -> Callable[[dict[str, Any]], Any]:
     """What a pasted infotext says of a field: its default where a picture of ours leaves it out."""
 
@@ -189,9 +162,6 @@ def _reader(field: Field) -> Callable[[dict[str, Any]], Any]:
             return value
 
     return read
-
-
-_FIELDS_BY_NAME = MappingProxyType({field.name: field for field in FIELDS})
 
 
 def on_cfg_denoiser(params: Any) -> None:
