@@ -21,29 +21,20 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from hpsampler.recipes import Recipe
-from hpsampler.solvers import SOLVERS
-
+from ..runs import reference_endpoint
 from ..tiny.model import Denoiser, TinyModel, seeded_noise
-from ..tiny.pictures import Picture, draw, random_picture
+from ..tiny.pictures import Picture, captioned, draw, random_picture
 from .grid import BATCH, COMMON, Cell
 from .metrics import Estimate, Moments, frechet, relative_rmse, share
 
-__all__ = ["Reference", "Score", "captioned", "measure", "real_pictures", "scores"]
+__all__ = ["Reference", "Score", "measure", "real_pictures", "scores"]
 
 FIRST_SEED = 10_000
-CAPTION_SEED = 77
+REAL_SEED = 78
 PIXEL_SIDE = 8
 """Side of the pooled pictures whose pixels are features too: 3 * 8 * 8 of them."""
 
-REFERENCE_STEPS = 120
 REAL_PICTURES = 8192
-
-
-def captioned(count: int) -> list[Picture]:
-    """The pictures that the bench asks for: full captions, none of the training seeds."""
-    rng = np.random.default_rng(CAPTION_SEED)
-    return [random_picture(rng) for _ in range(count)]
 
 
 class _Remembering:
@@ -62,15 +53,6 @@ class _Remembering:
         return self.memory[key]
 
 
-def reference(model: TinyModel, denoiser: Denoiser, noise: torch.Tensor) -> torch.Tensor:
-    """Where the guided ODE itself leads: many steps, even in time, extrapolated to 0."""
-    recipe = Recipe(
-        "reference", REFERENCE_STEPS, 8, 5.0, 6, time_rho=1.0, end_sigma=0.03, ending="extrapolate", solver="dpmpp_2m"
-    )
-    sigmas = recipe.sigmas(model.noise)
-    return SOLVERS[recipe.solver](denoiser, noise * float(sigmas[0]), sigmas, **recipe.options())
-
-
 def _job(cells: Sequence[Cell], cfg_scale: float, batch: int, path: Path, weights: Path, device: str) -> Path:
     """Draw one batch of one guidance scale with every cell that reaches so far."""
     if device == "cpu":
@@ -85,7 +67,7 @@ def _job(cells: Sequence[Cell], cfg_scale: float, batch: int, path: Path, weight
     found: dict[str, np.ndarray] = {}
     aim = None
     if first < COMMON:
-        aim = reference(model, denoiser(), noise)
+        aim = reference_endpoint(model, denoiser(), noise)
         found["reference"] = aim.square().sum((1, 2, 3)).cpu().numpy()
     memory: dict[Any, torch.Tensor] = {}
     seen: dict[bytes, str] = {}
@@ -159,7 +141,7 @@ class Reference:
 
 def real_pictures(model: TinyModel, count: int = REAL_PICTURES) -> Reference:
     """Of newly drawn pictures, neither of the training nor of the bench's captions."""
-    rng = np.random.default_rng(CAPTION_SEED + 1)
+    rng = np.random.default_rng(REAL_SEED)
     features, pixels = [], []
     for _ in tqdm(range(count // 256), desc="real pictures", unit="x256"):
         pictures = draw([random_picture(rng) for _ in range(256)], rng).to(model.device)

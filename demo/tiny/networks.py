@@ -97,6 +97,7 @@ class Classifier(nn.Module):
     """Reads a picture (n, 3, 96, 96), values from 0 to 1: one answer per word list, and features for distances."""
 
     FEATURES = 64
+    body: nn.Sequential
 
     def __init__(self, answers: dict[str, int]) -> None:
         super().__init__()

@@ -24,6 +24,7 @@ __all__ = [
     "SIZES",
     "Picture",
     "answers",
+    "captioned",
     "draw",
     "random_picture",
     "truth",
@@ -94,6 +95,12 @@ class Picture:
 
 def random_picture(rng: np.random.Generator) -> Picture:
     return Picture(**{name: words[rng.integers(len(words))] for name, words in _lists().items()})
+
+
+def captioned(count: int, seed: int = 77) -> list[Picture]:
+    """Pictures to ask for, always the same ones."""
+    rng = np.random.default_rng(seed)
+    return [random_picture(rng) for _ in range(count)]
 
 
 def answers() -> dict[str, int]:

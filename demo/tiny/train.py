@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..schedules import stable_diffusion_noise
 from .networks import TEXT_WIDTH, WEIGHTS, Classifier, TinyDiffusion
-from .pictures import Picture, answers, draw, random_picture, truth
+from .pictures import SIDE, Picture, answers, draw, random_picture, truth
 from .words import CONTEXT
 
 __all__ = ["main"]
@@ -149,8 +149,11 @@ def train_classifier(args: argparse.Namespace, pool: ProcessPoolExecutor) -> Non
 
 
 def train_vae(args: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
-    """L1, L1 of differences, and the first layers of the classifier in place of LPIPS; KL; and noise on the latents,
-    up to a quarter of their spread, which is what lets the decoder swallow the noise that a cut schedule leaves."""
+    """Pixels, their differences, the classifier's stages in place of LPIPS, KL; and noise on the latents, which is what
+    lets the decoder swallow the noise that a cut schedule leaves.
+
+    First whole pictures under much noise, then crops, in which the shape is most of the picture, under less.
+    """
     _, pixels = _all(data(pool, min(args.pictures, 24576)))
     pixels = pixels.to(args.device)
     model = TinyDiffusion()
@@ -158,24 +161,34 @@ def train_vae(args: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
     reader = Classifier(answers()).to(args.device)
     reader.load_state_dict(_read(args.out / "classifier.safetensors"))
     reader.requires_grad_(False)
+    stages = reader.body[:12]
 
-    def loss_of(step: int) -> torch.Tensor:
-        batch = pixels[torch.randint(len(pixels), (16,), device=args.device)].float() / 127.5 - 1
+    def some(count: int, side: int) -> torch.Tensor:
+        top, left = torch.randint(SIDE - side + 1, (2,)).tolist()
+        picked = pixels[torch.randint(len(pixels), (count,), device=args.device)]
+        return picked[:, :, top : top + side, left : left + side].float() / 127.5 - 1
+
+    def loss_of(batch: torch.Tensor, most_noise: float, kl_weight: float) -> torch.Tensor:
         mean, log_variance = vae.encode(batch)
         mean, log_variance = mean.float(), log_variance.float()
         latents = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
-        disturbed = torch.rand(len(mean), 1, 1, 1, device=args.device) * 0.3 - 0.05
-        latents = latents + torch.randn_like(mean) * disturbed.clamp(min=0) * mean.detach().std()
-        given = vae.decode(latents)
+        disturbed = (torch.rand(len(mean), 1, 1, 1, device=args.device) * 1.2 - 0.2).clamp(min=0) * most_noise
+        latents = latents + torch.randn_like(mean) * disturbed * mean.detach().std()
+        given = vae.decode(latents).float()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        loss = F.l1_loss(given, batch) + 1e-3 * kl
+        loss = F.l1_loss(given, batch) + 2 * F.mse_loss(given, batch) + kl_weight * kl
         for axis in (-1, -2):
-            loss = loss + 0.5 * F.l1_loss(given.diff(dim=axis), batch.diff(dim=axis))
-        for ours, theirs in zip(_early(reader, given), _early(reader, batch)):
-            loss = loss + 0.1 * F.mse_loss(ours, theirs)
+            loss = loss + F.l1_loss(given.diff(dim=axis), batch.diff(dim=axis))
+        for stage in range(4):
+            # each of the classifier's stages reads the one before it: convolution, normalisation, activation
+            ours, theirs = stages[: 3 * stage + 3](given), stages[: 3 * stage + 3](batch)
+            loss = loss + 0.25 * (F.normalize(ours, dim=1) - F.normalize(theirs, dim=1)).square().sum(1).mean()
         return loss
 
-    Trainer("vae", [vae], 2200, 1.5e-3, args).run(loss_of)
+    Trainer("vae", [vae], 2200, 1.5e-3, args).run(lambda step: loss_of(some(16, SIDE), 0.25, 1e-3))
+    Trainer("vae crops", [vae], 4000, 1.5e-3, args).run(
+        lambda step: loss_of(some(7, SIDE) if step % 4 == 0 else some(16, 64), 0.18, 1e-4)
+    )
     with torch.no_grad():
         spread = torch.cat([vae.encode(part.float() / 127.5 - 1)[0] for part in pixels[:2048].split(64)]).std()
     _save({"": vae}, args.out / "vae.safetensors", latent_scale=1 / spread.cpu())
@@ -259,12 +272,6 @@ def train_unet(args: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
 def _all(chunks: Iterator[tuple[list[Picture], torch.Tensor]]) -> tuple[list[Picture], torch.Tensor]:
     parts = list(chunks)
     return [picture for pictures, _ in parts for picture in pictures], torch.cat([pixels for _, pixels in parts])
-
-
-def _early(reader: Classifier, pictures: torch.Tensor) -> list[torch.Tensor]:
-    """The classifier's first two stages, each at its own scale."""
-    first = reader.body[:3](pictures)
-    return [first, reader.body[3:6](first)]
 
 
 def _save(parts: dict[str, nn.Module], path: Path, **more: torch.Tensor) -> None:
