@@ -125,7 +125,8 @@ def peer(sampler: str, schedule: str) -> Method:
     def make(noise: NoiseModel, nfe: int, cfg_scale: float) -> Optional[Plan]:
         # Heun makes two calls a step, and one where it ends at 0
         heun = sampler == "Heun"
-        if heun and nfe % 2 == 0:
+        # k-diffusion's SDE samplers fail on a single step to 0
+        if (heun and nfe % 2 == 0) or (sampler.endswith("SDE") and nfe < 2):
             return None
         sigmas = SCHEDULES[schedule](noise, (nfe + 1) // 2 if heun else nfe)
         if heun and sigmas[-1] > 0:

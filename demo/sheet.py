@@ -9,22 +9,22 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from .runs import HP, KARRAS, REFERENCE, Comparison, Run
-from .scenes import SCENES
+from .methods import AUTO, KARRAS
+from .runs import REFERENCE, SHOWN, Comparison, Run
 
 __all__ = ["COLOURS", "contact_sheet"]
 
-COLOURS = {REFERENCE: "#4b5563", KARRAS: "#b45309", HP: "#1d4ed8"}
+COLOURS = {REFERENCE: "#4b5563", KARRAS.name: "#b45309", AUTO.name: "#1d4ed8"}
 INK, MUTED, PAPER = "#1f2937", "#6b7280", "#ffffff"
 
-CELL, GAP, BLOCK_GAP = 120, 6, 26
-MARGIN, LABELS = 24, 132
-HEADER, FOOTER = 132, 136
+CELL, GAP, BLOCK_GAP = 144, 6, 26
+MARGIN, LABELS = 24, 150
+HEADER, FOOTER = 132, 156
 
 
 def contact_sheet(comparison: Comparison) -> Image.Image:
     """The sheet of the first image of every caption."""
-    rows = min(comparison.images, len(SCENES))
+    rows = min(len(comparison.told), len(SHOWN))
     lefts = _lefts(comparison.shown)
     width = lefts[-1] + CELL + MARGIN
     sheet = Image.new("RGB", (width, HEADER + rows * (CELL + GAP) + FOOTER), PAPER)
@@ -50,7 +50,7 @@ def _lefts(runs: list[Run]) -> list[int]:
 
 def _title(pen: ImageDraw.ImageDraw, comparison: Comparison) -> None:
     pen.text((MARGIN, 18), "Same captions, same seeds, fewer calls", INK, _font(22, bold=True))
-    note = f"an exact toy denoiser, not Stable Diffusion  ·  guidance scale {comparison.cfg_scale:g}"
+    note = f"the tiny trained model of this repository, not Stable Diffusion  ·  CFG {comparison.cfg_scale:g}"
     pen.text((MARGIN, 49), note, MUTED, _font(14))
 
 
@@ -63,37 +63,38 @@ def _block_headers(pen: ImageDraw.ImageDraw, runs: list[Run], lefts: list[int]) 
 
 
 def _row_labels(pen: ImageDraw.ImageDraw, comparison: Comparison, rows: int) -> None:
-    for row, caption in enumerate(list(SCENES)[:rows]):
+    for row, picture in enumerate(comparison.told[:rows]):
         middle = HEADER + row * (CELL + GAP) + CELL / 2
-        lines = textwrap.wrap(caption, 14, break_on_hyphens=False)
-        top = middle - 10 * len(lines)
+        lines = textwrap.wrap(picture.caption(), 18)
+        top = middle - 9 * len(lines)
         for i, line in enumerate(lines):
-            pen.text((MARGIN, top + 20 * i), line, INK, _font(15), anchor="lm")
-        pen.text((MARGIN, top + 20 * len(lines) + 1), f"seed {comparison.seed + row}", MUTED, _font(12), anchor="lm")
+            pen.text((MARGIN, top + 18 * i), line, INK, _font(13), anchor="lm")
+        pen.text((MARGIN, top + 18 * len(lines) + 1), f"seed {comparison.seed + row}", MUTED, _font(12), anchor="lm")
 
 
 def _column(
     sheet: Image.Image, pen: ImageDraw.ImageDraw, comparison: Comparison, run: Run, left: int, rows: int
 ) -> None:
     middle = left + CELL / 2
-    heading = f"{run.plan.steps} steps" if run.plan else "the ODE itself"
+    heading = f"{run.nfe} steps" if run.plan else "the ODE itself"
     pen.text((middle, 121), heading, INK, _font(14), anchor="ms")
-    for row, picture in enumerate(comparison.gallery.pictures(run.states[:rows], CELL)):
-        sheet.paste(Image.fromarray(picture), (left, HEADER + row * (CELL + GAP)))
+    pixels = (run.pictures[:rows].permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
+    for row, picture in enumerate(pixels):
+        enlarged = Image.fromarray(picture).resize((CELL, CELL), Image.Resampling.BICUBIC)
+        sheet.paste(enlarged, (left, HEADER + row * (CELL + GAP)))
     foot = HEADER + rows * (CELL + GAP)
     pen.text((middle, foot + 26), f"{run.nfe} NFE", INK, _font(15, bold=True), anchor="ms")
     pen.text((middle, foot + 48), f"{_short(run.ms_per_image)} ms per image", MUTED, _font(12), anchor="ms")
-    pen.text((middle, foot + 68), f"error {run.error:.2f}" if run.plan else "–", INK, _font(13), anchor="ms")
+    pen.text((middle, foot + 68), f"reads {100 * run.read:.0f} %", INK, _font(13), anchor="ms")
+    pen.text((middle, foot + 88), f"distance {run.error:.2f}" if run.plan else "–", INK, _font(13), anchor="ms")
 
 
 def _footnotes(pen: ImageDraw.ImageDraw, comparison: Comparison, top: int) -> None:
     notes = [
-        "NFE: guided calls of the denoiser.  Error: distance to the reference, relative to its size, over "
-        f"{comparison.images} images."
+        "NFE: guided calls of the network.  Reads: a classifier finds colour and shape of the caption in the picture.",
+        "Distance: of the latents to where the guided equation itself leads, relative to its size. "
+        f"Over {len(comparison.told)} images.",
     ]
-    kept = [f"{float(run.plan.sigmas[-1]):.2f}" for run in comparison.shown if run.plan and run.plan.sigmas[-1] > 0]
-    if kept:
-        notes.append(f"Grain: HP Auto leaves noise to a decoder (sigma {min(kept)} to {max(kept)}); here is none.")
     for i, note in enumerate(notes):
         pen.text((MARGIN, top + 18 * i), note, MUTED, _font(12), anchor="ls")
 

@@ -281,7 +281,7 @@ def _decoder_plot(path: Path, rows: Sequence[Row]) -> None:
 def _loss_plot(path: Path, rows: Sequence[Row]) -> None:
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     figure = Figure(figsize=(3.0 * len(stages), 2.6), dpi=110, layout="constrained")
-    for axes, stage in zip(figure.subplots(1, len(stages)), stages):
+    for axes, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages):
         own = [row for row in rows if row["stage"] == stage]
         axes.plot([int(row["step"]) for row in own], [float(row["loss"]) for row in own], color=COLOURS[0])
         axes.set_yscale("log")

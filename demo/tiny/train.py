@@ -161,7 +161,7 @@ def train_vae(args: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
     reader = Classifier(answers()).to(args.device)
     reader.load_state_dict(_read(args.out / "classifier.safetensors"))
     reader.requires_grad_(False)
-    stages = reader.body[:12]
+    stages = [nn.Sequential(*list(reader.body)[: 3 * count]) for count in (1, 2, 3, 4)]
 
     def some(count: int, side: int) -> torch.Tensor:
         top, left = torch.randint(SIDE - side + 1, (2,)).tolist()
@@ -179,9 +179,8 @@ def train_vae(args: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
         loss = F.l1_loss(given, batch) + 2 * F.mse_loss(given, batch) + kl_weight * kl
         for axis in (-1, -2):
             loss = loss + F.l1_loss(given.diff(dim=axis), batch.diff(dim=axis))
-        for stage in range(4):
-            # each of the classifier's stages reads the one before it: convolution, normalisation, activation
-            ours, theirs = stages[: 3 * stage + 3](given), stages[: 3 * stage + 3](batch)
+        for stage in stages:
+            ours, theirs = stage(given), stage(batch)
             loss = loss + 0.25 * (F.normalize(ours, dim=1) - F.normalize(theirs, dim=1)).square().sum(1).mean()
         return loss
 
