@@ -11,7 +11,8 @@ from hpsampler.noise import NoiseModel
 from hpsampler.recipes import Recipe
 from hpsampler.schedule import base_karras
 
-from .runs import KARRAS, Plan
+from .methods import KARRAS
+from .runs import Run
 
 __all__ = ["draw_schedules"]
 
@@ -25,12 +26,12 @@ CUT = "the cut: HP spreads its steps nearly\nevenly in time, from the start to h
 KARRAS_SHADES, HP_SHADES = ("#d97706", "#92400e"), ("#60a5fa", "#2563eb", "#1e3a8a")
 
 
-def draw_schedules(plans: list[Plan], noise: NoiseModel, path: Path) -> None:
-    """Write the plot of the shown plans as PNG."""
+def draw_schedules(runs: list[Run], noise: NoiseModel, path: Path) -> None:
+    """Write the plot of the runs' schedules as PNG."""
     figure = Figure(figsize=(11, 4.6), dpi=110, facecolor="white", layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
-    _sigmas_per_step(left, [plan for plan in plans if plan.shown])
-    _cuts(right, [plan.recipe for plan in plans if plan.recipe], noise)
+    _sigmas_per_step(left, [run for run in runs if run.plan])
+    _cuts(right, [run.plan.recipe for run in runs if run.plan and run.plan.recipe], noise)
     left.set_yscale("log")
     left.set_ylim(FLOOR * 0.85, 22)
     left.set_yticks((FLOOR, *TICKS), ("0", *(f"{tick:g}" for tick in TICKS)))
@@ -41,11 +42,12 @@ def draw_schedules(plans: list[Plan], noise: NoiseModel, path: Path) -> None:
     figure.savefig(path)
 
 
-def _sigmas_per_step(axes: Any, plans: list[Plan]) -> None:
+def _sigmas_per_step(axes: Any, runs: list[Run]) -> None:
     shades = {True: iter(KARRAS_SHADES), False: iter(HP_SHADES)}
-    for plan in plans:
-        colour, sigmas = next(shades[plan.name == KARRAS]), plan.sigmas.tolist()
-        label = f"{plan.name}, {plan.steps} steps"
+    for run in runs:
+        assert run.plan is not None
+        colour, sigmas = next(shades[run.method is KARRAS]), run.plan.sigmas.tolist()
+        label = f"{run.name}, {run.nfe} steps"
         ends_at_zero = sigmas[-1] == 0
         points = sigmas[:-1] if ends_at_zero else sigmas
         axes.plot(range(len(points)), points, "o-", color=colour, markersize=4.5, linewidth=1.8, label=label)
@@ -57,7 +59,7 @@ def _sigmas_per_step(axes: Any, plans: list[Plan]) -> None:
     axes.set_title("Noise level per step", loc="left", fontsize=11)
     axes.set_xlabel("step")
     axes.set_ylabel("sigma")
-    axes.set_xticks(range(0, max(plan.steps for plan in plans) + 1, 2))
+    axes.set_xticks(range(0, max(run.nfe for run in runs) + 1, 2))
     axes.legend(frameon=False, fontsize=9, loc="upper right")
 
 

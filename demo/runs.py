@@ -1,142 +1,133 @@
 """The runs that the demonstration compares: same noise, same captions, different schedules and solvers.
 
-What is measured of a run: its calls of the denoiser (counted, not assumed), its time, and how far it ends from where
-the guided ODE itself leads from the same noise.
+What is measured of a run: its calls of the network (counted, not assumed), its time with the decoding, how many of the
+captions are read from its pictures, and how far it ends from where the guided ODE itself leads from the same noise.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Optional
 
-import numpy as np
 import torch
 
-from hpsampler.noise import NoiseModel
-from hpsampler.recipes import Recipe, recipe_for
-from hpsampler.schedule import base_karras
-from hpsampler.solvers import SOLVERS, sample_dpmpp_2m
+from hpsampler.recipes import Recipe
+from hpsampler.solvers import SOLVERS
 
-from .gallery import Gallery
-from .problems import reference_endpoint, relative_error
+from .methods import AUTO, KARRAS, Method, Plan
+from .tiny.model import TinyModel, seeded_noise
+from .tiny.pictures import Picture, captioned
 
-__all__ = ["HP", "KARRAS", "REFERENCE", "Comparison", "Plan", "Run", "compare", "plans", "stable_diffusion_noise"]
+__all__ = ["REFERENCE", "REFERENCE_STEPS", "SHOWN", "Comparison", "Run", "compare", "reference_endpoint", "runs_of"]
 
-REFERENCE, KARRAS, HP = "Reference", "DPM++ 2M Karras", "HP Auto"
+REFERENCE = "Reference"
+REFERENCE_STEPS = 120
 
-REPEATS = 5
-"""A run is timed this many times; the median counts."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One way to sample: ``shown`` on the contact sheet, or only in the table."""
-
-    name: str
-    steps: int
-    sigmas: torch.Tensor
-    solver: Callable[..., torch.Tensor]
-    options: dict[str, Any] = field(default_factory=dict)
-    recipe: Recipe | None = None
-    shown: bool = True
+SHOWN = (
+    Picture("red", "heart", "large", "plain", "beige", "middle"),
+    Picture("yellow", "moon", "large", "plain", "navy", "top"),
+    Picture("blue", "star", "large", "checked", "grey", "middle"),
+    Picture("green", "triangle", "large", "striped", "brown", "bottom"),
+    Picture("pink", "ring", "large", "dotted", "black", "left"),
+    Picture("white", "circle", "small", "dotted", "teal", "right"),
+    Picture("orange", "cross", "large", "checked", "navy", "right"),
+    Picture("purple", "square", "small", "striped", "beige", "left"),
+)
+"""The captions on the sheet; every shape and colour once."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What came of a plan; of the reference where ``plan`` is None."""
+    """What came of a plan; of the reference where ``plan`` is None.
 
-    plan: Plan | None
-    states: torch.Tensor
+    Attributes:
+        pictures: (n, 3, 96, 96), from 0 to 1.
+        ms_per_image: sampling and decoding.
+        error: distance of the latents to the reference's, relative to its RMS.
+        read: share of pictures in which the classifier reads the caption's colour and shape.
+    """
+
+    method: Optional[Method]
+    plan: Optional[Plan]
+    pictures: torch.Tensor
     nfe: int
     ms_per_image: float
     error: float
+    read: float
+    shown: bool = True
 
     @property
     def name(self) -> str:
-        return self.plan.name if self.plan else REFERENCE
+        return self.method.name if self.method else REFERENCE
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runs, the reference first, on image i of caption ``i % len(captions)`` with seed ``seed + i``."""
+    """All runs, the reference first; image i is of ``told[i]`` with seed ``seed + i``."""
 
-    gallery: Gallery
     runs: tuple[Run, ...]
+    told: tuple[Picture, ...]
     cfg_scale: float
     seed: int
 
     @property
-    def images(self) -> int:
-        return len(self.runs[0].states)
-
-    @property
     def shown(self) -> list[Run]:
-        return [run for run in self.runs if run.plan is None or run.plan.shown]
+        return [run for run in self.runs if run.shown]
 
 
-def stable_diffusion_noise() -> NoiseModel:
-    """Stable Diffusion's own noise table: scaled-linear betas from 0.00085 to 0.012."""
-    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-    return NoiseModel.from_alphas_cumprod(np.cumprod(1 - betas))
+def runs_of() -> list[tuple[Method, int, bool]]:
+    """Method, NFE, and whether it is on the sheet; 2M Karras at 6 and 8 too, so that equal NFE can be compared."""
+    karras = [(KARRAS, nfe, nfe in (20, 5)) for nfe in (20, 5, 6, 8)]
+    return karras + [(AUTO, nfe, True) for nfe in (5, 6, 8)]
 
 
-def plans(noise: NoiseModel, cfg_scale: float) -> list[Plan]:
-    """What is compared; 2M Karras at 6 and 8 steps too, so that every number of calls can be compared."""
-    karras = [_karras(noise, steps, shown=steps in (20, 5)) for steps in (20, 5, 6, 8)]
-    return karras + [_hp(noise, steps, cfg_scale) for steps in (5, 6, 8)]
+def reference_endpoint(model: TinyModel, denoiser: Callable[..., torch.Tensor], noise: torch.Tensor) -> torch.Tensor:
+    """Where the guided ODE itself leads from unit noise: many steps of DPM++ 2M, even in time, extrapolated to 0."""
+    recipe = Recipe(
+        REFERENCE, REFERENCE_STEPS, 8, 5.0, 6, time_rho=1.0, end_sigma=0.03, ending="extrapolate", solver="dpmpp_2m"
+    )
+    sigmas = recipe.sigmas(model.noise)
+    return SOLVERS[recipe.solver](denoiser, noise * float(sigmas[0]), sigmas, **recipe.options())
 
 
-def _karras(noise: NoiseModel, steps: int, shown: bool) -> Plan:
-    sigmas = torch.tensor([*base_karras(steps, 7.0, noise.sigma_min, noise.sigma_max), 0.0], dtype=torch.float32)
-    return Plan(KARRAS, steps, sigmas, sample_dpmpp_2m, shown=shown)
-
-
-def _hp(noise: NoiseModel, steps: int, cfg_scale: float) -> Plan:
-    recipe = recipe_for("sd1", steps, cfg_scale)
-    options = {"extrapolate": True} if recipe.ending == "extrapolate" else {}
-    return Plan(HP, steps, recipe.sigmas(noise), SOLVERS[recipe.solver], options, recipe)
-
-
-class _Calls:
-    """Counts the calls of the denoiser, and passes each on."""
-
-    def __init__(self, on_call: Callable[[], object]) -> None:
-        self.count, self.on_call = 0, on_call
-
-    def __call__(self) -> None:
-        self.count += 1
-        self.on_call()
-
-
-def compare(gallery: Gallery, images: int, seed: int, cfg_scale: float, on_call: Callable[[], object]) -> Comparison:
-    """Sample every plan and the reference; ``on_call`` is called once per call of the denoiser."""
-    table = stable_diffusion_noise()
-    calls = _Calls(on_call)
-    watched = replace(gallery, on_call=calls)
+def compare(
+    model: TinyModel, images: int, seed: int, cfg_scale: float, on_call: Optional[Callable[[], object]] = None
+) -> Comparison:
+    """Sample every run and the reference; ``on_call`` is called once per call of the network."""
+    told = [*SHOWN, *captioned(images)][:images]
+    prompts = [picture.caption() for picture in told]
     seeds = range(seed, seed + images)
-    noise = torch.from_numpy(np.stack([np.random.default_rng(each).standard_normal(gallery.dims) for each in seeds]))
+    noise = seeded_noise(seeds).to(model.device)
 
-    began = time.perf_counter()
-    endpoint = reference_endpoint(watched, noise, cfg_scale, table.sigma_max)
-    elapsed = time.perf_counter() - began
-    runs = [Run(None, endpoint, calls.count, 1e3 * elapsed / images, 0.0)]
+    def timed(sample: Callable[[Callable[..., torch.Tensor]], torch.Tensor], plan: Optional[Plan]) -> _Drawn:
+        denoiser = model.denoiser(prompts, cfg_scale, freeu=plan.freeu if plan else (), on_call=on_call)
+        began = time.perf_counter()
+        latents = sample(denoiser)
+        pictures = model.decode(latents)
+        return _Drawn(latents, pictures, denoiser.calls, 1e3 * (time.perf_counter() - began) / images)
 
-    model = watched.model(gallery.labels(images), cfg_scale)
-    drawn = plans(table, cfg_scale)
-    times: list[list[float]] = [[] for _ in drawn]
-    # in turn, so that whatever else the machine does meets all of them
-    for _ in range(REPEATS):
-        sampled = []
-        for plan, taken in zip(drawn, times, strict=True):
-            calls.count = 0
-            began = time.perf_counter()
-            states = plan.solver(model, noise * float(plan.sigmas[0]), plan.sigmas, **plan.options)
-            taken.append(time.perf_counter() - began)
-            sampled.append((plan, states, calls.count))
-    for (plan, states, nfe), taken in zip(sampled, times, strict=True):
-        ms_per_image = 1e3 * statistics.median(taken) / images
-        runs.append(Run(plan, states, nfe, ms_per_image, relative_error(states, endpoint)))
-    return Comparison(gallery, tuple(runs), cfg_scale, seed)
+    aim = timed(lambda denoiser: reference_endpoint(model, denoiser, noise), None)
+    runs = [Run(None, None, aim.pictures, aim.nfe, aim.ms_per_image, 0.0, _read(model, aim.pictures, told))]
+    for method, nfe, shown in runs_of():
+        plan = method.plan(model.noise, nfe, cfg_scale)
+        assert plan is not None, method.name
+        drawn = timed(lambda denoiser, plan=plan: plan.run(denoiser, noise, seeds), plan)  # type: ignore[misc]
+        error = float((drawn.latents - aim.latents).square().mean().sqrt() / aim.latents.square().mean().sqrt())
+        read = _read(model, drawn.pictures, told)
+        runs.append(Run(method, plan, drawn.pictures, drawn.nfe, drawn.ms_per_image, error, read, shown))
+    return Comparison(tuple(runs), tuple(told), cfg_scale, seed)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    latents: torch.Tensor
+    pictures: torch.Tensor
+    nfe: int
+    ms_per_image: float
+
+
+def _read(model: TinyModel, pictures: torch.Tensor, told: Sequence[Picture]) -> float:
+    right = model.right(model.features(pictures), told)
+    return float((right["colour"] & right["shape"]).float().mean())

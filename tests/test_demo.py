@@ -1,4 +1,4 @@
-"""The demonstration: its toy denoiser is exact, its files are whole, its numbers repeat; and what perf measures."""
+"""The demonstration: its files are whole, its numbers repeat, its counts are true; and what perf measures."""
 
 from __future__ import annotations
 
@@ -12,60 +12,9 @@ import torch
 from PIL import Image
 
 from demo import draw, perf
-from demo.gallery import DRAWN, gallery
+from demo.methods import AUTO, KARRAS
 from demo.oracles_import import k_diffusion_sampling
-from demo.problems import Problem
-from demo.runs import HP, KARRAS, plans, stable_diffusion_noise
-from demo.scenes import SCENES, draw_scenes
 from demo.sheet import CELL, GAP, HEADER, contact_sheet
-
-TINY = ("--images", "8", "--modes", "16", "--quiet")
-
-# ---- the toy ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_quick_denoiser_is_the_defined_one():
-    quick = gallery(modes=4)
-    defined = Problem("the definition", quick.means, quick.variances)
-    labels = quick.labels(10)
-    x = torch.from_numpy(np.random.default_rng(0).standard_normal((10, quick.dims)))
-    for sigma in (14.6, 3.0, 0.4, 0.03):
-        for cfg_scale in (1.0, 5.0):
-            levels = torch.full((10,), sigma)
-            levels[::3] *= 1.5
-            ours = quick.denoise(x * sigma, levels, labels, cfg_scale)
-            torch.testing.assert_close(ours, defined.denoise(x * sigma, levels, labels, cfg_scale))
-
-
-def test_the_gallery_is_normalised_and_shows_what_was_drawn():
-    toy = gallery(modes=16)
-    total = (toy.means**2).mean() + toy.variances.mean()
-    assert abs(float(total) - 1) < 1e-12 and abs(float(toy.means.mean((0, 1)).abs().max())) < 1e-12
-    for label, caption in enumerate(SCENES):
-        drawn = draw_scenes(caption, 16, DRAWN, 0)
-        shown = toy.pictures(toy.means[label], DRAWN) / 255
-        assert np.abs(shown - drawn).mean() < 0.03, caption
-    assert toy.pictures(toy.means[0, :2], 77).shape == (2, 77, 77, 3)
-
-
-def test_captions_are_told_on_the_way_and_not_by_pure_noise():
-    toy = gallery()
-    rng = np.random.default_rng(0)
-    modes = toy.means.flatten(0, 1)[:: toy.means.shape[1] // 8]
-    noise = torch.from_numpy(rng.standard_normal(modes.shape))
-    spread = torch.from_numpy(rng.standard_normal(modes.shape)) * toy.variances[0, 0].sqrt()
-
-    def perplexity(x: torch.Tensor, sigma: float) -> float:
-        """Of the posterior over captions: from 1, certain, to their number."""
-        total = toy.variances[0, 0] + sigma**2
-        distance = ((x[:, None, None] - toy.means) ** 2 / total).sum(-1)
-        posterior = (-0.5 * distance).flatten(1).softmax(-1).view(len(x), toy.classes, -1).sum(-1)
-        return float((-(posterior * posterior.clamp_min(1e-30).log()).sum(-1)).exp().mean())
-
-    few, largest = slice(None, None, 4), 14.6
-    assert perplexity(noise[few] * largest, largest) > 4
-    assert perplexity((modes + spread + noise)[few], 1.0) < 1.1
-
 
 # ---- drawing ---------------------------------------------------------------------------------------------------------
 
@@ -74,11 +23,11 @@ def test_captions_are_told_on_the_way_and_not_by_pure_noise():
 def drawn(tmp_path_factory):
     """The folder and the comparison of a run that is large enough for its errors to tell something."""
     out = tmp_path_factory.mktemp("demo") / "not" / "there yet"
-    return out, draw.main(["--images", "32", "--modes", "32", "--quiet", "--out", str(out)])
+    return out, draw.main(["--images", "16", "--quiet", "--out", str(out)])
 
 
-def errors_of(comparison):
-    return {(run.name, run.plan.steps): run.error for run in comparison.runs if run.plan}
+def by_run(comparison, figure):
+    return {(run.name, run.nfe): getattr(run, figure) for run in comparison.runs if run.plan}
 
 
 def test_drawing_writes_whole_files(drawn):
@@ -89,48 +38,44 @@ def test_drawing_writes_whole_files(drawn):
             image.load()
             assert image.width > 900 and np.asarray(image.convert("L")).std() > 10
     html = (out / "index.html").read_text(encoding="utf-8")
-    assert "not Stable Diffusion" in html
+    assert re.search(r"not Stable\s+Diffusion", html)
     assert re.findall(r'(?:src|href)="(.{0,21})', html) == ["data:image/png;base64"] * 2
     numbers = json.loads((out / "numbers.json").read_text())
     assert [run["nfe"] for run in numbers["runs"]] == [run.nfe for run in comparison.runs]
 
 
-def test_every_run_spends_as_many_calls_as_it_has_steps(drawn):
+def test_the_sheet_shows_the_runs_that_were_promised(drawn):
     _, comparison = drawn
-    assert comparison.runs[0].nfe == draw.REFERENCE_CALLS
     shown = [(run.name, run.nfe) for run in comparison.shown[1:]]
-    assert shown == [(KARRAS, 20), (KARRAS, 5), (HP, 5), (HP, 6), (HP, 8)]
-    assert all(run.nfe == run.plan.steps for run in comparison.runs[1:])
+    assert shown == [(KARRAS.name, 20), (KARRAS.name, 5), (AUTO.name, 5), (AUTO.name, 6), (AUTO.name, 8)]
+    assert all(run.nfe == run.plan.nfe for run in comparison.runs[1:])
 
 
-def test_errors_are_as_known_of_exact_denoisers(drawn):
-    errors = errors_of(drawn[1])
-    assert errors[HP, 8] <= errors[HP, 6] <= errors[HP, 5]  # no step more raises the error
-    assert errors[HP, 5] < errors[KARRAS, 5]
-    assert errors[KARRAS, 20] == min(errors.values())  # and none of this is as near as 20 steps
-    # the residual noise that HP keeps at this guidance is an error here, where no decoder takes it up
-    assert min(error for (name, _), error in errors.items() if name == HP) > 0.13
+def test_the_pictures_show_what_the_captions_say(drawn):
+    read = by_run(drawn[1], "read")
+    assert drawn[1].runs[0].read >= 0.75 and read[KARRAS.name, 20] >= 0.75
+    assert min(read[AUTO.name, nfe] for nfe in (5, 6, 8)) >= 0.6
+
+
+def test_twenty_steps_are_nearest_to_the_equation(drawn):
+    errors = by_run(drawn[1], "error")
+    assert errors[KARRAS.name, 20] == min(errors.values())
+    assert errors[AUTO.name, 5] < errors[KARRAS.name, 5]
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not(tmp_path):
+    tiny = ("--images", "2", "--quiet")
     out = [tmp_path / "first", tmp_path / "again", tmp_path / "another"]
-    first = draw.main([*TINY, "--out", str(out[0])])
-    again = draw.main([*TINY, "--out", str(out[1])])
+    first = draw.main([*tiny, "--out", str(out[0])])
+    again = draw.main([*tiny, "--out", str(out[1])])
     for one, other in zip(first.runs, again.runs, strict=True):
-        assert torch.equal(one.states, other.states), one.name
+        assert torch.equal(one.pictures, other.pictures), one.name
     assert (out[0] / "schedules.png").read_bytes() == (out[1] / "schedules.png").read_bytes()
     sheets = [np.asarray(contact_sheet(comparison)) for comparison in (first, again)]
-    times = HEADER + 8 * (CELL + GAP) + 30  # the line of a sheet from which times are written
+    times = HEADER + 2 * (CELL + GAP) + 30  # the line of a sheet from which times are written
     assert np.array_equal(*(sheet[:times] for sheet in sheets))
-    other = draw.main([*TINY, "--seed", "2", "--out", str(out[2])])
-    assert not torch.equal(first.runs[-1].states, other.runs[-1].states)
-
-
-def test_low_guidance_ends_without_noise_and_is_told_so(tmp_path):
-    comparison = draw.main(["--images", "3", "--modes", "4", "--cfg", "2", "--quiet", "--out", str(tmp_path)])
-    assert all(run.plan.sigmas[-1] == 0 for run in comparison.runs[1:])
-    assert all(plan.options == {"extrapolate": True} for plan in plans(stable_diffusion_noise(), 2.0) if plan.recipe)
-    assert "grain" not in (tmp_path / "index.html").read_text(encoding="utf-8")
+    other = draw.main([*tiny, "--seed", "2", "--out", str(out[2])])
+    assert not torch.equal(first.runs[-1].pictures, other.runs[-1].pictures)
 
 
 def test_a_number_of_images_below_one_is_refused(capsys):
