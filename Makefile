@@ -4,10 +4,14 @@ VENV ?= .venv
 OUT ?= out
 PY := $(VENV)/bin/python
 
-.PHONY: demo test lint types unit perf clean
+.PHONY: demo demo-ui test lint types unit perf clean
 
 demo: $(VENV)/.installed
 	$(PY) -m demo.draw --out $(OUT)/demo
+
+# The accordion on a page of its own, drawing with the tiny model: http://127.0.0.1:7870
+demo-ui: $(VENV)/.installed
+	$(PY) -m demo.ui
 
 test: lint types unit
 
