@@ -4,7 +4,7 @@ VENV ?= .venv
 OUT ?= out
 PY := $(VENV)/bin/python
 
-.PHONY: demo demo-ui test lint types unit perf clean
+.PHONY: demo demo-ui bench test lint types unit perf clean
 
 demo: $(VENV)/.installed
 	$(PY) -m demo.draw --out $(OUT)/demo
@@ -25,6 +25,10 @@ types: $(VENV)/.installed
 # With HPS_WEBUI set to an A1111 v1.10.1 folder (its venv inside), the tests in tests/webui/ run too.
 unit: $(VENV)/.installed
 	$(PY) -m pytest
+
+# Tables and plots in docs/; under an hour on two cores.
+bench: $(VENV)/.installed
+	$(PY) -m demo.bench
 
 perf: $(VENV)/.installed
 	$(PY) -m demo.perf

@@ -23,7 +23,7 @@ from .tiny.pictures import Picture, captioned
 __all__ = ["REFERENCE", "REFERENCE_STEPS", "SHOWN", "Comparison", "Run", "compare", "reference_endpoint", "runs_of"]
 
 REFERENCE = "Reference"
-REFERENCE_STEPS = 120
+REFERENCE_STEPS = 80
 
 SHOWN = (
     Picture("red", "heart", "large", "plain", "beige", "middle"),

@@ -156,7 +156,7 @@ def test_every_cell_has_its_own_name_and_the_deciding_ones_have_the_samples():
     assert all(
         cell.samples == grid.MANY >= 2000
         for cell in deciding
-        if cell.method.name in {method.name for method in grid.deciding_methods()}
+        if cell.method.name in {method.name for method in grid.candidates()}
     )
     whole = {(cell.method.name, cell.nfe, cell.cfg_scale) for cell in grid.cells(full=True)}
     assert {(cell.method.name, cell.nfe, cell.cfg_scale) for cell in grid.cells()} <= whole
@@ -192,6 +192,7 @@ def test_a_run_is_measured_whole_and_goes_on_where_it_stopped(tmp_path, monkeypa
     for module in (grid, tiny):
         monkeypatch.setattr(module, "BATCH", 4)
         monkeypatch.setattr(module, "COMMON", 4)
+        monkeypatch.setattr(module, "AIMED", 4)
     monkeypatch.setattr(tiny.TinyModel, "load", classmethod(lambda cls, *_: random_model))
     monkeypatch.setattr("demo.runs.REFERENCE_STEPS", 12)
     chosen = [grid.Cell(AUTO, 5, 5.0, 8), grid.Cell(coupled("DPM++ 2M", freeu="late"), 5, 5.0, 4)]

@@ -1,7 +1,8 @@
 """Which cells the bench measures, and on how many samples.
 
-Every cell is measured on the first ``COMMON`` samples, so that all can be compared; those that decide the Auto rule,
-and the yardsticks they are held to, on ``MANY``. ``full=True`` is the whole grid at ``MANY``, for a machine with a GPU.
+Every cell is measured on the first ``COMMON`` samples, so that all can be compared; those between which the Auto rule
+decides, and the yardsticks they are held to, on ``MANY``. Distances to the reference endpoint are over ``AIMED``
+samples, as their errors are small. ``full=True`` is the whole grid at ``MANY``, for a machine with a GPU.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from typing import Any
 
 from ..methods import AUTO, KARRAS, Method, coupled, diffusers_method, peer
 
-__all__ = ["BATCH", "CFG_SCALES", "COMMON", "MANY", "NFE", "Cell", "all_methods", "cells"]
+__all__ = ["AIMED", "BATCH", "CFG_SCALES", "COMMON", "MANY", "NFE", "Cell", "all_methods", "cells"]
 
 NFE = (4, 5, 6, 7, 8, 10, 20, 50)
 CFG_SCALES = (1.0, 3.0, 5.0, 7.5)
-COMMON, MANY, BATCH = 500, 2000, 125
+COMMON, MANY, AIMED, BATCH = 500, 2000, 250, 125
 
 DECIDING_NFE = (5, 6, 8)
 DECIDING_CFG = (3.0, 5.0, 7.5)
@@ -39,31 +40,33 @@ class Cell:
         return f"{self.method.name}|{self.nfe}"
 
 
-def deciding_methods() -> list[Method]:
-    """What the Auto rule chooses from, and the host's default."""
+def candidates() -> list[Method]:
+    """What the Auto rule decides between."""
+    return [coupled(FIRST, "keep"), coupled(SECOND, "keep"), coupled(SECOND, "extrapolated"), AUTO]
+
+
+def near_methods() -> list[Method]:
+    """Their neighbours: other endings, Free-U, the schedules that people use."""
     return [
-        coupled(FIRST, "keep"),
         coupled(FIRST, "zero"),
-        coupled(SECOND, "keep"),
         coupled(SECOND, "zero"),
-        coupled(SECOND, "extrapolated"),
         coupled(SECOND, "one more call"),
         coupled("UniPC", "keep", label="UniPC-2", **UNIPC),
         coupled("UniPC", "zero", label="UniPC-2", **UNIPC),
+        coupled(FIRST, "keep", freeu="late"),
         coupled(SECOND, "keep", freeu="late"),
+        coupled(SECOND, "zero", freeu="late"),
         peer(SECOND, "SGM Uniform"),
         KARRAS,
-        AUTO,
     ]
 
 
 def other_methods() -> list[Method]:
+    """Peers, and what is known not to be a candidate."""
     return [
         coupled(FIRST, "one more call"),
-        coupled(FIRST, "keep", freeu="late"),
         coupled(FIRST, "keep", freeu="always"),
         coupled(SECOND, "keep", freeu="always"),
-        coupled(SECOND, "zero", freeu="late"),
         coupled("UniPC", "extrapolated", label="UniPC-2", **UNIPC),
         coupled("UniPC", "keep", label="UniPC-1 of the paper", **PAPER_UNIPC),
         *(peer(SECOND, schedule) for schedule in ("Exponential", "Align Your Steps", "Simple", "Beta", "KL Optimal")),
@@ -75,23 +78,22 @@ def other_methods() -> list[Method]:
 
 
 def all_methods() -> list[Method]:
-    return [*deciding_methods(), *other_methods()]
+    return [*candidates(), *near_methods(), *other_methods()]
 
 
 def cells(full: bool = False) -> list[Cell]:
     """The default run, or the whole grid."""
     if full:
         return [Cell(m, nfe, cfg, MANY) for cfg in CFG_SCALES for nfe in NFE for m in all_methods()]
-    chosen = [
-        Cell(method, nfe, cfg, MANY) for cfg in DECIDING_CFG for nfe in DECIDING_NFE for method in deciding_methods()
-    ]
-    chosen += [Cell(method, nfe, 1.0, COMMON) for nfe in DECIDING_NFE for method in deciding_methods()]
-    chosen += [Cell(method, nfe, cfg, COMMON) for cfg in (3.0, 7.5) for nfe in (5, 8) for method in other_methods()]
+    chosen = [Cell(m, nfe, cfg, MANY) for cfg in DECIDING_CFG for nfe in DECIDING_NFE for m in candidates()]
+    chosen += [Cell(m, nfe, cfg, COMMON) for cfg in DECIDING_CFG for nfe in DECIDING_NFE for m in near_methods()]
+    chosen += [Cell(m, nfe, 1.0, COMMON) for nfe in (5, 8) for m in [*candidates(), *near_methods()]]
+    chosen += [Cell(m, nfe, cfg, COMMON) for cfg in (3.0, 7.5) for nfe in (5, 8) for m in other_methods()]
     # Heun can spend odd numbers only
     chosen += [Cell(peer("Heun", "Karras"), 7, cfg, COMMON) for cfg in (3.0, 7.5)]
-    chosen += [Cell(AUTO, nfe, cfg, COMMON) for cfg in CFG_SCALES for nfe in (4, 7, 10)]
+    chosen += [Cell(AUTO, nfe, cfg, COMMON) for cfg in DECIDING_CFG for nfe in (4, 7, 10, 20)]
     chosen += [Cell(KARRAS, nfe, cfg, COMMON) for cfg in DECIDING_CFG for nfe in (4, 7, 10)]
-    chosen += [Cell(KARRAS, 20, cfg, MANY) for cfg in CFG_SCALES]
-    chosen += [Cell(AUTO, 20, cfg, COMMON) for cfg in DECIDING_CFG]
+    chosen += [Cell(KARRAS, 20, 1.0, COMMON)]
+    chosen += [Cell(KARRAS, 20, cfg, MANY) for cfg in DECIDING_CFG]
     chosen += [Cell(KARRAS, 50, 5.0, MANY)]
     return chosen

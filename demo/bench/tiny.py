@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ..runs import reference_endpoint
 from ..tiny.model import Denoiser, TinyModel, seeded_noise
 from ..tiny.pictures import Picture, captioned, draw, random_picture
-from .grid import BATCH, COMMON, Cell
+from .grid import AIMED, BATCH, COMMON, Cell
 from .metrics import Estimate, Moments, frechet, relative_rmse, share
 
 __all__ = ["Reference", "Score", "measure", "real_pictures", "scores"]
@@ -66,7 +66,7 @@ def _job(cells: Sequence[Cell], cfg_scale: float, batch: int, path: Path, weight
     denoiser = partial(model.denoiser, prompts, cfg_scale)
     found: dict[str, np.ndarray] = {}
     aim = None
-    if first < COMMON:
+    if first < AIMED:
         aim = reference_endpoint(model, denoiser(), noise)
         found["reference"] = aim.square().sum((1, 2, 3)).cpu().numpy()
     memory: dict[Any, torch.Tensor] = {}

@@ -31,6 +31,8 @@ class TinyModel:
 
     def __init__(self, diffusion: TinyDiffusion, classifier: Classifier, device: torch.device) -> None:
         self.diffusion = diffusion.to(device).eval().requires_grad_(False)
+        # half again as fast on a CPU
+        self.diffusion.vae.to(memory_format=torch.channels_last)
         self.classifier = classifier.to(device).eval().requires_grad_(False)
         self.device = device
         self.noise = stable_diffusion_noise()
@@ -69,7 +71,8 @@ class TinyModel:
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (n, 4, h, w) as pictures (n, 3, 8h, 8w), values from 0 to 1."""
         vae, scale = self.diffusion.vae, self.diffusion.latent_scale
-        parts = [vae.decode(part / scale) for part in latents.float().split(32)]
+        rows = (latents.float() / scale).contiguous(memory_format=torch.channels_last)
+        parts = [vae.decode(part) for part in rows.split(16)]
         return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
