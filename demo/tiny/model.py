@@ -32,7 +32,7 @@ class TinyModel:
     def __init__(self, diffusion: TinyDiffusion, classifier: Classifier, device: torch.device) -> None:
         self.diffusion = diffusion.to(device).eval().requires_grad_(False)
         # half again as fast on a CPU
-        self.diffusion.vae.to(memory_format=torch.channels_last)
+        self.diffusion.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.classifier = classifier.to(device).eval().requires_grad_(False)
         self.device = device
         self.noise = stable_diffusion_noise()

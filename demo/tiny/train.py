@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("stages", nargs="*", choices=[[], *STAGES], help="stages to run; all when none is named")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the weights go, and are read from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--pictures", type=int, default=65536, help="pictures to learn from")
+    parser.add_argument("--pictures", type=int, default=49152, help="pictures to learn from")
     parser.add_argument("--scale", type=float, default=1.0, help="times the steps of each stage: more on a GPU")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -263,7 +263,7 @@ def train_unet(args: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
         given = unet(share.sqrt() * clean[pick] + (1 - share).sqrt() * noise, timestep, context=contexts[caption])
         return ((given.float() - noise).square().mean((1, 2, 3)) * weight[timestep]).mean()
 
-    trainer = Trainer("unet", [unet], 16000, 1e-3, args)
+    trainer = Trainer("unet", [unet], 13000, 1e-3, args)
     trainer.run(loss_of, lambda: _save({"": unet}, args.out / "unet.safetensors"))
     _save({"": unet}, args.out / "unet.safetensors")
 
