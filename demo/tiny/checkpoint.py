@@ -32,6 +32,7 @@ from .words import CLIP_ROWS, CONTEXT, WORDS
 __all__ = [
     "CLIP_VOCABULARY",
     "NAME",
+    "CheckpointError",
     "clip_embedding",
     "find_bpe",
     "ldm_config",
@@ -56,20 +57,20 @@ class CheckpointError(Exception):
     """A file or folder that is needed is missing or is not what it should be; the message says which."""
 
 
-def vocabulary(merges: str) -> dict[str, int]:
-    """CLIP's words and their numbers, from the text of its merges (a heading, then one pair a line).
+def vocabulary(merges: Sequence[str]) -> dict[str, int]:
+    """CLIP's words and their numbers, from its merges, a pair of words with a blank between each.
 
     Raises:
-        CheckpointError: the words of the tiny model do not have their numbers there.
+        ValueError: the words of the tiny model do not have their numbers there.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     # the bytes that cannot be shown are written as the first characters behind them
     characters = [chr(code) for code in [*printable, *range(0x100, 0x200 - len(printable))]]
-    merged = ["".join(line.split()) for line in merges.split("\n")[1 : _MERGES + 1]]
+    merged = ("".join(pair.split()) for pair in merges)
     words = [*characters, *(character + "</w>" for character in characters), *merged, START, END]
     numbers = {word: number for number, word in enumerate(words)}
     if len(words) != CLIP_VOCABULARY or any(numbers.get(f"{word}</w>") != row for word, row in WORDS.items()):
-        raise CheckpointError("these are not the merges of CLIP's vocabulary")
+        raise ValueError("it is not CLIP's vocabulary")
     return numbers
 
 
@@ -86,7 +87,7 @@ def find_bpe(webui: Path) -> Path:
             for found in sorted(webui.glob(f"{packages}/{package}/{BPE}")):
                 return found
     raise CheckpointError(
-        f"no {BPE} in {webui / 'venv'}: start the WebUI once, so that it installs its packages, or give the file to --bpe"
+        f"no {BPE} in {webui / 'venv'}: start the WebUI once, so that it installs its packages, or give --bpe"
     )
 
 
@@ -97,15 +98,17 @@ def write_tokenizer(folder: Path, bpe: Path) -> None:
         CheckpointError: the file is missing or holds something else.
     """
     try:
-        merges = gzip.decompress(bpe.read_bytes()).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        _, *lines = gzip.decompress(bpe.read_bytes()).decode("utf-8").split("\n")
+        # more follow, which CLIP does not use
+        merges = lines[:_MERGES]
+        numbers = vocabulary(merges)
+    except (OSError, EOFError, ValueError) as error:
         raise CheckpointError(f"{bpe} cannot be read: {error}") from None
-    numbers = vocabulary(merges)
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": CONTEXT, "do_lower_case": True, **special}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(numbers), "utf-8")
-    (folder / "merges.txt").write_text(merges, "utf-8", newline="\n")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]), "utf-8", newline="\n")
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1), "utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), "utf-8")
 

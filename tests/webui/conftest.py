@@ -12,10 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from .harness import DEFAULT_CHECKPOINT, WebUI, WebUIError
+from demo.tiny import checkpoint as trained
+from demo.tiny.networks import WEIGHTS
+
+from .harness import DEFAULT_CHECKPOINT, ROOT, WebUI, WebUIError
 
 PROBE = Path(__file__).with_name("probe")
 MAKER = Path(__file__).with_name("tiny_checkpoints.py")
+MADE_OF = (MAKER, Path(trained.__file__))
 CHROMIUM = "/usr/bin/chromium"
 
 
@@ -37,17 +41,35 @@ def checkpoints(webui_folder: Path, pytestconfig: pytest.Config, tmp_path_factor
     cache = getattr(pytestconfig, "cache", None)
     out = Path(cache.mkdir("hps-tiny")) if cache else tmp_path_factory.mktemp("hps-tiny")
     # the configurations name the folder they lie in, and the weights follow the WebUI's torch
-    key = hashlib.sha256(MAKER.read_bytes() + f"{out}\0{webui_folder}".encode()).hexdigest()
+    made_of = b"".join(path.read_bytes() for path in MADE_OF)
+    key = hashlib.sha256(made_of + f"{out}\0{webui_folder}".encode()).hexdigest()
     stamp = out / "key"
     if not stamp.exists() or stamp.read_text() != key:
         shutil.rmtree(out)
         out.mkdir()
-        command = [webui_folder / "venv" / "bin" / "python", MAKER, "--webui", webui_folder, "--out", out]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=out)
+        command = [webui_folder / "venv" / "bin" / "python", "-m", f"tests.webui.{MAKER.stem}"]
+        command += ["--webui", webui_folder, "--out", out]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         if done.returncode:
             raise WebUIError(f"{MAKER.name} failed:\n{done.stderr[-4000:]}")
         stamp.write_text(key)
     return out
+
+
+@pytest.fixture(scope="session")
+def weights() -> Path:
+    """The trained tiny model's weights, or those in the folder that HPS_TINY_WEIGHTS names; without, it is skipped."""
+    folder = Path(os.environ.get("HPS_TINY_WEIGHTS", WEIGHTS)).resolve()
+    if not (folder / "unet.safetensors").is_file():
+        pytest.skip(f"{folder} holds no trained weights; python -m demo.tiny.train makes them")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_checkpoint(webui_folder: Path, checkpoints: Path, weights: Path) -> str:
+    """Name of the trained tiny model's checkpoint, written beside the others."""
+    trained.main(["--webui", str(webui_folder), "--out", str(checkpoints), "--weights", str(weights)])
+    return trained.NAME
 
 
 def _server_maker(webui_folder: Path, checkpoints: Path, base: Path) -> Iterator[Callable[..., WebUI]]:

@@ -1,8 +1,9 @@
 """Write tiny Stable Diffusion checkpoints that a real WebUI loads: nothing can be downloaded where the tests run.
 
-Run with the WebUI's own Python, because the layouts are built from the classes the WebUI itself uses::
+Run from the repository's root with the WebUI's own Python, because the layouts are built from the classes the WebUI
+itself uses::
 
-    venv/bin/python tiny_checkpoints.py --webui FOLDER --out DIR
+    FOLDER/venv/bin/python -m tests.webui.tiny_checkpoints --webui FOLDER --out DIR
 
 The networks have the layouts of SD 1.5 and SDXL, only narrower. Their weights are random, which alone gives grey or
 broken images, so a signal path is laid through them by hand:
@@ -17,7 +18,6 @@ Everything follows from a seed, so the same versions of torch give the same file
 from __future__ import annotations
 
 import argparse
-import gzip
 import importlib
 import json
 import sys
@@ -25,8 +25,9 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
+
+from demo.tiny.checkpoint import find_bpe, ldm_config, write_checkpoint, write_tokenizer
 
 SEED = 20240727
 TEXT_WIDTH = 64
@@ -92,37 +93,7 @@ VAE = {
 }
 
 
-def sd15_config(tokenizer: Path, parameterization: str) -> dict:
-    return {
-        "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
-        "params": {
-            "parameterization": parameterization,
-            "linear_start": 0.00085,
-            "linear_end": 0.0120,
-            "num_timesteps_cond": 1,
-            "timesteps": 1000,
-            "first_stage_key": "jpg",
-            "cond_stage_key": "txt",
-            "image_size": 64,
-            "channels": 4,
-            "cond_stage_trainable": False,
-            "conditioning_key": "crossattn",
-            "scale_factor": 0.18215,
-            "use_ema": False,
-            "unet_config": {
-                "target": "ldm.modules.diffusionmodules.openaimodel.UNetModel",
-                "params": unet_params(sdxl=False),
-            },
-            "first_stage_config": {
-                "target": "ldm.models.autoencoder.AutoencoderKL",
-                "params": {"embed_dim": 4, "ddconfig": VAE, "lossconfig": {"target": "torch.nn.Identity"}},
-            },
-            "cond_stage_config": {
-                "target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
-                "params": {"version": str(tokenizer)},
-            },
-        },
-    }
+SD15_SCALE_FACTOR = 0.18215
 
 
 def sdxl_config(tokenizer: Path) -> dict:
@@ -323,17 +294,11 @@ def enliven(transformer: nn.Module) -> None:
             weight.normal_(std=weight.shape[1] ** -0.5)
 
 
-def write_tokenizer(folder: Path) -> Path:
-    """CLIP's tokenizer in the form transformers reads, from the vocabulary that open_clip carries."""
-    import open_clip.tokenizer as source
-    from transformers import CLIPTextConfig, CLIPTokenizer
+def write_clip(folder: Path, webui: Path) -> Path:
+    """The tokenizer, and the configuration of a narrow text encoder."""
+    from transformers import CLIPTextConfig
 
-    folder.mkdir(parents=True, exist_ok=True)
-    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    encoder = source.SimpleTokenizer().encoder
-    (folder / "vocab.json").write_text(json.dumps({names.get(k, k): v for k, v in encoder.items()}), "utf-8")
-    (folder / "merges.txt").write_bytes(gzip.decompress(Path(source.default_bpe()).read_bytes()))
-    CLIPTokenizer(folder / "vocab.json", folder / "merges.txt").save_pretrained(folder)
+    write_tokenizer(folder, find_bpe(webui))
     CLIPTextConfig(
         hidden_size=TEXT_WIDTH,
         intermediate_size=2 * TEXT_WIDTH,
@@ -347,12 +312,9 @@ def write_tokenizer(folder: Path) -> Path:
 
 def write(path: Path, config: dict, parts: dict[str, nn.Module]) -> None:
     tensors = {
-        f"{prefix}.{key}": value.contiguous().clone()
-        for prefix, module in parts.items()
-        for key, value in module.state_dict().items()
+        f"{prefix}.{key}": value for prefix, module in parts.items() for key, value in module.state_dict().items()
     }
-    save_file(tensors, path, metadata={"format": "pt"})
-    path.with_suffix(".yaml").write_text(json.dumps({"model": config}, indent=1))  # JSON is YAML
+    write_checkpoint(path, config, tensors)
     print(f"{path.name}: {sum(value.numel() for value in tensors.values()) / 1e6:.1f} M numbers")
 
 
@@ -363,12 +325,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where the files go; the .yaml files name this place")
     args = parser.parse_args()
     out = args.out.resolve()
-    import_layouts(args.webui.resolve())
-    tokenizer = write_tokenizer(out / "clip")
+    webui = args.webui.resolve()
+    import_layouts(webui)
+    tokenizer = write_clip(out / "clip", webui)
 
     for name, kind in (("hps-tiny-sd15", "eps"), ("hps-tiny-sd15-v", "v")):
         torch.manual_seed(SEED)
-        config = sd15_config(tokenizer, kind)
+        config = ldm_config(unet_params(sdxl=False), VAE, tokenizer, SD15_SCALE_FACTOR, kind)
         parts = {
             "model.diffusion_model": make_unet(config["params"]["unet_config"], "sd15", kind),
             "first_stage_model": make_vae(config["params"]["scale_factor"]),
