@@ -1,0 +1,334 @@
+"""What the demonstration page does behind its buttons: settings to plan, plan to pictures; no gradio.
+
+It follows the WebUI's rules for sampler, schedule type and accordion, with the extension's own code for all that is the
+method's, so that what is seen on the page holds there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Optional
+
+import torch
+
+from hpsampler import __version__
+from hpsampler.freeu import FreeUPlan
+from hpsampler.noise import NoiseModel
+from hpsampler.recipes import PRESETS, Recipe, shifted
+from hpsampler.schedule import insert_first_midpoint
+from hpsampler.settings import SCHEDULE_FIELDS, Settings, SettingsError
+from hpsampler.solvers import SOLVERS
+
+from .oracles_import import k_diffusion, k_diffusion_sampling
+from .schedules import SCHEDULES as WEBUI_SCHEDULES
+from .tiny.model import Denoiser, TinyModel, seeded_noise
+from .tiny.pictures import COLOURS, SHAPES, SIDE
+from .tiny.words import unknown_words
+
+__all__ = [
+    "MAX_PICTURES", "SAMPLERS", "SCHEDULES", "Drawing", "Plan", "Reading", "Request", "draw", "infotext", "latents",
+    "plan", "read",
+]  # fmt: skip
+
+FAMILY = "sd1"
+"""The tiny model has Stable Diffusion 1.x's layout."""
+
+AUTOMATIC, HP = "Automatic", "HP"
+MAX_STEPS, MAX_CFG, MAX_PICTURES, MAX_SEED = 150, 30.0, 16, 2**32 - 1
+
+OURS: Mapping[str, Optional[str]] = MappingProxyType(
+    {"HP Auto": None, "HP DPM++ 1S": "dpmpp_1s", "HP DPM++ 2M": "dpmpp_2m", "HP UniPC": "unipc"}
+)
+"""The extension's samplers and the solver behind each; None is the recipe's own."""
+
+
+@dataclass(frozen=True)
+class _BuiltIn:
+    """A sampler of k-diffusion: its function there, the WebUI's Automatic schedule for it, UNet calls a step."""
+
+    function: str
+    automatic: str
+    calls: int = 1
+
+
+_BUILT_IN: Mapping[str, _BuiltIn] = MappingProxyType(
+    {
+        "DPM++ 2M": _BuiltIn("sample_dpmpp_2m", "Karras"),
+        "Euler": _BuiltIn("sample_euler", "Uniform"),
+        "Heun": _BuiltIn("sample_heun", "Uniform", calls=2),
+    }
+)
+
+
+def _uniform(noise: NoiseModel, steps: int) -> torch.Tensor:
+    table = k_diffusion("external").DiscreteSchedule(torch.tensor(noise.sigmas, dtype=torch.float32), quantize=False)
+    return table.get_sigmas(steps)
+
+
+_OTHER_SCHEDULES: Mapping[str, Callable[[NoiseModel, int], torch.Tensor]] = MappingProxyType(
+    {**WEBUI_SCHEDULES, "Uniform": _uniform}
+)
+
+SAMPLERS = (*OURS, *_BUILT_IN)
+SCHEDULES = (AUTOMATIC, HP, *_OTHER_SCHEDULES)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for; picture i has the seed ``seed + i``."""
+
+    prompt: str
+    negative: str = ""
+    seed: int = 0
+    sampler: str = "HP Auto"
+    schedule: str = AUTOMATIC
+    steps: int = 5
+    cfg_scale: float = 7.0
+    pictures: int = 1
+    settings: Settings = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        """Raises ``SettingsError`` for what cannot be sampled, naming it, its value and what is allowed."""
+        _check_choice("Sampling method", self.sampler, SAMPLERS)
+        _check_choice("Schedule type", self.schedule, SCHEDULES)
+        _check_number("Sampling steps", self.steps, 1, MAX_STEPS, whole=True)
+        _check_number("CFG scale", self.cfg_scale, 1, MAX_CFG)
+        _check_number("Pictures", self.pictures, 1, MAX_PICTURES, whole=True)
+        _check_number("Seed", self.seed, 0, MAX_SEED - MAX_PICTURES, whole=True)
+
+    @property
+    def seeds(self) -> list[int]:
+        return [self.seed + i for i in range(self.pictures)]
+
+    @property
+    def schedule_used(self) -> str:
+        """The schedule type that Automatic stands for, or the one chosen."""
+        if self.schedule != AUTOMATIC:
+            return self.schedule
+        return HP if self.sampler in OURS else _BUILT_IN[self.sampler].automatic
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One request, resolved.
+
+    Attributes:
+        sigmas: as the solver takes them, the analytical first step's point included.
+        sample: ``sample(denoiser, x, sigmas) -> latents``.
+        calls: UNet calls it will make.
+        freeu: Free-U, its windows counted in those calls.
+        notes: what the WebUI would tell beside the picture.
+    """
+
+    sigmas: torch.Tensor
+    sample: Callable[[Denoiser, torch.Tensor, torch.Tensor], torch.Tensor]
+    calls: int
+    freeu: tuple[FreeUPlan, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the classifier reads from one picture; ``asked`` is what the prompt says of the same, where it does."""
+
+    read: Mapping[str, str]
+    asked: Mapping[str, str]
+
+    @property
+    def right(self) -> dict[str, bool]:
+        return {name: self.read[name] == word for name, word in self.asked.items()}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A finished request: pictures (n, 3, SIDE, SIDE) from 0 to 1, what the classifier reads, and what it took;
+    ``infotext`` is the first one's."""
+
+    pictures: torch.Tensor
+    infotext: str
+    seeds: list[int]
+    readings: list[Reading]
+    calls: int
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def plan(request: Request, noise: NoiseModel) -> Plan:
+    """Resolve a request as the WebUI's adapter does, before any UNet call.
+
+    Raises:
+        SettingsError: settings that cannot be used together, or with this noise table.
+    """
+    settings, sampler, schedule = request.settings, request.sampler, request.schedule_used
+    # as in the WebUI, a wrong recipe is an error only where something of it is used
+    recipe = _resolve(request) if sampler in OURS or schedule == HP or settings.freeu == "On" else None
+    if recipe is not None and schedule == HP:
+        try:
+            sigmas = recipe.sigmas(noise)
+        except ValueError as error:
+            raise SettingsError(f"HP Sampler: {error}") from None
+    else:
+        sigmas = _OTHER_SCHEDULES[schedule](noise, request.steps)
+    notes = _notes(request)
+    freeu = _freeu(request, recipe)
+    if sampler not in OURS:
+        built_in = _BUILT_IN[sampler]
+        # Heun makes no second call at sigma 0
+        calls = built_in.calls * (len(sigmas) - 1) - (built_in.calls - 1) * (float(sigmas[-1]) == 0)
+        function = getattr(k_diffusion_sampling(), built_in.function)
+        return Plan(sigmas, lambda model, x, sigmas: function(model, x, sigmas, disable=True), calls, freeu, notes)
+
+    assert recipe is not None
+    if schedule != HP:
+        # what belongs to the HP schedule's ends has nothing to act on
+        recipe = replace(recipe, ending="keep", analytical_first_step=False)
+    recipe = replace(recipe, solver=OURS[sampler] or recipe.solver)
+    options = recipe.options()
+    calls = len(sigmas) - 1
+    if options.get("analytical_first_step"):
+        sigmas = insert_first_midpoint(noise, sigmas)
+    if recipe.ending == "extrapolate" and not options.get("extrapolate"):
+        notes += (
+            "the ending Extrapolated needs HP DPM++ 2M or HP UniPC with data prediction; "
+            "the schedule ended at zero instead",
+        )
+    solver = SOLVERS[recipe.solver]
+    return Plan(sigmas, lambda model, x, sigmas: solver(model, x, sigmas, **options), calls, freeu, notes)
+
+
+def latents(
+    model: TinyModel, request: Request, planned: Plan, on_call: Optional[Callable[[], object]] = None
+) -> tuple[torch.Tensor, int]:
+    """Sample: latents (n, 4, SIDE / 8, SIDE / 8), and the UNet calls made."""
+    sigmas = planned.sigmas.to(model.device)
+    x = seeded_noise(request.seeds).to(model.device) * sigmas[0]
+    prompts = [request.prompt] * request.pictures
+    denoiser = model.denoiser(prompts, request.cfg_scale, request.negative, planned.freeu, on_call)
+    return planned.sample(denoiser, x, sigmas), denoiser.calls
+
+
+def draw(model: TinyModel, request: Request, on_call: Optional[Callable[[int, int], object]] = None) -> Drawing:
+    """Draw what was asked for; ``on_call(made, all)`` is told of every UNet call. Raises as :func:`plan`."""
+    planned = plan(request, model.noise)
+    made = 0
+
+    def tell() -> None:
+        nonlocal made
+        made += 1
+        if on_call is not None:
+            on_call(made, planned.calls)
+
+    start = time.perf_counter()
+    sampled, calls = latents(model, request, planned, tell)
+    pictures = model.decode(sampled)
+    seconds = time.perf_counter() - start
+    text = infotext(request, planned.notes)
+    readings = read(model, pictures, request.prompt)
+    return Drawing(pictures.cpu(), text, request.seeds, readings, calls, seconds, planned.notes)
+
+
+def infotext(request: Request, notes: Sequence[str] = ()) -> str:
+    """The first picture's parameters as the WebUI writes them."""
+    parameters = {
+        "Steps": request.steps,
+        "Sampler": request.sampler,
+        "Schedule type": request.schedule_used,
+        "CFG scale": f"{request.cfg_scale:g}",
+        "Seed": request.seed,
+        "Size": f"{SIDE}x{SIDE}",
+        **_settings_used(request),
+    }
+    if notes:
+        parameters["HP note"] = "; ".join(notes)
+    lines = [request.prompt, f"Negative prompt: {request.negative}" if request.negative else ""]
+    return "\n".join(
+        [line for line in lines if line] + [", ".join(f"{k}: {_quoted(v)}" for k, v in parameters.items())]
+    )
+
+
+def read(model: TinyModel, pictures: torch.Tensor, prompt: str) -> list[Reading]:
+    """What the classifier reads from pictures (n, 3, SIDE, SIDE), beside what a prompt of known words asks for."""
+    features = model.features(pictures)
+    lists = {"colour": list(COLOURS), "shape": list(SHAPES)}
+    indices = {name: model.classifier.heads[name](features).argmax(-1).tolist() for name in lists}
+    asked = _asked(prompt, lists)
+    return [
+        Reading({name: words[indices[name][i]] for name, words in lists.items()}, asked) for i in range(len(pictures))
+    ]
+
+
+def _asked(prompt: str, lists: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The one word of each list that a prompt names; nothing is asked clearly where it names two, or strange words."""
+    if unknown_words(prompt):
+        return {}
+    said = set(re.findall(r"\w+", prompt.lower()))
+    named = {name: [word for word in words if word in said] for name, words in lists.items()}
+    return {name: words[0] for name, words in named.items() if len(words) == 1}
+
+
+def _resolve(request: Request) -> Recipe:
+    return request.settings.resolve(FAMILY, request.steps, request.cfg_scale)
+
+
+def _freeu(request: Request, recipe: Optional[Recipe]) -> tuple[FreeUPlan, ...]:
+    """Free-U of a request, its windows counted in UNet calls: "late" is late in a second-order sampler too."""
+    settings, ours = request.settings, request.sampler in OURS
+    coupled = request.schedule_used == HP and (ours or settings.enabled)
+    if recipe is None or not (coupled or settings.freeu == "On"):
+        return ()
+    if settings.counts_calls or ours:
+        return recipe.freeu
+    total = request.steps * _BUILT_IN[request.sampler].calls
+    if request.schedule_used != HP:
+        # no schedule was coupled to a number of steps: what runs are the calls
+        return settings.resolve(FAMILY, total, request.cfg_scale).freeu
+    return shifted(recipe.freeu, total - recipe.steps)
+
+
+def _settings_used(request: Request) -> dict[str, Any]:
+    settings, schedule = request.settings, request.schedule_used == HP
+    if not (settings.freeu == "On" or schedule or request.sampler in OURS):
+        return {}
+    if not settings.enabled:
+        return {"HP version": __version__}
+    preset = PRESETS.get(settings.recipe)
+    of_recipe = request.sampler == "HP Auto" and preset is not None and preset.solver == "unipc"
+    unipc = OURS.get(request.sampler) == "unipc" or of_recipe
+    return {**settings.infotext(schedule, settings.freeu == "On" or schedule, unipc), "HP version": __version__}
+
+
+def _notes(request: Request) -> tuple[str, ...]:
+    settings, schedule = request.settings, request.schedule_used
+    preset = PRESETS.get(settings.recipe)
+    if schedule == HP:
+        if settings.enabled and preset is not None and preset.steps != request.steps:
+            return (f"the recipe {preset.name} is made for {preset.steps} steps; it ran with {request.steps}",)
+        return ()
+    idle = settings.changed(SCHEDULE_FIELDS | {"analytical_first_step"})
+    if idle and request.sampler in OURS:
+        labels = ", ".join(field.label for field in idle)
+        return (f"{labels} had no effect, as the schedule type was {schedule} and not HP",)
+    return ()
+
+
+def _quoted(value: Any) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if re.search(r"[,:\n]", text) else text
+
+
+def _check_choice(label: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise SettingsError(f"{label} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _check_number(label: str, value: Any, low: float, high: float, whole: bool = False) -> None:
+    kinds = int if whole else (int, float)
+    number = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not low <= value <= high:
+        raise SettingsError(f"{label} must be a {'whole ' * whole}number from {low:g} to {high:.10g}, got {value!r}")
