@@ -37,21 +37,22 @@ def test_it_is_what_the_server_loaded(painter, trained_checkpoint):
 
 
 @pytest.mark.parametrize(
-    "payload",
+    ("payload", "at_least"),
     [
-        {"sampler_name": "HP Auto", "scheduler": "Automatic", "steps": 6},
-        {"sampler_name": "DPM++ 2M", "scheduler": "Karras", "steps": 20},
+        ({"sampler_name": "HP Auto", "scheduler": "Automatic", "steps": 6}, 8),
+        ({"sampler_name": "DPM++ 2M", "scheduler": "Karras", "steps": 20}, 12),
     ],
     ids=["HP Auto 6", "DPM++ 2M Karras 20"],
 )
-def test_the_pictures_show_what_the_captions_say(painter, model, payload):
+def test_the_pictures_show_what_the_captions_say(painter, model, payload, at_least):
     images = [paint(painter, told.caption(), seed, cfg_scale=5, **payload) for seed, told in enumerate(CAPTIONS)]
     pictures = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255
     right = model.right(model.features(pictures), CAPTIONS)
     read = int((right["colour"] & right["shape"]).sum())
     print(f"{payload['sampler_name']}: colour and shape of {read} of {len(CAPTIONS)} captions")
-    # measured a quarter through the training: HP Auto 11, DPM++ 2M Karras 15
-    assert read >= 10
+    # measured a quarter and two thirds through the training: HP Auto 11 and 10, DPM++ 2M Karras 15 and 14 (guessing
+    # finds 1 in 64)
+    assert read >= at_least
 
 
 def drawn_by_the_demo(model, prompts, seeds, steps, cfg_scale, freeu=True):
