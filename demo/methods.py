@@ -63,7 +63,7 @@ class Method:
     def name(self) -> str:
         parts = [self.sampler, self.schedule]
         parts += [f"({self.ending})"] if self.schedule == "HP" else []
-        parts += [f"Free-U {self.freeu}"] if self.freeu != "off" else []
+        parts += [f"Free-U {self.freeu}"] if self.freeu in ("late", "always") else []
         return " ".join(part for part in parts if part)
 
     def plan(self, noise: NoiseModel, nfe: int, cfg_scale: float) -> Optional[Plan]:

@@ -35,16 +35,23 @@ STAGES = ("classifier", "vae", "text", "unet")
 
 
 class Trainer:
-    """One stage's optimiser: warm-up, cosine to zero, clipped gradients, averaged weights, losses on record."""
+    """One stage's optimiser: warm-up, cosine towards zero, clipped gradients, averaged weights, losses on record.
 
-    def __init__(self, name: str, networks: list[nn.Module], steps: int, rate: float, args: argparse.Namespace) -> None:
+    The cosine is as long as the training, or ``decay`` steps where that is longer: the averaged weights make up for an
+    end above zero.
+    """
+
+    def __init__(
+        self, name: str, networks: list[nn.Module], steps: int, rate: float, args: argparse.Namespace, decay: int = 0
+    ) -> None:
         self.name, self.steps, self.args = name, max(1, round(steps * args.scale)), args
+        length = max(self.steps, round(decay * args.scale))
         self.weights = [w for network in networks for w in network.parameters() if w.requires_grad]
         self.averages = [w.detach().clone() for w in self.weights]
         self.optimiser = torch.optim.AdamW(self.weights, lr=rate, weight_decay=1e-4, betas=(0.9, 0.99))
         warm = min(300, self.steps // 5 + 1)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimiser, lambda k: min((k + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * min(1, k / self.steps)))
+            self.optimiser, lambda k: min((k + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * min(1, k / length)))
         )
         self.losses: list[tuple[int, float]] = []
 
@@ -263,7 +270,7 @@ def train_unet(args: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
         given = unet(share.sqrt() * clean[pick] + (1 - share).sqrt() * noise, timestep, context=contexts[caption])
         return ((given.float() - noise).square().mean((1, 2, 3)) * weight[timestep]).mean()
 
-    trainer = Trainer("unet", [unet], 13000, 1e-3, args)
+    trainer = Trainer("unet", [unet], 10300, 1e-3, args, decay=13000)
     trainer.run(loss_of, lambda: _save({"": unet}, args.out / "unet.safetensors"))
     _save({"": unet}, args.out / "unet.safetensors")
 
