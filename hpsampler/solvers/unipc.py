@@ -20,13 +20,15 @@ import numpy as np
 import torch
 
 from ._core import MIN_STEP_RATIO, Callback, Model, Run, Step, first_order, log_step, step_ratio
-from .dpmpp import EXTRAPOLATED_TO_ZERO
 
 __all__ = ["MAX_ORDER", "PREDICTIONS", "VARIANTS", "sample_unipc", "unipc_steps"]
 
 PREDICTIONS = ("data", "noise")
 VARIANTS = ("bh1", "bh2")
 MAX_ORDER = 3
+
+EXTRAPOLATED_TO_ZERO = Step(0.0, (1.5, -0.5))
+"""The step to sigma 0 as x0 = D + (D - D_prev)/2, where plain multistep solvers fall back to x0 = D."""
 
 
 class PredictorCorrector(NamedTuple):
