@@ -5,8 +5,8 @@ the second-order correction (0 is first order, 1 the solver's own)::
 
     x' = (sigma'/sigma) x - expm1(-h) (D + f (D - D_prev)/(2r)),    and to sigma 0:  x' = D + f (D - D_prev)/2
 
-Minimised is the distance of the sampler's endpoints to those of the same guided ODE solved with many steps from the same
-noise (:class:`Trajectories`), by damped least squares, without back-propagation. A perturbed point changes nothing
+Minimised is the distance of the sampler's endpoints to those of the same guided ODE solved with many steps from the
+same noise (:class:`Trajectories`), by damped least squares, without back-propagation. A perturbed point changes nothing
 before it, so a column of the Jacobian costs only the calls after it. Whether it was worth it is judged on trajectories
 that the fit has not seen, and a fit that does not beat its start there is refused.
 

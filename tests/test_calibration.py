@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -80,7 +82,8 @@ def test_parameters_and_schedules_are_each_other_s_inverse():
 
 
 @pytest.mark.parametrize("name, cfg_scale, steps, gain", [
-    ("gauss1f2", 1.0, 5, 8), ("gauss1f1", 3.0, 5, 2), ("lowrank", 7.5, 6, 1.5), ("toy2d", 7.5, 5, 3), ("mix8", 3.0, 8, 3),
+    ("gauss1f2", 1.0, 5, 8), ("gauss1f1", 3.0, 5, 2), ("lowrank", 7.5, 6, 1.5), ("toy2d", 7.5, 5, 3),
+    ("mix8", 3.0, 8, 3),
 ])  # fmt: skip
 def test_unseen_trajectories_gain_within_the_budget(name, cfg_scale, steps, gain):
     fit, model = trajectories(name, cfg_scale, seed=1)
@@ -90,7 +93,7 @@ def test_unseen_trajectories_gain_within_the_budget(name, cfg_scale, steps, gain
     assert result.gain > gain
     assert result.held_out["calibrated"] == unseen.error(result.schedule)
     sigmas = result.schedule.sigmas
-    assert len(sigmas) == steps + 1 and sigmas[-1] == 0 and all(a > b for a, b in zip(sigmas, sigmas[1:]))
+    assert len(sigmas) == steps + 1 and sigmas[-1] == 0 and all(a > b for a, b in pairwise(sigmas))
     assert sigmas[0] == pytest.approx(TABLE.sigma_max, rel=1e-5) and len(result.schedule.factors) == steps
     assert result.runs <= calibration.MAX_RUNS + 1
     # what is counted is what was called, but for the last look at the fit's own error

@@ -12,6 +12,7 @@ from ._core import Callback, Model, Run, Step, first_order, log_step, step_ratio
 
 __all__ = ["dpmpp_2m_steps", "sample_dpmpp_1s", "sample_dpmpp_2m"]
 
+
 @torch.no_grad()
 def sample_dpmpp_1s(
     model: Model,
