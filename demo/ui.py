@@ -47,9 +47,8 @@ def page(model: TinyModel) -> gr.Blocks:
             with gr.Column():
                 button = gr.Button("Generate", variant="primary", elem_id="demo_generate")
                 gallery = gr.Gallery(
-                    label="Pictures", columns=2, object_fit="contain", height=ENLARGED * SIDE + 80,
-                    elem_id="demo_gallery",
-                )  # fmt: skip
+                    label="Pictures", columns=2, object_fit="contain", height="auto", elem_id="demo_gallery"
+                )
                 text = gr.Textbox(label="Parameters", lines=3, show_copy_button=True, elem_id="demo_infotext")
                 facts = gr.Textbox(label="What it took, and what is seen", lines=2, elem_id="demo_facts")
 
