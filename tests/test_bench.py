@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import Future
 from functools import partial
 
 import numpy as np
@@ -188,6 +189,24 @@ def test_remembered_calls_change_nothing_and_save_calls(random_model):
     assert counts == [6, 2, 5]
 
 
+class InPlace:
+    """An executor that works at once, here."""
+
+    def __init__(self, *_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, job, *args):
+        future = Future()
+        future.set_result(job(*args))
+        return future
+
+
 def test_a_run_is_measured_whole_and_goes_on_where_it_stopped(tmp_path, monkeypatch, random_model):
     for module in (grid, tiny):
         monkeypatch.setattr(module, "BATCH", 4)
@@ -196,12 +215,17 @@ def test_a_run_is_measured_whole_and_goes_on_where_it_stopped(tmp_path, monkeypa
     monkeypatch.setattr(tiny.TinyModel, "load", classmethod(lambda cls, *_: random_model))
     monkeypatch.setattr("demo.runs.REFERENCE_STEPS", 12)
     chosen = [grid.Cell(AUTO, 5, 5.0, 8), grid.Cell(coupled("DPM++ 2M", freeu="late"), 5, 5.0, 4)]
+    monkeypatch.setattr(tiny, "cells", lambda full: chosen)
     for batch in range(2):
-        tiny._job(chosen, 5.0, batch, tmp_path / f"cfg5-{batch:02d}.npz", tmp_path, "cpu")
+        tiny._job(False, 5.0, batch, tmp_path / f"cfg5-{batch:02d}.npz", tmp_path, "cpu")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cfg5-00.npz", "cfg5-01.npz"]
-    monkeypatch.setattr(tiny, "ProcessPoolExecutor", None)  # nothing is left to do
-    with pytest.raises(TypeError):
-        tiny.measure([*chosen, grid.Cell(AUTO, 5, 3.0, 4)], tmp_path, tmp_path, "cpu", 1)
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    tiny.measure(False, tmp_path, tmp_path, "cpu", 1)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == done, "nothing was left to do"
+    (tmp_path / "cfg5-01.npz").unlink()
+    monkeypatch.setattr(tiny, "ProcessPoolExecutor", InPlace)
+    tiny.measure(False, tmp_path, tmp_path, "cpu", 1)
+    assert set(tmp_path.iterdir()) == set(done)
     real = tiny.Reference(Moments(np.zeros(64), np.eye(64)), Moments(np.zeros(192), np.eye(192)))
     rows = tiny.scores(chosen, tmp_path, real)
     assert [(row.sampler, row.freeu, row.samples) for row in rows] == [

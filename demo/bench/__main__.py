@@ -48,9 +48,8 @@ def main(argv: list[str] | None = None) -> None:
         if "decoder" in args.parts:
             write_csv(folder / "decoder.csv", tolerance(model))
         if "tiny" in args.parts:
-            chosen = cells(args.full)
-            measure(chosen, args.out, args.weights, args.device, args.workers)
-            write_csv(folder / "tiny.csv", scores(chosen, args.out, real_pictures(model)))
+            measure(args.full, args.out, args.weights, args.device, args.workers)
+            write_csv(folder / "tiny.csv", scores(cells(args.full), args.out, real_pictures(model)))
     write_plots(folder, args.docs / "images", args.weights / "losses.csv")
     write_page(args.docs / "bench.md", folder, "images")
     print(f"Written: {args.docs / 'bench.md'}, the tables in {folder}, the plots in {args.docs / 'images'}")

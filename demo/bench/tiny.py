@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ..runs import reference_endpoint
 from ..tiny.model import Denoiser, TinyModel, seeded_noise
 from ..tiny.pictures import Picture, captioned, draw, random_picture
-from .grid import AIMED, BATCH, COMMON, Cell
+from .grid import AIMED, BATCH, COMMON, Cell, cells
 from .metrics import Estimate, Moments, frechet, relative_rmse, share
 
 __all__ = ["Reference", "Score", "measure", "real_pictures", "scores"]
@@ -53,7 +53,7 @@ class _Remembering:
         return self.memory[key]
 
 
-def _job(cells: Sequence[Cell], cfg_scale: float, batch: int, path: Path, weights: Path, device: str) -> Path:
+def _job(full: bool, cfg_scale: float, batch: int, path: Path, weights: Path, device: str) -> Path:
     """Draw one batch of one guidance scale with every cell that reaches so far."""
     if device == "cpu":
         torch.set_num_threads(1)
@@ -71,7 +71,8 @@ def _job(cells: Sequence[Cell], cfg_scale: float, batch: int, path: Path, weight
         found["reference"] = aim.square().sum((1, 2, 3)).cpu().numpy()
     memory: dict[Any, torch.Tensor] = {}
     seen: dict[bytes, str] = {}
-    for cell in cells:
+    # chosen here anew: a method is made of functions, which do not travel between processes
+    for cell in cells(full):
         if cell.cfg_scale != cfg_scale or first >= cell.samples:
             continue
         plan = cell.method.plan(model.noise, cell.nfe, cfg_scale)
@@ -113,12 +114,13 @@ def _look(
     return kept
 
 
-def measure(cells: Sequence[Cell], folder: Path, weights: Path, device: str, workers: int) -> None:
+def measure(full: bool, folder: Path, weights: Path, device: str, workers: int) -> None:
     """Run all jobs whose results are not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
     jobs = []
-    for cfg_scale in sorted({cell.cfg_scale for cell in cells}):
-        longest = max(cell.samples for cell in cells if cell.cfg_scale == cfg_scale)
+    chosen = cells(full)
+    for cfg_scale in sorted({cell.cfg_scale for cell in chosen}):
+        longest = max(cell.samples for cell in chosen if cell.cfg_scale == cfg_scale)
         for batch in range(-(-longest // BATCH)):
             path = folder / f"cfg{cfg_scale:g}-{batch:02d}.npz"
             if not path.exists():
@@ -126,7 +128,7 @@ def measure(cells: Sequence[Cell], folder: Path, weights: Path, device: str, wor
     # the long ones first, so that no worker is left alone at the end
     jobs.sort(key=lambda job: job[1])
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        running = [pool.submit(_job, cells, cfg, batch, path, weights, device) for cfg, batch, path in jobs]
+        running = [pool.submit(_job, full, cfg, batch, path, weights, device) for cfg, batch, path in jobs]
         for done in tqdm(running, desc="drawing", unit=" batches"):
             done.result()
 
@@ -168,13 +170,13 @@ class Score:
     whole_caption: Estimate
 
 
-def scores(cells: Sequence[Cell], folder: Path, real: Reference) -> list[Score]:
+def scores(chosen: Sequence[Cell], folder: Path, real: Reference) -> list[Score]:
     """Read what :func:`measure` left; cells that were measured on more than ``COMMON`` get a row for each number."""
     rows = []
-    for cfg_scale in sorted({cell.cfg_scale for cell in cells}):
+    for cfg_scale in sorted({cell.cfg_scale for cell in chosen}):
         files = [np.load(path) for path in sorted(folder.glob(f"cfg{cfg_scale:g}-*.npz"))]
         size = np.concatenate([file["reference"] for file in files if "reference" in file])
-        for cell in cells:
+        for cell in chosen:
             if cell.cfg_scale != cfg_scale or f"{cell.key}|right" not in files[0]:
                 continue
             for samples in sorted({min(COMMON, cell.samples), cell.samples}):
