@@ -26,9 +26,6 @@ __all__ = ["AUTO", "KARRAS", "Method", "Plan", "auto", "coupled", "diffusers_met
 Model = Callable[..., torch.Tensor]
 Sample = Callable[[Model, torch.Tensor, Sequence[int]], torch.Tensor]
 
-PAPER_CFG = 7.5
-"""Above the Auto rule's bands, where it takes the paper's own schedule."""
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -85,7 +82,7 @@ def coupled(sampler: str, ending: str = "keep", freeu: str = "off", label: str =
         steps = nfe - (ending == "one more call")
         if steps < 1:
             return None
-        recipe = recipe_for("sd1", steps, PAPER_CFG)
+        recipe = recipe_for("sd1", steps, cfg_scale)
         plans = {"off": (), "late": late(steps), "always": (FreeUPlan(0),)}[freeu]
         return _of_recipe(
             replace(recipe, solver=SOLVER_OF[sampler], ending=ENDINGS[ending], freeu=plans, **own), noise, nfe

@@ -137,7 +137,7 @@ FIELDS: tuple[Field, ...] = (
         "end_sigma", "End sigma", 0.0, "Where the schedule ends, instead of base steps, rho and index; 0 = recipe.",
         low=0.001, high=10, step=0.01, neutral=0,
     ),
-    Field("freeu", "Free-U", AS_RECIPE, "Recipe: as coupled (late). On: the values below, any sampler. Off.", _SWITCH),
+    Field("freeu", "Free-U", AS_RECIPE, "Recipe: as the preset has it, off with Auto. On: the values below.", _SWITCH),
     Field("freeu_version", "Free-U version", "1", "2 follows the structure of the hidden map.", ("1", "2")),
     Field("b1", "Free-U b1", 1.1, "Backbone factor, stage 1 (deep).", high=3, step=0.01),
     Field("b2", "Free-U b2", 1.1, "Backbone factor, stage 2.", high=3, step=0.01),

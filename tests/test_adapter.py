@@ -79,10 +79,13 @@ class TestPasses:
         assert len(seen) == 6 and torch.isfinite(latent).all() and not host.printed
 
     def test_hp_auto_is_the_solver_of_the_recipe(self, host):
-        auto = host.run(Txt2Img(steps=5))
-        assert torch.equal(auto, host.run(Txt2Img(steps=5, sampler_name="HP DPM++ 1S")))
-        assert not torch.equal(auto, host.run(Txt2Img(steps=5, sampler_name="HP DPM++ 2M")))
-        assert torch.equal(host.run(Txt2Img(steps=8)), host.run(Txt2Img(steps=8, sampler_name="HP DPM++ 2M")))
+        for recipe, sampler in (("Auto", "2M"), ("SD1.5 5 steps", "1S"), ("SD1.5 8 steps", "2M")):
+            drawn = host.run(Txt2Img(steps=5), {"recipe": recipe})
+            same = {
+                name: host.run(Txt2Img(steps=5, sampler_name=f"HP DPM++ {name}"), {"recipe": recipe})
+                for name in ("1S", "2M")
+            }
+            assert [name for name, latent in same.items() if torch.equal(drawn, latent)] == [sampler]
 
     def test_the_family_of_the_loaded_model_decides(self, webui, host, noise):
         webui.shared.sd_model = tiny_checkpoint(webui.shared.sd_model.alphas_cumprod, "is_sdxl")
@@ -92,6 +95,10 @@ class TestPasses:
     def test_guidance_decides_too(self, webui, host):
         seen = [sigmas_seen(webui, host, Txt2Img(steps=5, cfg_scale=scale))[1] for scale in (3.0, 5.0, 7.0)]
         assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2])
+        ending = {"ending": "To zero"}
+        ended = [sigmas_seen(webui, host, Txt2Img(steps=5, cfg_scale=scale), ending)[1] for scale in (3.0, 5.0)]
+        assert not torch.equal(ended[0], seen[0]), "extrapolated at low guidance"
+        assert torch.equal(ended[1], seen[1])
 
     def test_hp_schedule_with_a_built_in_sampler(self, webui, host, noise):
         seen, _ = sigmas_seen(webui, host, Txt2Img(steps=5, sampler_name="Euler", scheduler="HP"))
@@ -165,6 +172,10 @@ class TestPasses:
         )
 
 
+LATE = {"recipe": "SD1.5 6 steps UniPC"}
+"""A preset with Free-U from call 5 on."""
+
+
 class TestFreeU:
     def calls_with_freeu(self, webui, host, p, *args):
         on = []
@@ -175,9 +186,16 @@ class TestFreeU:
         assert not FreeU.attached(unet)
         return [call for call, attached in enumerate(on) if attached]
 
-    @pytest.mark.parametrize(("steps", "calls"), [(4, []), (5, [4]), (6, [4, 5]), (8, [4, 5, 6, 7]), (12, [])])
-    def test_auto_has_it_late(self, webui, host, steps, calls):
-        assert self.calls_with_freeu(webui, host, Txt2Img(steps=steps)) == calls
+    @pytest.mark.parametrize("steps", [4, 5, 6, 8, 12])
+    def test_auto_leaves_it_off(self, webui, host, steps):
+        assert self.calls_with_freeu(webui, host, Txt2Img(steps=steps)) == []
+
+    @pytest.mark.parametrize(("steps", "calls"), [(5, [4]), (6, [4, 5]), (8, [4, 5, 6, 7]), (12, [8, 9, 10, 11])])
+    def test_switched_on_it_is_late(self, webui, host, steps, calls):
+        assert self.calls_with_freeu(webui, host, Txt2Img(steps=steps), {"freeu": "On"}) == calls
+
+    def test_a_preset_brings_its_own(self, webui, host):
+        assert self.calls_with_freeu(webui, host, Txt2Img(steps=6), LATE) == [4, 5]
 
     def test_it_works_with_any_sampler_and_schedule(self, webui, host):
         p = Txt2Img(steps=6, sampler_name="Euler", scheduler="Karras")
@@ -185,19 +203,19 @@ class TestFreeU:
         assert self.calls_with_freeu(webui, host, p, args) == [1, 2]
 
     def test_off_means_off(self, webui, host):
-        assert self.calls_with_freeu(webui, host, Txt2Img(steps=6), {"freeu": "Off"}) == []
+        assert self.calls_with_freeu(webui, host, Txt2Img(steps=6), {**LATE, "freeu": "Off"}) == []
 
     def test_the_recipe_s_freeu_needs_the_recipe_s_schedule(self, webui, host):
-        assert self.calls_with_freeu(webui, host, Txt2Img(steps=6, scheduler="Karras")) == []
+        assert self.calls_with_freeu(webui, host, Txt2Img(steps=6, scheduler="Karras"), LATE) == []
 
     def test_a_built_in_sampler_on_the_hp_schedule_gets_no_freeu_unless_the_accordion_is_on(self, webui, host):
         p = Txt2Img(steps=6, sampler_name="Euler", scheduler="HP")
         assert self.calls_with_freeu(webui, host, copy.copy(p)) == []
-        assert self.calls_with_freeu(webui, host, copy.copy(p), True) == [4, 5]
+        assert self.calls_with_freeu(webui, host, copy.copy(p), LATE) == [4, 5]
 
     def test_in_img2img_late_is_late_in_the_part_that_runs(self, webui, host):
         p = Img2Img(steps=6, denoising_strength=0.5, init_latent=torch.zeros(1, 4, 8, 8))
-        assert self.calls_with_freeu(webui, host, p) == [2, 3]
+        assert self.calls_with_freeu(webui, host, p, LATE) == [2, 3]
 
     @pytest.mark.parametrize(
         ("window", "calls"),
@@ -225,7 +243,7 @@ class TestFreeU:
 
         handle = unet.output_blocks[-1].register_forward_hook(fail)
         with pytest.raises(RuntimeError, match="out of memory"):
-            host.run(Txt2Img(steps=6))
+            host.run(Txt2Img(steps=6), LATE)
         handle.remove()
         assert FreeU.attached(unet), "the exception came while Free-U was on; else this test tests nothing"
         assert torch.equal(host.run(copy.copy(plain)), before)
@@ -237,7 +255,7 @@ class TestFreeU:
         for name, each in (("base", base), ("refiner", refiner)):
             unet = each.model.diffusion_model
             unet.register_forward_pre_hook(lambda *_, name=name, unet=unet: seen.append((name, FreeU.attached(unet))))
-        host.run(Txt2Img(steps=6, refiner=refiner, refiner_switch_step=5))
+        host.run(Txt2Img(steps=6, refiner=refiner, refiner_switch_step=5), LATE)
         assert seen == [("base", False)] * 4 + [("base", True), ("refiner", True)]
         assert not any(FreeU.attached(each.model.diffusion_model) for each in (base, refiner))
 

@@ -211,7 +211,6 @@ def test_a_run_is_measured_whole_and_goes_on_where_it_stopped(tmp_path, monkeypa
     for module in (grid, tiny):
         monkeypatch.setattr(module, "BATCH", 4)
         monkeypatch.setattr(module, "COMMON", 4)
-        monkeypatch.setattr(module, "AIMED", 4)
     monkeypatch.setattr(tiny.TinyModel, "load", classmethod(lambda cls, *_: random_model))
     monkeypatch.setattr("demo.runs.REFERENCE_STEPS", 12)
     chosen = [grid.Cell(AUTO, 5, 5.0, 8), grid.Cell(coupled("DPM++ 2M", freeu="late"), 5, 5.0, 4)]

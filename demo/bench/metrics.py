@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Estimate", "Moments", "bootstrap", "frechet_distance", "relative_rmse", "share"]
+__all__ = ["Estimate", "Moments", "bootstrap", "frechet", "frechet_distance", "relative_rmse", "share"]
 
 RESAMPLES = 40
 

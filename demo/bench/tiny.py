@@ -8,7 +8,7 @@ schedules start at one sigma, and endings differ in the last step only.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +21,12 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from ..methods import Plan
 from ..runs import reference_endpoint
+from ..schedules import stable_diffusion_noise
 from ..tiny.model import Denoiser, TinyModel, seeded_noise
-from ..tiny.pictures import Picture, captioned, draw, random_picture
-from .grid import AIMED, BATCH, COMMON, Cell, cells
+from ..tiny.pictures import Picture, answers, captioned, draw, random_picture
+from .grid import BATCH, COMMON, Cell, cells
 from .metrics import Estimate, Moments, frechet, relative_rmse, share
 
 __all__ = ["Reference", "Score", "measure", "real_pictures", "scores"]
@@ -35,6 +37,8 @@ PIXEL_SIDE = 8
 """Side of the pooled pictures whose pixels are features too: 3 * 8 * 8 of them."""
 
 REAL_PICTURES = 8192
+KEPT = ("features", "pixels", "right", "error")
+"""What is kept of a drawn picture; the error only where the reference endpoint was made."""
 
 
 class _Remembering:
@@ -53,8 +57,37 @@ class _Remembering:
         return self.memory[key]
 
 
+def _key(cell: Cell, plan: Plan) -> str:
+    """Under which a cell's figures are kept: its name, and what it does, which may change while the name stays."""
+    what = repr((plan.sigmas.tolist(), plan.recipe, plan.freeu))
+    return f"{cell.method.name}|{cell.nfe}|{hashlib.blake2b(what.encode(), digest_size=6).hexdigest()}"
+
+
+def _planned(chosen: Sequence[Cell], cfg_scale: float, batch: int) -> list[tuple[Cell, Plan, str]]:
+    """The cells that reach a batch of one guidance scale, with their plans and keys."""
+    table = stable_diffusion_noise()
+    found = []
+    for cell in chosen:
+        if cell.cfg_scale == cfg_scale and batch * BATCH < cell.samples:
+            plan = cell.method.plan(table, cell.nfe, cfg_scale)
+            if plan is not None:
+                found.append((cell, plan, _key(cell, plan)))
+    return found
+
+
+def _stored(path: Path) -> dict[str, np.ndarray]:
+    if not path.exists():
+        return {}
+    with np.load(path) as file:
+        return dict(file)
+
+
+def _missing(planned: Sequence[tuple[Cell, Plan, str]], stored: Mapping[str, Any]) -> list[tuple[Cell, Plan, str]]:
+    return [each for each in planned if f"{each[2]}|right" not in stored]
+
+
 def _job(full: bool, cfg_scale: float, batch: int, path: Path, weights: Path, device: str) -> Path:
-    """Draw one batch of one guidance scale with every cell that reaches so far."""
+    """Draw one batch of one guidance scale with every cell that reaches so far and is not drawn yet."""
     if device == "cpu":
         torch.set_num_threads(1)
     model = TinyModel.load(weights, device)
@@ -62,34 +95,25 @@ def _job(full: bool, cfg_scale: float, batch: int, path: Path, weights: Path, de
     told = captioned(first + BATCH)[first:]
     seeds = range(FIRST_SEED + first, FIRST_SEED + first + BATCH)
     noise = seeded_noise(seeds).to(device)
-    prompts = [picture.caption() for picture in told]
-    denoiser = partial(model.denoiser, prompts, cfg_scale)
-    found: dict[str, np.ndarray] = {}
-    aim = None
-    if first < AIMED:
-        aim = reference_endpoint(model, denoiser(), noise)
-        found["reference"] = aim.square().sum((1, 2, 3)).cpu().numpy()
+    denoiser = partial(model.denoiser, [picture.caption() for picture in told], cfg_scale)
+    found = _stored(path)
+    if first < COMMON and "aim" not in found:
+        found["aim"] = reference_endpoint(model, denoiser(), noise).cpu().numpy()
+    aim = torch.from_numpy(found["aim"]).to(device) if "aim" in found else None
     memory: dict[Any, torch.Tensor] = {}
     seen: dict[bytes, str] = {}
     # chosen here anew: a method is made of functions, which do not travel between processes
-    for cell in cells(full):
-        if cell.cfg_scale != cfg_scale or first >= cell.samples:
-            continue
-        plan = cell.method.plan(model.noise, cell.nfe, cfg_scale)
-        if plan is None:
-            continue
+    for cell, plan, key in _missing(_planned(cells(full), cfg_scale, batch), found):
         counted = _Remembering(denoiser(freeu=plan.freeu), memory)
         latents = plan.run(counted, noise, seeds)
         if counted.calls != cell.nfe:
-            raise RuntimeError(f"{cell.key}: {counted.calls} calls instead of {cell.nfe}")
-        own = hashlib.blake2b(latents.cpu().numpy().tobytes()).digest()
-        twin = seen.setdefault(own, cell.key)
-        names = [name for name in found if name.startswith(f"{twin}|")] if twin != cell.key else []
-        for name in names:
-            found[cell.key + name[len(twin) :]] = found[name]
-        if not names:
-            for name, values in _look(model, latents, told, aim).items():
-                found[f"{cell.key}|{name}"] = values
+            raise RuntimeError(f"{key}: {counted.calls} calls instead of {cell.nfe}")
+        twin = seen.setdefault(hashlib.blake2b(latents.cpu().numpy().tobytes()).digest(), key)
+        if twin == key:
+            looked = _look(model, latents, told, aim)
+        else:
+            looked = {name: found[f"{twin}|{name}"] for name in KEPT if f"{twin}|{name}" in found}
+        found.update({f"{key}|{name}": values for name, values in looked.items()})
     partial_path = path.with_suffix(".part.npz")
     np.savez(partial_path, **found)
     partial_path.replace(path)
@@ -115,22 +139,28 @@ def _look(
 
 
 def measure(full: bool, folder: Path, weights: Path, device: str, workers: int) -> None:
-    """Run all jobs whose results are not there yet."""
+    """Run all jobs that have something left to do."""
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = []
     chosen = cells(full)
+    jobs = []
     for cfg_scale in sorted({cell.cfg_scale for cell in chosen}):
         longest = max(cell.samples for cell in chosen if cell.cfg_scale == cfg_scale)
         for batch in range(-(-longest // BATCH)):
-            path = folder / f"cfg{cfg_scale:g}-{batch:02d}.npz"
-            if not path.exists():
+            path = _path(folder, cfg_scale, batch)
+            if _missing(_planned(chosen, cfg_scale, batch), _stored(path)):
                 jobs.append((cfg_scale, batch, path))
+    if not jobs:
+        return
     # the long ones first, so that no worker is left alone at the end
     jobs.sort(key=lambda job: job[1])
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         running = [pool.submit(_job, full, cfg, batch, path, weights, device) for cfg, batch, path in jobs]
         for done in tqdm(running, desc="drawing", unit=" batches"):
             done.result()
+
+
+def _path(folder: Path, cfg_scale: float, batch: int) -> Path:
+    return folder / f"cfg{cfg_scale:g}-{batch:02d}.npz"
 
 
 @dataclass(frozen=True)
@@ -174,30 +204,28 @@ def scores(chosen: Sequence[Cell], folder: Path, real: Reference) -> list[Score]
     """Read what :func:`measure` left; cells that were measured on more than ``COMMON`` get a row for each number."""
     rows = []
     for cfg_scale in sorted({cell.cfg_scale for cell in chosen}):
-        files = [np.load(path) for path in sorted(folder.glob(f"cfg{cfg_scale:g}-*.npz"))]
-        size = np.concatenate([file["reference"] for file in files if "reference" in file])
-        for cell in chosen:
-            if cell.cfg_scale != cfg_scale or f"{cell.key}|right" not in files[0]:
-                continue
+        longest = max(cell.samples for cell in chosen if cell.cfg_scale == cfg_scale)
+        files = [_stored(_path(folder, cfg_scale, batch)) for batch in range(-(-longest // BATCH))]
+        sizes = np.concatenate([np.square(file["aim"]).sum((1, 2, 3)) for file in files if "aim" in file])
+        for cell, _, key in _planned(chosen, cfg_scale, 0):
+            drawn = [file for file in files if f"{key}|right" in file]
+            columns = {
+                name: np.concatenate([f[f"{key}|{name}"] for f in drawn if f"{key}|{name}" in f]) for name in KEPT
+            }
             for samples in sorted({min(COMMON, cell.samples), cell.samples}):
-                rows.append(_score(cell, files, size, samples, real))
+                rows.append(_score(cell, {name: rows[:samples] for name, rows in columns.items()}, sizes, real))
     return rows
 
 
-def _score(cell: Cell, files: Sequence[Any], size: np.ndarray, samples: int, real: Reference) -> Score:
-    def column(name: str) -> np.ndarray:
-        key = f"{cell.key}|{name}"
-        return np.concatenate([file[key] for file in files if key in file])[:samples]
-
-    right = column("right")
-    names = sorted(("colour", "shape", "size", "pattern", "ground", "place"))
+def _score(cell: Cell, columns: Mapping[str, np.ndarray], sizes: np.ndarray, real: Reference) -> Score:
+    right, names = columns["right"], sorted(answers())
     both = right[:, names.index("colour")] & right[:, names.index("shape")]
-    method = cell.method
+    errors, method = columns["error"], cell.method
     return Score(
-        method.sampler, method.schedule, method.ending, method.freeu, cell.nfe, cell.cfg_scale, samples,
-        distance=relative_rmse(column("error"), size),
-        frechet=frechet(column("features"), real.features),
-        frechet_pixels=frechet(column("pixels"), real.pixels),
+        method.sampler, method.schedule, method.ending, method.freeu, cell.nfe, cell.cfg_scale, len(right),
+        distance=relative_rmse(errors, sizes[: len(errors)]),
+        frechet=frechet(columns["features"], real.features),
+        frechet_pixels=frechet(columns["pixels"], real.pixels),
         accuracy=share(both),
         whole_caption=share(right.all(1)),
     )  # fmt: skip

@@ -209,10 +209,10 @@ def test_the_main_path_on_sdxl(serve):
     server = serve(checkpoint="hps-tiny-sdxl")
     (eight,), info = server.txt2img(sampler_name="HP Auto", steps=8, cfg_scale=7)
     assert eight.std() > 15 and "hps-tiny-sdxl" in info["infotexts"][0]
-    preset = {"alwayson_scripts": {"HP Sampler": {"args": [{"recipe": "SDXL 8 steps", "freeu": "On"}]}}}
+    preset = {"alwayson_scripts": {"HP Sampler": {"args": [{"recipe": "SDXL 8 steps", "ending": "To zero"}]}}}
     (same,), _ = server.txt2img(sampler_name="HP Auto", steps=8, cfg_scale=7, **preset)
-    assert np.array_equal(eight, same), "Auto is the paper's SDXL schedule here, and late Free-U"
-    sd15 = {"alwayson_scripts": {"HP Sampler": {"args": [{"recipe": "SD1.5 8 steps", "freeu": "On"}]}}}
+    assert np.array_equal(eight, same), "Auto is the paper's SDXL schedule here, ended at 0"
+    sd15 = {"alwayson_scripts": {"HP Sampler": {"args": [{"recipe": "SD1.5 8 steps", "ending": "To zero"}]}}}
     assert not np.array_equal(eight, server.txt2img(sampler_name="HP Auto", steps=8, cfg_scale=7, **sd15)[0][0])
     for sampler in SAMPLERS:
         for steps in (5, 6):
