@@ -100,5 +100,5 @@ def cells(full: bool = False) -> list[Cell]:
     chosen += [Cell(KARRAS, nfe, cfg, COMMON) for cfg in DECIDING_CFG for nfe in (4, 7, 10)]
     chosen += [Cell(KARRAS, 20, 1.0, COMMON)]
     chosen += [Cell(KARRAS, 20, cfg, MANY) for cfg in DECIDING_CFG]
-    chosen += [Cell(KARRAS, 50, 5.0, MANY)]
+    chosen += [Cell(KARRAS, 50, 5.0, 2 * COMMON)]
     return chosen
