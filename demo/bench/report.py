@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,11 @@ def write_page(path: Path, folder: Path, images: str) -> None:
         "in which the classifier reads the caption's colour and shape. Standard errors in brackets. Bold: the best of "
         "a column that is not worse than another by one standard error of the difference.",
     ]
+    parts += [
+        "## What the Auto rule rests on",
+        f"Tiny model, first {common} samples: Fréchet / caption / distance; then the error on the exact problems.",
+        _decisions(tiny, exact, common),
+    ]
     for cfg in _distinct(tiny, "cfg_scale"):
         chosen = [row for row in tiny if row["cfg_scale"] == cfg and row["samples"] == many]
         if len(chosen) > 3:
@@ -133,6 +138,47 @@ def _tiny_table(rows: Sequence[Row]) -> str:
         for who, found in lines.items()
     ]
     return _table(head, body)
+
+
+FIRST, SECOND = "DPM++ 1S", "DPM++ 2M"
+
+DECISIONS: tuple[tuple[str, Callable[[int], tuple[str, str, str, str]]], ...] = (
+    ("Auto: 2M, to 0 (CFG <= 3 extrapolated)", lambda nfe: ("HP Auto", "", "as coupled", "as coupled")),
+    ("2M, noise kept", lambda nfe: (SECOND, "HP", "keep", "off")),
+    ("1S, to 0", lambda nfe: (FIRST, "HP", "zero", "off")),
+    ("the paper's (1S to 6 steps, then 2M; kept)", lambda nfe: (FIRST if nfe <= 6 else SECOND, "HP", "keep", "off")),
+    ("the paper's, Free-U late", lambda nfe: (FIRST if nfe <= 6 else SECOND, "HP", "keep", "late")),
+    ("2M SGM Uniform", lambda nfe: (SECOND, "SGM Uniform", "zero", "off")),
+    ("2M Karras", lambda nfe: (SECOND, "Karras", "zero", "off")),
+)
+"""Label, and by NFE the sampler, schedule, ending and Free-U of the cell."""
+
+
+def _decisions(tiny: Sequence[Row], exact: Sequence[Row], samples: str) -> str:
+    """For every guidance scale and NFE that decide, the choices beside each other."""
+    cells = {(_who(row), row["nfe"], row["cfg_scale"]): row for row in tiny if row["samples"] == samples}
+    errors = {
+        (row["sampler"], row["schedule"], row["ending"], row["nfe"], row["cfg_scale"]): row["error"] for row in exact
+    }
+    body = []
+    for cfg in _distinct(tiny, "cfg_scale"):
+        for label, who in DECISIONS:
+            shown = []
+            for nfe in ("5", "6", "8"):
+                row = cells.get((who(int(nfe)), nfe, cfg))
+                error = errors.get((*who(int(nfe))[:3], nfe, cfg)) if who(int(nfe))[3] != "late" else None
+                found = _short(row) if row else []
+                shown.append(" / ".join(found + ([f"*{_exact_figure(float(error))}*"] if error else [])))
+            if any(shown):
+                body.append([f"{float(cfg):g}", label, *shown])
+        row = cells.get(((SECOND, "Karras", "zero", "off"), "20", cfg))
+        if row is not None:
+            body.append([f"{float(cfg):g}", "for scale: 2M Karras, 20 NFE", " / ".join(_short(row)), "", ""])
+    return _table(["CFG", "choice", "5 NFE", "6 NFE", "8 NFE"], body)
+
+
+def _short(row: Row) -> list[str]:
+    return [_figure(float(row["frechet"])), _share(float(row["accuracy"])), _share(float(row["distance"]))]
 
 
 def _who(row: Row) -> tuple[str, str, str, str]:
