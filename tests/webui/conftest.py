@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from demo.tiny import checkpoint as trained
-from demo.tiny.networks import WEIGHTS
 
 from .harness import DEFAULT_CHECKPOINT, ROOT, WebUI, WebUIError
 
@@ -57,18 +56,9 @@ def checkpoints(webui_folder: Path, pytestconfig: pytest.Config, tmp_path_factor
 
 
 @pytest.fixture(scope="session")
-def weights() -> Path:
-    """The trained tiny model's weights, or those in the folder that HPS_TINY_WEIGHTS names; without, it is skipped."""
-    folder = Path(os.environ.get("HPS_TINY_WEIGHTS", WEIGHTS)).resolve()
-    if not (folder / "unet.safetensors").is_file():
-        pytest.skip(f"{folder} holds no trained weights; python -m demo.tiny.train makes them")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def trained_checkpoint(webui_folder: Path, checkpoints: Path, weights: Path) -> str:
+def trained_checkpoint(webui_folder: Path, checkpoints: Path) -> str:
     """Name of the trained tiny model's checkpoint, written beside the others."""
-    trained.main(["--webui", str(webui_folder), "--out", str(checkpoints), "--weights", str(weights)])
+    trained.main(["--webui", str(webui_folder), "--out", str(checkpoints)])
     return trained.NAME
 
 
