@@ -263,9 +263,9 @@ def write_plots(folder: Path, images: Path, losses: Path) -> None:
     """The pictures of the page, and the training's loss curves."""
     images.mkdir(parents=True, exist_ok=True)
     tiny, exact = read_csv(folder / "tiny.csv"), read_csv(folder / "exact.csv")
-    many = max((row["samples"] for row in tiny), key=int)
+    common = min((row["samples"] for row in tiny), key=int)
     columns = [cfg for cfg in _distinct(tiny, "cfg_scale") if float(cfg) > 1]
-    _panels(images / "bench_tiny.png", [row for row in tiny if row["samples"] == many], columns,
+    _panels(images / "bench_tiny.png", [row for row in tiny if row["samples"] == common], columns,
             (("frechet", "Fréchet distance", True), ("accuracy", "caption read", False)))  # fmt: skip
     _panels(images / "bench_exact.png", exact, _distinct(exact, "cfg_scale"), (("error", "relative error", True),))
     _decoder_plot(images / "bench_decoder.png", read_csv(folder / "decoder.csv"))
@@ -287,6 +287,7 @@ def _panels(path: Path, rows: Sequence[Row], columns: Sequence[str], figures: Se
         line[0].set_ylabel(label)
     for axes in grid[-1]:
         axes.set_xlabel("NFE")
+        axes.set_xticks((4, 5, 6, 7, 8, 10, 20), ("4", "", "6", "", "8", "10", "20"))
     grid[0][-1].legend(frameon=False, fontsize=7)
     figure.savefig(path)
 
