@@ -6,4 +6,4 @@ The method, in the order in which data flows: :mod:`~hpsampler.noise` (the model
 :mod:`hpsampler.webui` is the adapter to AUTOMATIC1111's WebUI, the only part that imports it.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
