@@ -68,7 +68,7 @@ class TestPlan:
         assert torch.isfinite(result).all() and result.shape == (1, 4, SIDE // 8, SIDE // 8)
         # Heun makes two calls a step but for a last one to 0
         kept = planned.sigmas[-1] > 0
-        assert kept == (request.schedule_used in ("HP", "KL Optimal"))
+        assert kept == (request.schedule_used == "KL Optimal")
         assert calls == planned.calls == {"Heun": 6 if kept else 5}.get(sampler, 3)
 
     @pytest.mark.parametrize("cfg_scale", [2.0, 5.0, 7.0])
@@ -125,6 +125,10 @@ class TestPlan:
             torch.testing.assert_close(both[i], alone[0], rtol=1e-4, atol=1e-4)
 
 
+LATE = {"recipe": "SD1.5 6 steps UniPC"}
+"""A preset with Free-U from call 5 on."""
+
+
 class TestFreeU:
     def test_on_changes_the_picture(self, model):
         on, off = (sampled(model, request_of({"freeu": freeu}, steps=4))[0] for freeu in ("On", "Off"))
@@ -133,14 +137,15 @@ class TestFreeU:
     @pytest.mark.parametrize(
         ("sampler", "schedule", "settings", "calls"),
         [
-            ("HP Auto", "Automatic", None, [4, 5]),
-            ("HP Auto", "Automatic", {"freeu": "Off"}, []),
-            ("HP Auto", "Karras", None, []),
+            ("HP Auto", "Automatic", None, []),
+            ("HP Auto", "Automatic", LATE, [4, 5]),
+            ("HP Auto", "Automatic", {**LATE, "freeu": "Off"}, []),
+            ("HP Auto", "Karras", LATE, []),
             ("Euler", "HP", None, []),
-            ("Euler", "HP", {}, [4, 5]),
-            ("Euler", "Karras", {}, []),
+            ("Euler", "HP", LATE, [4, 5]),
+            ("Euler", "Karras", LATE, []),
             ("Euler", "Karras", {"freeu": "On", "freeu_first": 2, "freeu_last": 3}, [1, 2]),
-            ("Heun", "HP", {}, [10, 11]),
+            ("Heun", "HP", LATE, [10, 11]),
             ("Heun", "HP", {"freeu": "On", "freeu_first": 2, "freeu_last": 3}, [1, 2]),
         ],
     )

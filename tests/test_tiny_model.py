@@ -45,7 +45,7 @@ def test_a_shape_is_drawn_in_its_colour_where_the_caption_says(shape):
     def greenness(pictures: torch.Tensor) -> torch.Tensor:
         return (pictures[:, 1] - pictures[:, [0, 2]].amax(1)).clamp(min=0)
 
-    assert greenness(middle).sum() > 3 * greenness(beside).sum() > 0
+    assert greenness(middle).sum() > 2 * greenness(beside).sum() > 0
     columns = greenness(beside).sum((0, 1))
     assert columns[: SIDE // 2].sum() > 5 * columns[SIDE // 2 :].sum()
 
@@ -53,7 +53,7 @@ def test_a_shape_is_drawn_in_its_colour_where_the_caption_says(shape):
 def test_captions_tell_all_and_short_ones_part_of_it():
     assert CIRCLE.caption() == "a large red circle on a plain grey background in the middle"
     rng = np.random.default_rng(0)
-    shorter = {CIRCLE.caption(rng) for _ in range(200)}
+    shorter = {CIRCLE.caption(rng) for _ in range(2000)}
     assert "a red circle" in shorter and len(shorter) == 16
     assert all("red circle" in caption for caption in shorter)
 
