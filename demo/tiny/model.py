@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from safetensors.torch import load_file
 
 from hpsampler.freeu import FreeU, FreeUPlan
 
 from ..schedules import stable_diffusion_noise
-from .networks import WEIGHTS, Classifier, TinyDiffusion
+from .networks import WEIGHTS, Classifier, TinyDiffusion, read_weights
 from .pictures import SIDE, Picture, answers, truth
 
 __all__ = ["LATENT", "Denoiser", "TinyModel", "seeded_noise"]
@@ -41,12 +40,12 @@ class TinyModel:
     def load(cls, folder: Path = WEIGHTS, device: torch.device | str = "cpu") -> TinyModel:
         """From the weights in the repository."""
         diffusion, classifier = TinyDiffusion(), Classifier(answers())
-        stored = _read(folder / "vae.safetensors")
+        stored = read_weights(folder / "vae.safetensors")
         diffusion.latent_scale = stored.pop("latent_scale")
         diffusion.vae.load_state_dict(stored)
-        diffusion.text.load_state_dict(_read(folder / "text.safetensors"))
-        diffusion.unet.load_state_dict(_read(folder / "unet.safetensors"))
-        classifier.load_state_dict(_read(folder / "classifier.safetensors"))
+        diffusion.text.load_state_dict(read_weights(folder / "text.safetensors"))
+        diffusion.unet.load_state_dict(read_weights(folder / "unet.safetensors"))
+        classifier.load_state_dict(read_weights(folder / "classifier.safetensors"))
         return cls(diffusion, classifier, torch.device(device))
 
     @torch.no_grad()
@@ -142,7 +141,3 @@ class Denoiser:
 def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...] = LATENT) -> torch.Tensor:
     """Unit noise of each seed's own generator, (n, *shape): the same alone or in any batch."""
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    return {key: value.float() for key, value in load_file(path).items()}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -23,7 +24,7 @@ with contextlib.redirect_stdout(io.StringIO()):
     from ldm.modules.diffusionmodules.model import Decoder, Encoder
     from ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-__all__ = ["UNET", "VAE", "WEIGHTS", "Classifier", "TinyDiffusion", "text_config"]
+__all__ = ["UNET", "VAE", "WEIGHTS", "Classifier", "TinyDiffusion", "read_weights", "text_config"]
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -140,3 +141,8 @@ class TinyDiffusion(nn.Module):
     def embed(self, prompts: list[str]) -> torch.Tensor:
         """Conditions (n, 77, TEXT_WIDTH)."""
         return self.text(tokens(prompts)).last_hidden_state
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """A part's stored weights, in single precision."""
+    return {key: value.float() for key, value in load_file(path).items()}

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
 from ..schedules import stable_diffusion_noise
-from .networks import TEXT_WIDTH, WEIGHTS, Classifier, TinyDiffusion
+from .networks import TEXT_WIDTH, WEIGHTS, Classifier, TinyDiffusion, read_weights
 from .pictures import SIDE, Picture, answers, draw, random_picture, truth
 from .words import CONTEXT
 
@@ -166,7 +166,7 @@ def train_vae(args: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
     model = TinyDiffusion()
     vae = model.vae.to(args.device)
     reader = Classifier(answers()).to(args.device)
-    reader.load_state_dict(_read(args.out / "classifier.safetensors"))
+    reader.load_state_dict(read_weights(args.out / "classifier.safetensors"))
     reader.requires_grad_(False)
     stages = [nn.Sequential(*list(reader.body)[: 3 * count]) for count in (1, 2, 3, 4)]
 
@@ -234,10 +234,10 @@ def train_text(args: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
 def train_unet(args: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
     """eps-prediction on SD's noise table, a tenth of the captions empty, weighted by min-SNR-5 (arXiv 2303.09556)."""
     model = TinyDiffusion()
-    stored = _read(args.out / "vae.safetensors")
+    stored = read_weights(args.out / "vae.safetensors")
     scale = stored.pop("latent_scale")
     model.vae.load_state_dict(stored)
-    model.text.load_state_dict(_read(args.out / "text.safetensors"))
+    model.text.load_state_dict(read_weights(args.out / "text.safetensors"))
     model.to(args.device).requires_grad_(False)
     rng = np.random.default_rng(SEED + 1)
 
@@ -286,10 +286,6 @@ def _save(parts: dict[str, nn.Module], path: Path, **more: torch.Tensor) -> None
         key: value.detach().cpu().half().contiguous() for key, value in tensors.items() if value.is_floating_point()
     }
     save_file({**half, **{key: value.float().contiguous() for key, value in more.items()}}, path)
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    return {key: value.float() for key, value in load_file(path).items()}
 
 
 if __name__ == "__main__":
