@@ -8,7 +8,10 @@ the second-order correction (0 is first order, 1 the solver's own)::
 Minimised is the distance of the sampler's endpoints to those of the same guided ODE solved with many steps from the
 same noise (:class:`Trajectories`), by damped least squares, without back-propagation. A perturbed point changes nothing
 before it, so a column of the Jacobian costs only the calls after it. Whether it was worth it is judged on trajectories
-that the fit has not seen, and a fit that does not beat its start there is refused.
+that the fit has not seen, and a fit that does not beat the recipe there is refused.
+
+Where a decoder is at hand it says how much final sigma it swallows (:func:`decoder_curve`), and whether the schedule
+should stop there rather than at 0 (:func:`with_best_end`).
 
 What is fitted belongs to the model, the guidance scale and the number of steps it was fitted for: none carries over.
 """
@@ -28,7 +31,10 @@ from .solvers import sample_dpmpp_2m
 from .solvers._core import Model, Run
 from .solvers.dpmpp import dpmpp_2m_steps
 
-__all__ = ["Calibration", "CalibrationRefused", "MultistepSchedule", "Trajectories", "calibrate"]
+__all__ = [
+    "Calibration", "CalibrationRefused", "Decode", "MultistepSchedule", "Trajectories", "calibrate", "decoder_curve",
+    "swallowed", "with_best_end",
+]  # fmt: skip
 
 REFERENCE_CALLS = 60
 MAX_RUNS = 60
@@ -42,6 +48,12 @@ LEAST_STEP = 0.02
 
 FACTORS = (-1.0, 2.5)
 
+END_SIGMAS = (0.03, 0.06, 0.1, 0.13, 0.2, 0.3, 0.45)
+"""Where a schedule might stop short of 0; the paper's cuts leave 0.13 to 0.16."""
+
+SWALLOWED = 0.02
+"""RMS change of pixels (0 to 1) below which residual noise is lost on the eye: 5 of 255."""
+
 
 class CalibrationRefused(ValueError):
     """A fit that is no better than what there was; the message holds the numbers."""
@@ -49,7 +61,7 @@ class CalibrationRefused(ValueError):
 
 @dataclass(frozen=True)
 class MultistepSchedule:
-    """What is fitted. Invariant: ``len(sigmas) == steps + 1``, decreasing, last 0; ``len(factors) == steps``.
+    """What is fitted. Invariant: ``len(sigmas) == steps + 1``, decreasing, last >= 0; ``len(factors) == steps``.
 
     The first factor has no past to scale and is 0.
     """
@@ -62,15 +74,18 @@ class MultistepSchedule:
         return len(self.factors)
 
     def sample(self, model: Model, noise: torch.Tensor) -> torch.Tensor:
-        """From unit noise (n, ...) to sigma 0, ``steps`` calls."""
+        """From unit noise (n, ...) to the last sigma, ``steps`` calls."""
         sigmas = torch.tensor(self.sigmas, dtype=torch.float64)
         return sample_dpmpp_2m(model, noise * self.sigmas[0], sigmas, factors=self.factors)
 
     @classmethod
-    def of(cls, sigmas: Sequence[float], factor: float = 1.0) -> MultistepSchedule:
-        """A known schedule, its last sigma replaced by 0, with one factor for all steps."""
+    def of(cls, sigmas: Sequence[float], factor: float = 1.0, last: Optional[float] = None) -> MultistepSchedule:
+        """A known schedule, its last sigma replaced by 0, with one factor for all steps, or another for the last."""
         points = tuple(float(sigma) for sigma in sigmas[:-1])
-        return cls((*points, 0.0), (0.0,) + (factor,) * (len(points) - 1))
+        factors = [0.0] + [factor] * (len(points) - 1)
+        if last is not None and len(points) > 1:
+            factors[-1] = last
+        return cls((*points, 0.0), tuple(factors))
 
 
 @dataclass(frozen=True)
@@ -105,8 +120,11 @@ class Trajectories:
 
     def error(self, schedule: MultistepSchedule) -> float:
         """RMSE of the sampler's endpoints over the RMS of the endpoints; infinite where it blows up."""
-        ends = schedule.sample(self.model, self.noise)
-        error = float((ends - self.endpoints).double().square().mean().sqrt() / self.scale)
+        return self.error_of(schedule.sample(self.model, self.noise))
+
+    def error_of(self, ends: torch.Tensor) -> float:
+        """The same of ends that are at hand."""
+        error = _rms(ends - self.endpoints) / self.scale
         return error if math.isfinite(error) else math.inf
 
     def differences(self, ends: torch.Tensor) -> torch.Tensor:
@@ -129,6 +147,7 @@ class Calibration:
         fitted_error: on the trajectories it was fitted to.
         held_out: name to error on unseen trajectories, of every start and of ``"calibrated"``.
         calls: UNet calls on the calibration set, the reference included; ``runs`` is that in runs of the sampler.
+        recipe: the name among ``held_out`` that it had to beat.
     """
 
     schedule: MultistepSchedule
@@ -136,6 +155,7 @@ class Calibration:
     fitted_error: float
     held_out: Mapping[str, float]
     calls: int
+    recipe: str
 
     @property
     def runs(self) -> float:
@@ -143,9 +163,8 @@ class Calibration:
 
     @property
     def gain(self) -> float:
-        """Held-out error of the best start over that of the fit; above 1 the fit is better."""
-        best = min(error for name, error in self.held_out.items() if name != "calibrated")
-        return best / self.held_out["calibrated"]
+        """Held-out error of the recipe over that of the fit; above 1 the fit is better."""
+        return self.held_out[self.recipe] / self.held_out["calibrated"]
 
 
 def calibrate(
@@ -153,19 +172,19 @@ def calibrate(
     held_out: Trajectories,
     starts: Mapping[str, MultistepSchedule],
     runs: float = MAX_RUNS,
-    progress: Optional[Callable[[int], object]] = None,
+    progress: Optional[Callable[[int, float], object]] = None,
 ) -> Calibration:
     """Fit a schedule to ``fit`` and judge it on ``held_out``.
 
     Args:
         fit, held_out: trajectories of other noise and other conditions, on one model at one guidance scale.
-        starts: schedules of one number of steps by name, the recipe's among them; the fit begins from the best.
+        starts: schedules of one number of steps by name, the recipe's first; the fit begins from the best.
         runs: budget: calls on the calibration set over the steps of one run, the reference included.
-        progress: called with the calls made so far after every run of the sampler.
+        progress: called after every whole run of the sampler with the calls made so far and that run's error.
 
     Raises:
         ValueError: no start, starts of different steps, fewer than 2 steps, or none that stays finite.
-        CalibrationRefused: the fit does not beat every start on the held-out trajectories.
+        CalibrationRefused: the fit does not beat the recipe on the held-out trajectories.
     """
     steps = {start.steps for start in starts.values()}
     if len(steps) != 1 or min(steps) < 2:
@@ -174,21 +193,86 @@ def calibrate(
     errors = {}
     for name, start in starts.items():
         errors[name] = fit.error(start)
-        spent.add(start.steps)
+        spent.add(start.steps, errors[name])
     best = min(errors, key=lambda name: errors[name])
     if not math.isfinite(errors[best]):
         raise ValueError(f"no start stays finite on this model: {', '.join(starts)}")
 
     schedule = _least_squares(fit, starts[best], spent)
+    error = fit.error(schedule)
+    spent.add(schedule.steps, error)
+    if error > errors[best]:
+        # what the robust sum gained, the plain one lost
+        schedule, error = starts[best], errors[best]
     judged = {name: held_out.error(start) for name, start in starts.items()}
     judged["calibrated"] = held_out.error(schedule)
-    result = Calibration(schedule, best, fit.error(schedule), judged, spent.calls)
-    if result.gain <= 1:
-        listed = ", ".join(f"{name} {error:.4f}" for name, error in judged.items())
+    result = Calibration(schedule, best, error, judged, spent.calls, recipe=next(iter(starts)))
+    if not result.gain > 1:
+        listed = ", ".join(f"{name} {value:.4f}" for name, value in judged.items())
         raise CalibrationRefused(
             f"calibrating {min(steps)} steps gave nothing: on held-out trajectories the errors are {listed}"
         )
     return result
+
+
+Decode = Callable[[torch.Tensor], torch.Tensor]
+"""Latents (n, ...) to pictures (n, ...), values from 0 to 1."""
+
+
+def decoder_curve(
+    decode: Decode, latents: torch.Tensor, noise: torch.Tensor, sigmas: Sequence[float] = END_SIGMAS
+) -> tuple[tuple[float, float], ...]:
+    """(sigma, RMS change over pixels of the decoded latents when noise of that sigma is left on them)."""
+    clean = decode(latents)
+    return tuple((sigma, _rms(decode(latents + sigma * noise) - clean)) for sigma in sigmas)
+
+
+def swallowed(curve: Sequence[tuple[float, float]]) -> float:
+    """The largest sigma of a decoder's curve up to which no more than ``SWALLOWED`` is left of the noise; 0 if none."""
+    found = 0.0
+    for sigma, change in curve:
+        if not change <= SWALLOWED:
+            break
+        found = sigma
+    return found
+
+
+def with_best_end(
+    schedule: MultistepSchedule, fit: Trajectories, held_out: Trajectories, decode: Decode, largest: float
+) -> MultistepSchedule:
+    """The schedule ended where its decoded pictures come nearest to those of the reference endpoints: at 0, or above.
+
+    Ends above 0 are those of ``END_SIGMAS`` up to ``largest`` (what the decoder swallows) and below the schedule's last
+    point, the last step of first or of second order. Chosen on ``fit``; kept only where it also wins on ``held_out``.
+    Costs one run on either: what comes before the last step is the same.
+    """
+    ends = [sigma for sigma in END_SIGMAS if sigma <= largest and sigma < schedule.sigmas[-2] * math.exp(-LEAST_STEP)]
+    others = [
+        MultistepSchedule((*schedule.sigmas[:-1], sigma), (*schedule.factors[:-1], factor))
+        for sigma in ends
+        for factor in (0.0, 1.0)
+    ]
+    if not others:
+        return schedule
+    candidates = [schedule, *others]
+    errors = _decoded_errors(candidates, fit, decode)
+    chosen = candidates[int(np.argmin(errors))]
+    if chosen is schedule:
+        return schedule
+    kept, zero = _decoded_errors([chosen, schedule], held_out, decode)
+    return chosen if kept < zero else schedule
+
+
+def _decoded_errors(schedules: Sequence[MultistepSchedule], target: Trajectories, decode: Decode) -> list[float]:
+    """RMS over pixels to the decoded endpoints, of schedules that differ in their last step only."""
+    path = _Path.along(target.model, target.noise, schedules[0])
+    aim = decode(target.endpoints)
+    last = schedules[0].steps - 1
+    return [_rms(decode(path.again(target.model, schedule, last)) - aim) for schedule in schedules]
+
+
+def _rms(difference: torch.Tensor) -> float:
+    return float(difference.double().square().mean().sqrt())
 
 
 @dataclass
@@ -197,12 +281,13 @@ class _Spent:
 
     calls: int
     budget: int
-    progress: Optional[Callable[[int], object]]
+    progress: Optional[Callable[[int, float], object]]
 
-    def add(self, calls: int) -> None:
+    def add(self, calls: int, error: Optional[float] = None) -> None:
+        """Count; a whole run has an error, and is reported."""
         self.calls += calls
-        if self.progress is not None:
-            self.progress(self.calls)
+        if self.progress is not None and error is not None:
+            self.progress(self.calls, error)
 
 
 @dataclass
@@ -229,11 +314,16 @@ class _Fit:
         return np.concatenate([np.log(np.maximum(falls, LEAST_STEP)), schedule.factors[1:]])
 
     def residuals(self, parameters: np.ndarray) -> np.ndarray:
-        path = _Path.along(self.target.model, self.target.noise, self.schedule(parameters))
-        self.spent.add(self.steps)
-        # only the latest two are ever asked for their derivatives: the present point and the one on trial
-        self.latest = dict([*self.latest.items(), (parameters.tobytes(), path)][-2:])
-        return self._residual(path.end)
+        return self._residual(self.path(parameters).end)
+
+    def path(self, parameters: np.ndarray) -> _Path:
+        path = self.latest.get(parameters.tobytes())
+        if path is None:
+            path = _Path.along(self.target.model, self.target.noise, self.schedule(parameters))
+            self.spent.add(self.steps, self.target.error_of(path.end))
+            # only the latest two are ever asked for their derivatives: the present point and the one on trial
+            self.latest = dict([*self.latest.items(), (parameters.tobytes(), path)][-2:])
+        return path
 
     def _residual(self, end: torch.Tensor) -> np.ndarray:
         """Differences of the endpoints, each trajectory's scaled so that its square is Cauchy's c^2 log(1 + e^2/c^2).
@@ -247,10 +337,7 @@ class _Fit:
         return (difference * weight).flatten().numpy() / len(difference) ** 0.5
 
     def jacobian(self, parameters: np.ndarray) -> np.ndarray:
-        path = self.latest.get(parameters.tobytes())
-        if path is None:
-            path = _Path.along(self.target.model, self.target.noise, self.schedule(parameters))
-            self.spent.add(self.steps)
+        path = self.path(parameters)
         here = self._residual(path.end)
         columns = []
         for index in range(len(parameters)):
@@ -261,7 +348,8 @@ class _Fit:
             there = path.again(self.target.model, self.schedule(moved), first)
             self.spent.add(self.steps - 1 - first)
             columns.append((self._residual(there) - here) / DIFFERENCE)
-        return np.stack(columns, 1)
+        # a neighbour that blows up says nothing about its parameter
+        return np.nan_to_num(np.stack(columns, 1), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 @dataclass(frozen=True)
@@ -302,9 +390,7 @@ def _least_squares(target: Trajectories, start: MultistepSchedule, spent: _Spent
     """scipy's trust-region fit from a start, within what is left of the budget."""
     from scipy.optimize import least_squares
 
-    errors = target.differences(start.sample(target.model, target.noise)).norm(dim=1)
-    spent.add(start.steps)
-    fit = _Fit(target, start.sigmas[0], start.steps, float(errors.median()), spent)
+    fit = _Fit(target, start.sigmas[0], start.steps, math.inf, spent)
     begin = fit.parameters(start)
     points = start.steps - 1
     bounds = (
@@ -312,9 +398,11 @@ def _least_squares(target: Trajectories, start: MultistepSchedule, spent: _Spent
         [math.log(math.log(1e4))] * points + [FACTORS[1]] * points,
     )
     begin = begin.clip(np.array(bounds[0]) + 1e-6, np.array(bounds[1]) - 1e-6)
+    fit.tolerance = float(target.differences(fit.path(begin).end).norm(dim=1).median())
     # an evaluation is one run; most are followed by a Jacobian
     each = start.steps + sum(start.steps - 1 - k for k in range(points)) + sum(points - 1 - k for k in range(points))
-    evaluations = max(1, (spent.budget - spent.calls) // each)
+    # one run is kept for the look at the result
+    evaluations = max(1, (spent.budget - spent.calls - start.steps) // each)
     found = least_squares(
         fit.residuals, begin, jac=fit.jacobian, bounds=bounds, x_scale="jac", ftol=1e-4, xtol=1e-4, gtol=1e-8,
         max_nfev=evaluations,

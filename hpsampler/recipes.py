@@ -89,6 +89,9 @@ class Recipe:
         order, prediction, variant: of UniPC, where it is the solver.
         analytical_first_step: UniPC makes its first step without a call; a point is added so that the calls stay.
         freeu: plans in force, none overlapping; empty is off.
+        levels: a schedule calibrated to a model, ``steps + 1`` sigmas that stand in place of all those numbers.
+        factors: DPM++ 2M's, one per step, that were calibrated with it.
+        calibration: the name by which ``levels`` can be found again; empty where there are none.
     """
 
     name: str
@@ -105,6 +108,9 @@ class Recipe:
     variant: str = "bh2"
     analytical_first_step: bool = False
     freeu: tuple[FreeUPlan, ...] = ()
+    levels: tuple[float, ...] = ()
+    factors: tuple[float, ...] = ()
+    calibration: str = ""
 
     def sigmas(
         self, noise: NoiseModel, sigma_min: Optional[float] = None, sigma_max: Optional[float] = None
@@ -113,7 +119,11 @@ class Recipe:
 
         On a zero-terminal-SNR table the cut would leave most of the noise, as it is measured from sigma_max; there
         the schedule ends at the sigma that the cut means on Stable Diffusion's own table.
+
+        Calibrated levels belong to one model's table, and are given as they are.
         """
+        if self.levels:
+            return torch.tensor(self.levels, dtype=torch.float32)
         end_sigma = self.end_sigma
         if end_sigma is None and noise.zero_terminal_snr:
             end_sigma = max(self.cut_sigma(), noise.sigma_min)
@@ -132,6 +142,8 @@ class Recipe:
         With ``analytical_first_step`` pass the schedule through :func:`~hpsampler.schedule.insert_first_midpoint`
         first, and start from pure noise. An ending that the solver cannot make is left out: then it ends at zero.
         """
+        if self.solver == "dpmpp_2m" and self.factors:
+            return {"factors": self.factors}
         if self.solver == "dpmpp_2m":
             return {"extrapolate": self.ending == "extrapolate"}
         if self.solver == "unipc":

@@ -41,7 +41,7 @@ class Cell:
 
 
 def candidates() -> list[Method]:
-    """What the Auto rule decides between: order and ending on the paper's schedule."""
+    """What the Auto rule decides between: order, ending and Free-U on the paper's schedule."""
     return [
         AUTO,
         coupled(FIRST, "keep"),
@@ -49,6 +49,7 @@ def candidates() -> list[Method]:
         coupled(SECOND, "keep"),
         coupled(SECOND, "zero"),
         coupled(SECOND, "extrapolated"),
+        coupled(SECOND, "zero", freeu="late"),
     ]
 
 
@@ -60,7 +61,6 @@ def near_methods() -> list[Method]:
         coupled("UniPC", "zero", label="UniPC-2", **UNIPC),
         coupled(FIRST, "keep", freeu="late"),
         coupled(SECOND, "keep", freeu="late"),
-        coupled(SECOND, "zero", freeu="late"),
         peer(SECOND, "SGM Uniform"),
         KARRAS,
     ]

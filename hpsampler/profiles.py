@@ -1,0 +1,441 @@
+"""Calibrations as people keep them: for which model they were made, what they hold, when one fits, where they lie.
+
+A :class:`Profile` is one small JSON file with one :class:`Fitted` schedule for each number of steps and guidance scale
+that was calibrated. A picture names the schedule it was drawn with by the hash of its numbers, so it can be made again
+after the profile was renamed, or has grown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Optional
+
+from .noise import NoiseModel
+from .recipes import FAMILIES, MAX_STEPS, Recipe, family_of
+
+__all__ = ["Fitted", "Library", "Profile", "ProfileError", "Refused", "Target"]
+
+FORMAT, VERSION = "hpsampler calibration", 1
+
+MAX_SIGMA = 1e4
+MAX_FACTOR = 10.0
+MAX_FILE = 4 * 2**20
+SIDES = (64, 8192)
+
+CFG_REACH = 1.15
+"""A schedule is used at guidance scales up to this factor from its own, see docs/calibration.md."""
+
+AREA_REACH = 1.35
+"""And for pictures of up to this many times its own area, or as many times less."""
+
+
+class ProfileError(ValueError):
+    """A calibration that cannot be read or used; the message is for people."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a schedule is wanted for: a model, a picture's size in pixels, a guidance scale."""
+
+    hashes: frozenset[str]
+    family: str
+    noise: NoiseModel
+    width: int
+    height: int
+    cfg_scale: float
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A schedule for one number of steps and one guidance scale.
+
+    Invariant: ``len(sigmas) == steps + 1``, decreasing, last 0 or above; ``len(factors) == steps``, the first 0.
+
+    Attributes:
+        start: name of the schedule that the fit began from.
+        held_out: errors on trajectories the fit has not seen, by name of schedule; ``"calibrated"`` is this one's.
+        yardstick: the error of 20 steps of DPM++ 2M Karras there.
+        calls: UNet calls on the calibration set that the fit took, the reference included.
+    """
+
+    steps: int
+    cfg_scale: float
+    sigmas: tuple[float, ...]
+    factors: tuple[float, ...]
+    start: str
+    held_out: Mapping[str, float]
+    yardstick: float
+    calls: int
+
+    @property
+    def hash(self) -> str:
+        """Eight hexadecimal digits of the numbers that make the picture."""
+        numbers = json.dumps([self.sigmas, self.factors]).encode()
+        return hashlib.sha256(numbers).hexdigest()[:8]
+
+    @property
+    def gain(self) -> float:
+        """Held-out error of the best schedule there was over that of this one."""
+        others = [error for name, error in self.held_out.items() if name != "calibrated"]
+        return min(others) / self.held_out["calibrated"]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A fit that gave nothing, and why."""
+
+    steps: int
+    cfg_scale: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All that was calibrated to one model.
+
+    Attributes:
+        name: shown to people, and part of the file's name.
+        model: the checkpoint's name.
+        hashes: by any of which the checkpoint is known.
+        width, height: pixels of the pictures it was calibrated on.
+        sigma_min, sigma_max: ends of the model's noise table.
+        trajectories, held_out: how many it was fitted to and judged on.
+        decoder: (sigma, RMS change of the decoded pictures from 0 to 1) as the loaded VAE gave it; may be empty.
+    """
+
+    name: str
+    model: str
+    hashes: tuple[str, ...]
+    family: str
+    width: int
+    height: int
+    sigma_min: float
+    sigma_max: float
+    trajectories: int
+    held_out: int
+    seed: int
+    fitted: tuple[Fitted, ...] = ()
+    refused: tuple[Refused, ...] = ()
+    decoder: tuple[tuple[float, float], ...] = ()
+
+    def misfit(self, target: Target) -> str:
+        """Why nothing of this profile can be used for ``target``; empty where something may be."""
+        if not set(self.hashes) & target.hashes:
+            return f"it was made for the model {self.model}"
+        ends = ((self.sigma_min, target.noise.sigma_min), (self.sigma_max, target.noise.sigma_max))
+        if any(not math.isclose(own, there, rel_tol=1e-3) for own, there in ends):
+            return "the model's noise table has changed since"
+        ratio = (target.width * target.height) / (self.width * self.height)
+        if not 1 / AREA_REACH <= ratio <= AREA_REACH:
+            return f"it was made at {self.width}x{self.height}, the picture is {target.width}x{target.height}"
+        return ""
+
+    def find(self, steps: int, target: Target) -> Optional[Fitted]:
+        """The schedule of that many steps nearest in guidance scale, if this profile has a near one for ``target``."""
+        if self.misfit(target) or target.cfg_scale <= 0:
+            return None
+        near = [
+            (abs(math.log(each.cfg_scale / target.cfg_scale)), index)
+            for index, each in enumerate(self.fitted)
+            if each.steps == steps
+        ]
+        distance, index = min(near, default=(math.inf, 0))
+        return self.fitted[index] if distance <= math.log(CFG_REACH) + 1e-9 else None
+
+    def label(self, fitted: Fitted) -> str:
+        """By which a picture names one schedule: ``my model 1a2b3c4d``."""
+        return f"{self.name} {fitted.hash}"
+
+    def recipe(self, fitted: Fitted, base: Recipe) -> Recipe:
+        """``base`` with its schedule, solver and ending replaced by a calibrated one."""
+        return replace(
+            base,
+            steps=fitted.steps,
+            solver="dpmpp_2m",
+            ending="keep" if fitted.sigmas[-1] > 0 else "zero",
+            levels=fitted.sigmas,
+            factors=fitted.factors,
+            calibration=self.label(fitted),
+        )
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Profile:
+        """Read and check every number.
+
+        Raises:
+            ProfileError: naming the field, its value and what is allowed.
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ProfileError(f"not a JSON file: {str(error)[:80]}") from None
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise ProfileError(f"not a calibration of HP Sampler: format must be {FORMAT!r}")
+        if data.get("version") != VERSION:
+            raise ProfileError(f"version must be {VERSION}, got {data.get('version')!r}; update HP Sampler to read it")
+        read = _Reader(data)
+        profile = cls(
+            name=clean_name(read.text("name")),
+            model=read.text("model"),
+            hashes=tuple(read.items("hashes", lambda row: row.text())),
+            family=_family(read.text("family")),
+            width=read.whole("width", *SIDES),
+            height=read.whole("height", *SIDES),
+            sigma_min=read.number("sigma_min", 0, MAX_SIGMA),
+            sigma_max=read.number("sigma_max", 0, MAX_SIGMA),
+            trajectories=read.whole("trajectories", 1, 10**6),
+            held_out=read.whole("held_out", 1, 10**6),
+            seed=read.whole("seed", 0, 2**63),
+            fitted=tuple(read.items("fitted", _fitted)),
+            refused=tuple(read.items("refused", _refused)),
+            decoder=tuple(read.items("decoder", _pair)),
+        )
+        if not profile.hashes:
+            raise ProfileError("hashes must hold at least one hash of the model, got none")
+        return profile
+
+
+class _Reader:
+    """Typed access to parsed JSON, with the path of each field in the messages."""
+
+    def __init__(self, data: Any, path: str = "") -> None:
+        self.data, self.path = data, path
+
+    def at(self, name: str) -> _Reader:
+        path = f"{self.path}.{name}" if self.path else name
+        if not isinstance(self.data, dict) or name not in self.data:
+            raise ProfileError(f"{path} is missing")
+        return _Reader(self.data[name], path)
+
+    def error(self, allowed: str) -> ProfileError:
+        shown = repr(self.data)
+        return ProfileError(f"{self.path} must be {allowed}, got {shown if len(shown) <= 60 else shown[:57] + '...'}")
+
+    def text(self, name: str = "") -> str:
+        here = self.at(name) if name else self
+        if not isinstance(here.data, str) or not here.data.strip() or len(here.data) > 4096:
+            raise here.error("a text")
+        return here.data
+
+    def number(self, name: str, low: float, high: float) -> float:
+        return (self.at(name) if name else self).as_number(low, high)
+
+    def as_number(self, low: float, high: float) -> float:
+        right = isinstance(self.data, (int, float)) and not isinstance(self.data, bool)
+        if not right or not low <= self.data <= high:
+            raise self.error(f"a number from {low:g} to {high:g}")
+        return float(self.data)
+
+    def whole(self, name: str, low: int, high: int) -> int:
+        here = self.at(name)
+        if not isinstance(here.data, int) or isinstance(here.data, bool) or not low <= here.data <= high:
+            raise here.error(f"a whole number from {low} to {high}")
+        return here.data
+
+    def items(self, name: str, read: Callable[[_Reader], Any], most: int = 4096) -> list[Any]:
+        here = self.at(name)
+        if not isinstance(here.data, list) or len(here.data) > most:
+            raise here.error("a list")
+        return [read(_Reader(value, f"{here.path}[{index}]")) for index, value in enumerate(here.data)]
+
+    def numbers(self, name: str, low: float, high: float) -> tuple[float, ...]:
+        return tuple(self.items(name, lambda row: row.as_number(low, high)))
+
+
+def _family(name: str) -> str:
+    if name not in FAMILIES:
+        raise ProfileError(f"family must be one of {', '.join(FAMILIES)}, got {name!r}")
+    return family_of(name)
+
+
+def _fitted(row: _Reader) -> Fitted:
+    errors = row.at("held_out")
+    if not isinstance(errors.data, dict) or "calibrated" not in errors.data or len(errors.data) < 2:
+        raise errors.error("the errors by name, of what there was and of what is calibrated")
+    found = Fitted(
+        steps=row.whole("steps", 2, MAX_STEPS),
+        cfg_scale=row.number("cfg_scale", 0.01, 1000),
+        sigmas=row.numbers("sigmas", 0, MAX_SIGMA),
+        factors=row.numbers("factors", -MAX_FACTOR, MAX_FACTOR),
+        start=row.text("start"),
+        held_out={str(name): errors.number(name, 1e-12, 1e12) for name in errors.data},
+        yardstick=row.number("yardstick", 0, 1e12),
+        calls=row.whole("calls", 0, 10**12),
+    )
+    falling = all(high > low for high, low in pairwise(found.sigmas)) and all(found.sigmas[:-1])
+    if len(found.sigmas) != found.steps + 1 or not falling:
+        raise row.at("sigmas").error(f"{found.steps + 1} numbers, each below the one before, only the last of them 0")
+    if len(found.factors) != found.steps or found.factors[0] != 0:
+        raise row.at("factors").error(f"{found.steps} numbers, the first 0")
+    return found
+
+
+def _refused(row: _Reader) -> Refused:
+    return Refused(row.whole("steps", 2, MAX_STEPS), row.number("cfg_scale", 0.01, 1000), row.text("reason"))
+
+
+def _pair(row: _Reader) -> tuple[float, float]:
+    if not isinstance(row.data, list) or len(row.data) != 2:
+        raise row.error("a pair of numbers")
+    first, second = (_Reader(value, row.path).as_number(0, MAX_SIGMA) for value in row.data)
+    return first, second
+
+
+def clean_name(name: str) -> str:
+    """A name as it may be kept.
+
+    Raises:
+        ProfileError: empty, too long, with characters that a picture's text does not carry, or one of a menu's words.
+    """
+    name = " ".join(str(name).split())
+    if not re.fullmatch(r"[\w][\w .()+-]{0,59}", name):
+        raise ProfileError(
+            "name must be 1 to 60 letters, digits, blanks or . ( ) + - _, and begin with a letter or digit; "
+            f"got {name!r}"
+        )
+    if name.lower() in ("auto", "off"):
+        raise ProfileError(f"name must not be Auto or Off, which mean something else; got {name!r}")
+    return name
+
+
+class Library:
+    """The profiles in a folder, one file each, and no other state: what another process changed is seen at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self) -> tuple[list[Profile], list[str]]:
+        """All profiles by name, and a sentence for every file that cannot be read; such a file is left as it is."""
+        found: dict[str, Profile] = {}
+        problems = []
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                profile = self._open(path)
+                if profile.name in found:
+                    raise ProfileError(f"another file holds a calibration named {profile.name!r}")
+                found[profile.name] = profile
+            except ProfileError as error:
+                problems.append(f"{path.name}: {error}")
+        return sorted(found.values(), key=lambda each: each.name.lower()), problems
+
+    def names(self) -> list[str]:
+        return [profile.name for profile in self.read()[0]]
+
+    def get(self, name: str) -> Profile:
+        """The profile of that name.
+
+        Raises:
+            ProfileError: there is none.
+        """
+        profiles = self.read()[0]
+        for profile in profiles:
+            if profile.name == name:
+                return profile
+        listed = ", ".join(profile.name for profile in profiles) or "none yet"
+        raise ProfileError(f"there is no calibration named {name!r}; there are: {listed}")
+
+    def best(self, steps: int, target: Target) -> Optional[tuple[Profile, Fitted]]:
+        """The schedule that fits best: nearest in guidance scale, then with the greatest gain."""
+        found = [(profile, each) for profile in self.read()[0] if (each := profile.find(steps, target))]
+        return min(
+            found,
+            key=lambda pair: (abs(math.log(pair[1].cfg_scale / target.cfg_scale)), -pair[1].gain),
+            default=None,
+        )
+
+    def by_label(self, label: str) -> Optional[tuple[Profile, Fitted]]:
+        """The schedule that a picture names, by the hash at the end of its label; the rest may have been renamed."""
+        wanted = label.strip().rpartition(" ")[2]
+        for profile in self.read()[0]:
+            for each in profile.fitted:
+                if each.hash == wanted:
+                    return profile, each
+        return None
+
+    def save(self, profile: Profile, replacing: bool = False) -> Profile:
+        """Write a profile; where its name is taken (and not ``replacing``) under the next free one, which it returns.
+
+        Raises:
+            ProfileError: a name that cannot be kept.
+            OSError: the folder cannot be written.
+        """
+        name = clean_name(profile.name)
+        if not replacing:
+            name = self._free(name, self.names())
+        profile = replace(profile, name=name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self._path_of(name) or self._new_path(name)
+        write_atomically(path, profile.to_json())
+        return profile
+
+    def rename(self, name: str, new_name: str) -> Profile:
+        """Raises ProfileError: no such profile, or the new name is taken or cannot be kept."""
+        profile, new_name = self.get(name), clean_name(new_name)
+        if new_name != name and new_name in self.names():
+            raise ProfileError(f"name must be a new one; there is a calibration named {new_name!r} already")
+        path = self._path_of(name)
+        assert path is not None
+        write_atomically(path, replace(profile, name=new_name).to_json())
+        return replace(profile, name=new_name)
+
+    def delete(self, name: str) -> None:
+        """Raises ProfileError: no such profile."""
+        self.get(name)
+        path = self._path_of(name)
+        assert path is not None
+        path.unlink()
+
+    def take(self, text: str) -> Profile:
+        """Import a profile from the text of another one's file. Raises ProfileError: see :meth:`Profile.from_json`."""
+        return self.save(Profile.from_json(text))
+
+    def _open(self, path: Path) -> Profile:
+        try:
+            if path.stat().st_size > MAX_FILE:
+                raise ProfileError(f"the file must be at most {MAX_FILE >> 20} MB")
+            return Profile.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeError) as error:
+            raise ProfileError(f"cannot be read: {error}") from None
+
+    def _path_of(self, name: str) -> Optional[Path]:
+        for path in sorted(self.folder.glob("*.json")):
+            with contextlib.suppress(ProfileError):
+                if self._open(path).name == name:
+                    return path
+        return None
+
+    def _new_path(self, name: str) -> Path:
+        stem = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() or "calibration"
+        taken = {path.stem for path in self.folder.glob("*.json")}
+        return self.folder / f"{self._free(stem, taken, '-')}.json"
+
+    @staticmethod
+    def _free(name: str, taken: Collection[str], joint: str = " ") -> str:
+        if name not in taken:
+            return name
+        number = next(n for n in range(2, len(taken) + 3) if f"{name}{joint}{n}" not in taken)
+        return f"{name}{joint}{number}"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """So that an interrupted write leaves the file as it was."""
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def sigmas_of(values: Sequence[float]) -> tuple[float, ...]:
+    """Numbers as a file keeps them: rounded to single precision's seven digits, so a file gives the same picture."""
+    return tuple(float(f"{value:.8g}") for value in values)
