@@ -364,6 +364,30 @@ class Library:
                     return profile, each
         return None
 
+    def pick(self, wanted: str, steps: int, target: Target) -> tuple[Optional[tuple[Profile, Fitted]], str]:
+        """What a person named: a profile, or schedules by their labels (``"; "`` between several, as a picture has it).
+
+        Returns:
+            The schedule of that many steps, or None and the reason why there is none.
+
+        Raises:
+            ProfileError: nothing here has that name or label.
+        """
+        profiles = self.read()[0]
+        for profile in profiles:
+            if profile.name == wanted:
+                fitted = profile.find(steps, target)
+                reason = profile.misfit(target) or f"it has no {steps} steps near CFG {target.cfg_scale:g}"
+                return (profile, fitted) if fitted else None, "" if fitted else reason
+        named = [found for label in wanted.split("; ") if (found := self.by_label(label))]
+        if not named:
+            listed = ", ".join(profile.name for profile in profiles) or "none yet"
+            raise ProfileError(f"there is no calibration {wanted!r} here; there are: {listed}")
+        for profile, fitted in named:
+            if fitted.steps == steps:
+                return (profile, fitted), ""
+        return None, f"it is for {named[0][1].steps} steps, not {steps}"
+
     def save(self, profile: Profile, replacing: bool = False) -> Profile:
         """Write a profile; where its name is taken (and not ``replacing``) under the next free one, which it returns.
 
