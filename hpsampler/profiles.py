@@ -373,20 +373,32 @@ class Library:
         Raises:
             ProfileError: nothing here has that name or label.
         """
+        named = self.named(wanted)
+        if isinstance(named, Profile):
+            fitted = named.find(steps, target)
+            if fitted is not None:
+                return (named, fitted), ""
+            return None, named.misfit(target) or f"it has no {steps} steps near CFG {target.cfg_scale:g}"
+        for pair in named:
+            if pair[1].steps == steps:
+                return pair, ""
+        return None, f"it is for {named[0][1].steps} steps, not {steps}"
+
+    def named(self, wanted: str) -> Profile | list[tuple[Profile, Fitted]]:
+        """The profile of a name, or the schedules of labels.
+
+        Raises:
+            ProfileError: there is none.
+        """
         profiles = self.read()[0]
         for profile in profiles:
             if profile.name == wanted:
-                fitted = profile.find(steps, target)
-                reason = profile.misfit(target) or f"it has no {steps} steps near CFG {target.cfg_scale:g}"
-                return (profile, fitted) if fitted else None, "" if fitted else reason
-        named = [found for label in wanted.split("; ") if (found := self.by_label(label))]
-        if not named:
+                return profile
+        found = [pair for label in wanted.split("; ") if (pair := self.by_label(label))]
+        if not found:
             listed = ", ".join(profile.name for profile in profiles) or "none yet"
             raise ProfileError(f"there is no calibration {wanted!r} here; there are: {listed}")
-        for profile, fitted in named:
-            if fitted.steps == steps:
-                return (profile, fitted), ""
-        return None, f"it is for {named[0][1].steps} steps, not {steps}"
+        return found
 
     def save(self, profile: Profile, replacing: bool = False) -> Profile:
         """Write a profile; where its name is taken (and not ``replacing``) under the next free one, which it returns.
@@ -397,7 +409,7 @@ class Library:
         """
         name = clean_name(profile.name)
         if not replacing:
-            name = self._free(name, self.names())
+            name = self.free_name(name, self.names())
         profile = replace(profile, name=name)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path_of(name) or self._new_path(name)
@@ -443,10 +455,11 @@ class Library:
     def _new_path(self, name: str) -> Path:
         stem = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() or "calibration"
         taken = {path.stem for path in self.folder.glob("*.json")}
-        return self.folder / f"{self._free(stem, taken, '-')}.json"
+        return self.folder / f"{self.free_name(stem, taken, '-')}.json"
 
     @staticmethod
-    def _free(name: str, taken: Collection[str], joint: str = " ") -> str:
+    def free_name(name: str, taken: Collection[str], joint: str = " ") -> str:
+        """``name``, or with the first number that is not taken."""
         if name not in taken:
             return name
         number = next(n for n in range(2, len(taken) + 3) if f"{name}{joint}{n}" not in taken)

@@ -22,6 +22,8 @@ __all__ = [
 ]  # fmt: skip
 
 AS_RECIPE = "Recipe"
+OFF = "Off"
+LONGEST_TEXT = 400
 
 ENDING_LABELS = MappingProxyType(
     {
@@ -42,7 +44,8 @@ class Field:
     """One setting: how it is named, what it may be, and what it does.
 
     ``name`` is the API's; ``label`` the page's, and with "HP " before it the infotext's. A number is a whole one where
-    ``whole``; ``neutral`` is allowed beside the range ``low`` to ``high``, and means "as the recipe says".
+    ``whole``; ``neutral`` is allowed beside the range ``low`` to ``high``, and means "as the recipe says". A text
+    without ``choices`` is any name, or one of ``words``.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Field:
     step: float = 1
     neutral: Optional[float] = None
     aliases: Mapping[str, str] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
 
     @property
     def infotext(self) -> str:
@@ -76,7 +80,7 @@ class Field:
             raise self.error(value, "true or false")
         if self.choices:
             return self._choice(value)
-        return self._number(value)
+        return self._text(value) if isinstance(self.default, str) else self._number(value)
 
     def error(self, value: Any, allowed: str) -> SettingsError:
         shown = repr(value)
@@ -90,6 +94,12 @@ class Field:
                 if spelling in (choice.lower(), self.aliases.get(choice, choice).lower()):
                     return choice
         raise self.error(value, "one of " + ", ".join(self.choices))
+
+    def _text(self, value: Any) -> str:
+        if isinstance(value, str) and 0 < len(value.strip()) <= LONGEST_TEXT:
+            text = value.strip()
+            return next((word for word in self.words if word.lower() == text.lower()), text)
+        raise self.error(value, f"{', '.join(self.words)} or a name of at most {LONGEST_TEXT} characters")
 
     def _number(self, value: Any) -> float:
         allowed = f"a {'whole ' if self.whole else ''}number from {self.low:g} to {self.high:g}"
@@ -155,6 +165,11 @@ FIELDS: tuple[Field, ...] = (
         "analytical_first_step", "UniPC analytical first step", AS_RECIPE,
         "First step without a UNet call, which is spent on one point more (txt2img).", _SWITCH,
     ),
+    Field(
+        "calibration", "Calibration", AUTO,
+        "Auto: HP Auto and HP DPM++ 2M use a schedule calibrated to the model where one fits. Or one by its name.",
+        words=(AUTO, OFF),
+    ),
 )  # fmt: skip
 """Every control of the accordion but its switch, in the order of the page and of the API's positional list."""
 
@@ -183,6 +198,7 @@ class Settings:
     variant: str = AS_RECIPE
     order: int = 0
     analytical_first_step: str = AS_RECIPE
+    calibration: str = AUTO
 
     @classmethod
     def of(cls, args: Sequence[Any]) -> Settings:
@@ -226,6 +242,14 @@ class Settings:
             )
         if self.recipe != AUTO:
             self._cut_of(PRESETS[self.recipe])
+        if self.names_calibration:
+            others = [FIELDS[0]] if self.recipe != AUTO else self.changed(SCHEDULE_FIELDS)
+            if others:
+                listed = ", ".join(f"{each.label} ({each.name}={getattr(self, each.name)})" for each in others)
+                raise SettingsError(
+                    f"HP Sampler: Calibration (calibration={self.calibration!r}) and {listed} both say what the "
+                    "schedule is; leave one of them at its default"
+                )
 
     def _cut_of(self, recipe: Recipe) -> Recipe:
         base_steps = self.base_steps or recipe.base_steps
@@ -264,6 +288,17 @@ class Settings:
             analytical_first_step=analytical,
             freeu=self._freeu(recipe, family),
         )
+
+    @property
+    def names_calibration(self) -> bool:
+        """Whether one calibration was named, rather than whichever fits."""
+        return self.calibration not in (AUTO, OFF)
+
+    @property
+    def takes_calibration(self) -> bool:
+        """Whether a calibrated schedule may stand in for the recipe's; a preset and numbers that were set are exact."""
+        open_ = self.recipe == AUTO and not self.changed(SCHEDULE_FIELDS)
+        return open_ and self.calibration != OFF
 
     def _freeu(self, recipe: Recipe, family: str) -> tuple[FreeUPlan, ...]:
         if self.freeu == AS_RECIPE:

@@ -39,5 +39,9 @@ def tiny_checkpoint(noise_table: torch.Tensor, family: str = "is_sd1", seed: int
     if family:
         flags[family] = True
     return SimpleNamespace(
-        model=SimpleNamespace(diffusion_model=tiny_unet(seed)), alphas_cumprod=noise_table, forge_objects=None, **flags
+        model=SimpleNamespace(diffusion_model=tiny_unet(seed)),
+        alphas_cumprod=noise_table,
+        forge_objects=None,
+        sd_checkpoint_info=SimpleNamespace(shorthash=f"{seed:010x}", hash="0123abcd", name_for_extra="tiny"),
+        **flags,
     )

@@ -25,6 +25,9 @@ Container = Callable[..., AbstractContextManager[Any]]
 
 _ALWAYS_SHOWN = ("recipe", "ending")
 
+Names = Callable[[], Sequence[str]]
+"""The calibrations that there are."""
+
 _GROUPS = (
     ("Schedule", "schedule", ("base_steps", "rho", "truncation_index", "time_rho", "end_sigma")),
     (
@@ -57,11 +60,12 @@ class Accordion:
         return [self.enabled, *self.controls.values()]
 
 
-def build(prefix: str, container: Container) -> Accordion:
+def build(prefix: str, container: Container, calibrations: Names = tuple) -> Accordion:
     """Build the accordion where the page now stands; every ``elem_id`` starts with ``prefix``."""
     made: dict[str, Any] = {}
     with container(False, label=TITLE, elem_id=prefix) as enabled:
         made.update(_in_pairs(_ALWAYS_SHOWN, prefix))
+        made["calibration"] = _calibration(_FIELDS["calibration"], prefix, calibrations)
         for title, suffix, names in _GROUPS:
             with gr.Accordion(title, open=False, elem_id=f"{prefix}_{suffix}"):
                 made.update(_in_pairs(names, prefix))
@@ -76,6 +80,22 @@ def _in_pairs(names: Sequence[str], prefix: str) -> dict[str, Any]:
         with gr.Row() if len(pair) == 2 else nullcontext():
             made.update({name: _component(_FIELDS[name], prefix) for name in pair})
     return made
+
+
+def _calibration(field: Field, prefix: str, names: Names) -> Any:
+    """A menu that also takes what a picture says; what was calibrated since the page was built comes by the button."""
+
+    def choices() -> list[str]:
+        return [*field.words, *names()]
+
+    with gr.Row():
+        menu = gr.Dropdown(
+            choices=choices(), allow_custom_value=True, label=field.label, value=field.default, info=field.help,
+            elem_id=f"{prefix}_{field.name}", scale=8,
+        )  # fmt: skip
+        again = gr.Button("Look again", elem_id=f"{prefix}_{field.name}_again", size="sm", scale=1, min_width=90)
+    again.click(lambda: gr.update(choices=choices()), outputs=[menu], show_progress=False)
+    return menu
 
 
 def _component(field: Field, prefix: str) -> Any:

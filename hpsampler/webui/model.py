@@ -10,7 +10,7 @@ from torch import nn
 from ..noise import NoiseModel
 from ..settings import SettingsError
 
-__all__ = ["family", "noise_model", "unet"]
+__all__ = ["family", "hashes", "noise_model", "title", "unet"]
 
 
 def family() -> str:
@@ -27,6 +27,17 @@ def family() -> str:
         "HP Sampler covers SD 1.x, SD 2.x and SDXL; the loaded model is none of them "
         f"({type(model).__name__}). Choose another sampler and schedule type for it."
     )
+
+
+def hashes() -> tuple[str, ...]:
+    """What the checkpoint is known by: the start of its SHA-256 (absent with --no-hashing) and the host's old hash."""
+    info = shared.sd_model.sd_checkpoint_info
+    return tuple(dict.fromkeys(each for each in (info.shorthash, info.hash) if each))
+
+
+def title() -> str:
+    """The checkpoint's name as people know it."""
+    return str(shared.sd_model.sd_checkpoint_info.name_for_extra)
 
 
 def noise_model(model_wrap: Any) -> NoiseModel:

@@ -9,32 +9,62 @@ two requests never meet.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
 
 from ..freeu import FreeUPlan
-from ..recipes import Recipe, shifted
-from ..settings import Settings, SettingsError
+from ..profiles import ProfileError, Target
+from ..recipes import AUTO, Recipe, shifted
+from ..settings import OFF, Settings, SettingsError
 from . import model
+from .store import library
 
-__all__ = ["Pass"]
+__all__ = ["Pass", "Request"]
 
 ATTRIBUTE = "hpsampler_pass"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a pass is to draw, and whom it tells.
+
+    Attributes:
+        from_noise: whether it starts from pure noise (txt2img's first pass).
+        width, height: pixels.
+        solver: the one that the chosen sampler fixes; None is the recipe's, or a sampler of the host's.
+        own: whether the sampler is one of ours.
+        tell: tells the person something about the finished image.
+        record: writes something into the image's infotext.
+    """
+
+    cfg_scale: float
+    from_noise: bool
+    width: int
+    height: int
+    solver: Optional[str]
+    own: bool
+    tell: Callable[[str], object]
+    record: Callable[[str], object]
 
 
 class Pass:
     """One sampling pass under one set of settings.
 
-    Args:
-        settings: what the person set.
-        cfg_scale: the pass's guidance scale.
-        from_noise: whether it starts from pure noise (txt2img's first pass).
-        tell: tells the person something about the finished image.
+    Raises:
+        SettingsError: the settings name a calibration that is not here.
     """
 
-    def __init__(self, settings: Settings, cfg_scale: float, from_noise: bool, tell: Callable[[str], object]) -> None:
-        self.settings, self.cfg_scale, self.from_noise, self.tell = settings, cfg_scale, from_noise, tell
+    def __init__(self, settings: Settings, request: Request) -> None:
+        self.settings, self.request = settings, request
+        if settings.names_calibration:
+            try:
+                library().named(settings.calibration)
+            except ProfileError as error:
+                raise SettingsError(
+                    f"HP Sampler: Calibration (calibration) must be {AUTO}, {OFF} or one that is here; {error}"
+                ) from None
         self.recipe: Optional[Recipe] = None
         """Set once the HP schedule was asked for; None while another schedule type is in use."""
         self.follows_recipe = settings.enabled
@@ -51,7 +81,8 @@ class Pass:
         found = cls.find(model_wrap)
         if found is None:
             # 7 is the host's default guidance scale; the scheduler of such a caller cannot know the real one
-            found = cls(Settings(), cfg_scale=7.0, from_noise=False, tell=print)
+            request = Request(7.0, False, 0, 0, None, False, tell=print, record=print)
+            found = cls(Settings(), request)
             found.attach(model_wrap)
         return found
 
@@ -60,17 +91,58 @@ class Pass:
 
     def resolve(self, steps: int) -> Recipe:
         """The recipe for a schedule of ``steps`` steps on the loaded model."""
-        return self.settings.resolve(model.family(), steps, self.cfg_scale)
+        return self.settings.resolve(model.family(), steps, self.request.cfg_scale)
 
-    def schedule(self, steps: int, sigma_min: float, sigma_max: float, model_wrap: Any) -> torch.Tensor:
-        """The HP schedule of this pass, and from here on its recipe."""
+    def schedule(
+        self, steps: int, sigma_min: float, sigma_max: float, model_wrap: Any, calibrated: bool
+    ) -> torch.Tensor:
+        """The HP schedule of this pass, and from here on its recipe; ``calibrated`` where its type was chosen so."""
         self.recipe = self.resolve(steps)
         noise = model.noise_model(model_wrap)
         own_ends = (abs(sigma_min / noise.sigma_min - 1) < 1e-4, abs(sigma_max / noise.sigma_max - 1) < 1e-4)
+        target = Target(
+            frozenset(model.hashes()), model.family(), noise, self.request.width, self.request.height,
+            self.request.cfg_scale,
+        )  # fmt: skip
         try:
+            if all(own_ends):
+                self.recipe = self._calibrated(self.recipe, target, calibrated)
+            elif calibrated or self.settings.names_calibration:
+                self.request.tell(
+                    "no calibration was used, as the settings change the schedule's smallest or largest sigma"
+                )
             return self.recipe.sigmas(noise, None if own_ends[0] else sigma_min, None if own_ends[1] else sigma_max)
         except ValueError as error:
             raise SettingsError(f"HP Sampler: {error}") from None
+
+    def _calibrated(self, recipe: Recipe, target: Target, demanded: bool) -> Recipe:
+        """``recipe``, or a calibrated one in its place.
+
+        By itself one is used where it was fitted for: from pure noise, with our second-order multistep solver.
+        """
+        settings = self.settings
+        demanded = demanded or settings.names_calibration
+        fitting = self.request.from_noise and self.request.own and self.request.solver in (None, "dpmpp_2m")
+        if not settings.takes_calibration or not (demanded or fitting):
+            if demanded:
+                self.request.tell("the schedule type HP calibrated followed the recipe, as the settings say what it is")
+            return recipe
+        if settings.names_calibration:
+            found, reason = library().pick(settings.calibration, recipe.steps, target)
+        else:
+            found = library().best(recipe.steps, target)
+            reason = f"none fits this model at {recipe.steps} steps, CFG {target.cfg_scale:g} and this size"
+        if found is None:
+            if demanded:
+                name = f"the calibration {settings.calibration}" if settings.names_calibration else "HP calibrated"
+                self.request.tell(f"{name} was not used: {reason}; the schedule is the recipe's")
+            return recipe
+        profile, fitted = found
+        misfit = profile.misfit(target)
+        if misfit:
+            self.request.tell(f"the calibration {profile.label(fitted)} was used although {misfit}")
+        self.request.record(profile.label(fitted))
+        return profile.recipe(fitted, recipe)
 
     def freeu_plan(self, call: int, total: int) -> Optional[FreeUPlan]:
         """Free-U at the UNet call of that index, in a pass of ``total`` calls.

@@ -15,9 +15,12 @@ from ..solvers import SOLVERS, Callback
 from . import model
 from .passes import Pass
 
-__all__ = ["SAMPLERS", "SCHEDULE_LABEL", "SCHEDULE_NAME", "register", "unregister"]
+__all__ = ["CALIBRATED_NAME", "SAMPLERS", "SCHEDULES", "SCHEDULE_NAME", "register", "unregister"]
 
-SCHEDULE_NAME, SCHEDULE_LABEL = "hp", "HP"
+SCHEDULE_NAME, CALIBRATED_NAME = "hp", "hp_calibrated"
+
+SCHEDULES = MappingProxyType({SCHEDULE_NAME: "HP", CALIBRATED_NAME: "HP calibrated"})
+"""Schedule types: name and label."""
 
 SAMPLERS = MappingProxyType(
     {"HP Auto": None, "HP DPM++ 1S": "dpmpp_1s", "HP DPM++ 2M": "dpmpp_2m", "HP UniPC": "unipc"}
@@ -33,9 +36,10 @@ def register() -> None:
         data = sd_samplers_common.SamplerData(name, _constructor(solver), [], {"scheduler": SCHEDULE_NAME})
         sd_samplers.all_samplers.append(data)
         sd_samplers.all_samplers_map[name] = data
-    scheduler = sd_schedulers.Scheduler(SCHEDULE_NAME, SCHEDULE_LABEL, hp_schedule, need_inner_model=True)
-    sd_schedulers.schedulers.append(scheduler)
-    sd_schedulers.schedulers_map[SCHEDULE_NAME] = sd_schedulers.schedulers_map[SCHEDULE_LABEL] = scheduler
+    for name, label in SCHEDULES.items():
+        scheduler = sd_schedulers.Scheduler(name, label, _schedule(name), need_inner_model=True)
+        sd_schedulers.schedulers.append(scheduler)
+        sd_schedulers.schedulers_map[name] = sd_schedulers.schedulers_map[label] = scheduler
     _refresh()
 
 
@@ -44,8 +48,8 @@ def unregister() -> None:
     sd_samplers.all_samplers[:] = [each for each in sd_samplers.all_samplers if each.name not in SAMPLERS]
     for name in SAMPLERS:
         sd_samplers.all_samplers_map.pop(name, None)
-    sd_schedulers.schedulers[:] = [each for each in sd_schedulers.schedulers if each.name != SCHEDULE_NAME]
-    for name in (SCHEDULE_NAME, SCHEDULE_LABEL):
+    sd_schedulers.schedulers[:] = [each for each in sd_schedulers.schedulers if each.name not in SCHEDULES]
+    for name in (*SCHEDULES, *SCHEDULES.values()):
         sd_schedulers.schedulers_map.pop(name, None)
     _refresh()
 
@@ -55,9 +59,14 @@ def _refresh() -> None:
     sd_samplers.get_sampler_and_scheduler.cache_clear()
 
 
-def hp_schedule(n: int, sigma_min: float, sigma_max: float, inner_model: Any, device: Any) -> torch.Tensor:
-    """The host's scheduler function for the schedule type HP; ``n + 1`` sigmas."""
-    return Pass.of(inner_model).schedule(n, sigma_min, sigma_max, inner_model).to(device)
+def _schedule(schedule: str) -> Callable[..., torch.Tensor]:
+    """The host's scheduler function for one of our schedule types; ``n + 1`` sigmas."""
+
+    def sigmas(n: int, sigma_min: float, sigma_max: float, inner_model: Any, device: Any) -> torch.Tensor:
+        calibrated = schedule == CALIBRATED_NAME
+        return Pass.of(inner_model).schedule(n, sigma_min, sigma_max, inner_model, calibrated).to(device)
+
+    return sigmas
 
 
 def _constructor(solver: Optional[str]) -> Callable[[Any], Any]:
@@ -93,19 +102,22 @@ def _sample(
     if solver is not None:
         recipe = replace(recipe, solver=solver)
     options = recipe.options()
+    if options.get("factors"):
+        # img2img runs the last part of its schedule, and the factors belong to its steps
+        options["factors"] = recipe.factors[1 - len(sigmas) :]
 
     if recipe.ending == "extrapolate" and not options.get("extrapolate"):
-        this.tell(
+        this.request.tell(
             "the ending Extrapolated needs HP DPM++ 2M or HP UniPC with data prediction; "
             "the schedule ended at zero instead"
         )
     if options.get("analytical_first_step"):
-        if this.from_noise:
+        if this.request.from_noise:
             sigmas = insert_first_midpoint(model.noise_model(model_wrap), sigmas)
             callback = _without_first(callback)
         else:
             options["analytical_first_step"] = False
-            this.tell("the analytical first step starts from pure noise; it was left out here")
+            this.request.tell("the analytical first step starts from pure noise; it was left out here")
     return SOLVERS[recipe.solver](denoiser, x, sigmas, extra_args, callback, **options)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Optional
 
 import gradio as gr
@@ -15,18 +16,20 @@ from modules.ui_components import InputAccordion
 from .. import __version__
 from ..freeu import FreeU, decoder_stages
 from ..recipes import PRESETS
-from ..settings import FIELDS, SCHEDULE_FIELDS, Field, Settings, SettingsError
+from ..settings import FIELDS, OFF, SCHEDULE_FIELDS, Field, Settings, SettingsError
 from . import model, registration
 from .accordion import TITLE, build
-from .passes import Pass
+from .passes import Pass, Request
+from .store import library
 
 __all__ = ["HPSamplerScript", "install"]
 
 ATTRIBUTE = "hpsampler_settings"
 """Name under which a request (``p``) carries its validated settings, or the error in them."""
 
-RECIPE_KEY = FIELDS[0].infotext
-NOTE_KEY = "HP note"
+_BY_NAME = MappingProxyType({field.name: field for field in FIELDS})
+RECIPE_KEY, CALIBRATION_KEY = _BY_NAME["recipe"].infotext, _BY_NAME["calibration"].infotext
+NOTE_KEY, VERSION_KEY = "HP note", "HP version"
 
 
 class HPSamplerScript(scripts.Script):
@@ -39,9 +42,9 @@ class HPSamplerScript(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img: bool) -> list[Any]:
-        accordion = build(f"{'img2img' if is_img2img else 'txt2img'}_hpsampler", InputAccordion)
+        accordion = build(f"{'img2img' if is_img2img else 'txt2img'}_hpsampler", InputAccordion, library().names)
         self.infotext_fields = [
-            PasteField(accordion.enabled, lambda params: RECIPE_KEY in params),
+            PasteField(accordion.enabled, _needs_accordion),
             *(PasteField(accordion.controls[field.name], _reader(field)) for field in FIELDS),
         ]
         self.paste_field_names = [field.infotext for field in FIELDS]
@@ -68,7 +71,7 @@ class HPSamplerScript(scripts.Script):
             p.extra_generation_params.update(settings.infotext(schedule, settings.freeu == "On" or schedule, unipc))
             if preset is not None and schedule and preset.steps != p.steps:
                 _tell(p, f"the recipe {preset.name} is made for {preset.steps} steps; it ran with {p.steps}")
-        p.extra_generation_params["HP version"] = __version__
+        p.extra_generation_params[VERSION_KEY] = __version__
 
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
         settings = getattr(p, ATTRIBUTE, None) or Settings()
@@ -83,12 +86,17 @@ class HPSamplerScript(scripts.Script):
         """Check what this pass will use, before its first UNet call, and hand the settings on to it."""
         name, scheduler = (p.hr_sampler_name, p.hr_scheduler) if p.is_hr_pass else (None, None)
         use = _Use(name or p.sampler_name, scheduler or p.scheduler)
-        this = Pass(
-            settings,
+        request = Request(
             cfg_scale=p.cfg_scale,
             from_noise=not p.is_hr_pass and not hasattr(p, "init_latent"),
+            width=p.width,
+            height=p.height,
+            solver=use.solver,
+            own=use.sampler,
             tell=partial(_tell, p),
+            record=partial(_record, p),
         )
+        this = Pass(settings, request)
         if use.sampler or use.schedule or settings.freeu == "On":
             this.resolve(p.steps)
             try:
@@ -96,7 +104,8 @@ class HPSamplerScript(scripts.Script):
             except ValueError as error:
                 raise SettingsError(f"HP Sampler: {error}") from None
         if use.schedule and not _takes_a_schedule(p.sampler):
-            _tell(p, f"the sampler {name or p.sampler_name} makes its own schedule and ignored the schedule type HP")
+            schedule = scheduler or p.scheduler
+            _tell(p, f"the sampler {name or p.sampler_name} makes its own schedule and ignored the type {schedule}")
         idle = settings.changed(SCHEDULE_FIELDS | {"analytical_first_step"})
         if idle and use.sampler and not use.schedule:
             labels = ", ".join(field.label for field in idle)
@@ -114,7 +123,7 @@ class _Use:
         self.own_choice = self.sampler and self.solver is None
         found = sd_schedulers.schedulers_map.get(scheduler)
         automatic = found is None or found.name == "automatic"
-        self.schedule = self.sampler if automatic else found.name == registration.SCHEDULE_NAME
+        self.schedule = self.sampler if automatic else found.name in registration.SCHEDULES
 
 
 def _passes_of(p: Any) -> list[tuple[str, Optional[str]]]:
@@ -139,6 +148,23 @@ def _tell(p: Any, text: str) -> None:
         p.extra_generation_params[NOTE_KEY] = f"{said}; {text}" if said else text
 
 
+def _record(p: Any, label: str) -> None:
+    """Write into the infotext which calibrated schedule a pass ran on; a second pass may have another."""
+    said = p.extra_generation_params.get(CALIBRATION_KEY)
+    if label not in (said or "").split("; "):
+        p.extra_generation_params[CALIBRATION_KEY] = f"{said}; {label}" if said else label
+
+
+def _needs_accordion(params: dict[str, Any]) -> bool:
+    """Whether a pasted picture can only be made again with the accordion on.
+
+    One that Auto drew without a calibration needs it as soon as there are calibrations, which Auto would use now.
+    """
+    if RECIPE_KEY in params or CALIBRATION_KEY in params:
+        return True
+    return VERSION_KEY in params and bool(library().names())
+
+
 def _stop(p: Any, error: SettingsError) -> None:
     """Let the pass raise ``error`` where the host does not swallow it; ``p.sampler`` lives for this request only."""
 
@@ -152,9 +178,11 @@ def _reader(field: Field) -> Callable[[dict[str, Any]], Any]:
     """What a pasted infotext says of a field: its default where a picture of ours leaves it out."""
 
     def read(params: dict[str, Any]) -> Any:
-        if RECIPE_KEY not in params:
+        if not _needs_accordion(params):
             return None
-        value = params.get(field.infotext, field.default)
+        # what says nothing of a calibration was drawn without one
+        default = OFF if field.infotext == CALIBRATION_KEY and library().names() else field.default
+        value = params.get(field.infotext, default)
         try:
             return field.parse(value)
         except SettingsError as error:

@@ -19,6 +19,8 @@ class Txt2Img:
     scheduler: Optional[str] = "Automatic"
     seeds: tuple[int, ...] = (1,)
     size: int = 8
+    width: int = 64
+    height: int = 64
     enable_hr: bool = False
     hr_sampler_name: Optional[str] = None
     hr_scheduler: Optional[str] = None

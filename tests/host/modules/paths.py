@@ -1,0 +1,3 @@
+"""Folders of the host."""
+
+models_path = "models"
