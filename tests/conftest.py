@@ -66,7 +66,7 @@ def vectors():
 
 
 @pytest.fixture
-def webui(monkeypatch):
+def webui(monkeypatch, tmp_path):
     """A fresh stand-in host with the extension loaded as the host loads it.
 
     Has the stand-in's modules as attributes, and ``load()``, which runs the script file once more (Reload UI).
@@ -84,6 +84,7 @@ def webui(monkeypatch):
     forget()
     names = ("shared", "sd_samplers", "sd_schedulers", "sd_samplers_kdiffusion", "script_callbacks", "scripts")
     host = SimpleNamespace(**{name: importlib.import_module(f"modules.{name}") for name in names})
+    importlib.import_module("modules.paths").models_path = str(tmp_path / "models")
     host.shared.sd_model = tiny_checkpoint(torch.tensor(sd_alphas_cumprod(), dtype=torch.float32))
 
     def load():

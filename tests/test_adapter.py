@@ -37,7 +37,7 @@ def sigmas_seen(webui, host, p, *args):
 class TestRegistration:
     def test_samplers_and_schedule_come_last_in_the_host_s_own_lists(self, webui):
         assert [x.name for x in webui.sd_samplers.all_samplers] == ["Euler", *OURS]
-        assert webui.sd_schedulers.schedulers[-1].label == "HP"
+        assert [each.label for each in webui.sd_schedulers.schedulers[-2:]] == ["HP", "HP calibrated"]
         assert webui.sd_schedulers.schedulers_map["hp"] is webui.sd_schedulers.schedulers_map["HP"]
 
     def test_five_reloads_change_nothing(self, webui):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import torch
@@ -42,6 +43,7 @@ def tiny_checkpoint(noise_table: torch.Tensor, family: str = "is_sd1", seed: int
         model=SimpleNamespace(diffusion_model=tiny_unet(seed)),
         alphas_cumprod=noise_table,
         forge_objects=None,
+        ema_scope=nullcontext,
         sd_checkpoint_info=SimpleNamespace(shorthash=f"{seed:010x}", hash="0123abcd", name_for_extra="tiny"),
         **flags,
     )

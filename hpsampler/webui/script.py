@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Optional
 
 import gradio as gr
-from modules import script_callbacks, scripts, sd_samplers_kdiffusion, sd_schedulers
+from modules import script_callbacks, scripts, sd_samplers_kdiffusion, sd_schedulers, shared
 from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
 
@@ -17,9 +17,12 @@ from .. import __version__
 from ..freeu import FreeU, decoder_stages
 from ..recipes import PRESETS
 from ..settings import FIELDS, OFF, SCHEDULE_FIELDS, Field, Settings, SettingsError
-from . import model, registration
+from ..workshop import Workshop
+from . import model, registration, tab
 from .accordion import TITLE, build
+from .api import add_routes
 from .passes import Pass, Request
+from .source import Checkpoint, take_turn
 from .store import library
 
 __all__ = ["HPSamplerScript", "install"]
@@ -30,6 +33,8 @@ ATTRIBUTE = "hpsampler_settings"
 _BY_NAME = MappingProxyType({field.name: field for field in FIELDS})
 RECIPE_KEY, CALIBRATION_KEY = _BY_NAME["recipe"].infotext, _BY_NAME["calibration"].infotext
 NOTE_KEY, VERSION_KEY = "HP note", "HP version"
+
+STOP_SECONDS = 30
 
 
 class HPSamplerScript(scripts.Script):
@@ -217,4 +222,19 @@ def install() -> None:
     registration.register()
     script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
     script_callbacks.on_cfg_denoised(on_cfg_denoised)
-    script_callbacks.on_script_unloaded(registration.unregister)
+
+    workshop = Workshop(library(), Checkpoint, take_turn)
+    script_callbacks.on_ui_tabs(lambda: [(tab.build(workshop), tab.TAB_TITLE, tab.TAB_ID)])
+    script_callbacks.on_app_started(partial(_on_app_started, workshop))
+
+    def leave() -> None:
+        # what it has finished is kept, and the next load can resume it
+        workshop.stop(wait=STOP_SECONDS)
+        registration.unregister()
+
+    script_callbacks.on_script_unloaded(leave)
+
+
+def _on_app_started(workshop: Workshop, page: Any, app: Any) -> None:
+    if shared.cmd_opts.api:
+        add_routes(app, workshop, shared.cmd_opts.api_auth)

@@ -7,6 +7,8 @@ from typing import Any
 callbacks_cfg_denoiser = []
 callbacks_cfg_denoised = []
 callbacks_script_unloaded = []
+callbacks_ui_tabs = []
+callbacks_app_started = []
 reported = []
 
 
@@ -44,7 +46,10 @@ def script_unloaded_callback():
 
 
 def clear_callbacks():
-    for each in (callbacks_cfg_denoiser, callbacks_cfg_denoised, callbacks_script_unloaded):
+    for each in (
+        callbacks_cfg_denoiser, callbacks_cfg_denoised, callbacks_script_unloaded, callbacks_ui_tabs,
+        callbacks_app_started,
+    ):  # fmt: skip
         each.clear()
 
 
@@ -58,3 +63,11 @@ def on_cfg_denoised(callback, *, name=None):
 
 def on_script_unloaded(callback, *, name=None):
     callbacks_script_unloaded.append(callback)
+
+
+def on_ui_tabs(callback, *, name=None):
+    callbacks_ui_tabs.append(callback)
+
+
+def on_app_started(callback, *, name=None):
+    callbacks_app_started.append(callback)

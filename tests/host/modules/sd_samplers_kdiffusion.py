@@ -93,7 +93,7 @@ class KDiffusionSampler:
         self.model_wrap_cfg.total_steps = self.config.total_steps(steps)
         self.seen_steps = []
         assert "sigmas" in inspect.signature(self.func).parameters
-        extra_args = {"cond": cond, "uncond": uncond, "cond_scale": p.cfg_scale}
+        extra_args = self.sampler_extra_args = {"cond": cond, "uncond": uncond, "cond_scale": p.cfg_scale}
         try:
             return self.func(
                 self.model_wrap_cfg,

@@ -1,0 +1,110 @@
+"""Calibrations over HTTP, where the WebUI was started with ``--api``; behind its ``--api-auth`` where that is set."""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Optional
+
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.security import HTTPBasic, HTTPBasicCredentials
+
+from ..profiles import ProfileError
+from ..tuning import Order
+from ..workshop import Workshop
+
+__all__ = ["add_routes"]
+
+PREFIX = "/hpsampler"
+
+
+def add_routes(app: FastAPI, workshop: Workshop, auth: Optional[str]) -> None:
+    """Add them to the host's application; ``auth`` is its ``user:password,user:password``."""
+    dependencies = [Depends(_guard(auth))] if auth else []
+
+    def route(path: str, method: str, act: Callable[..., Any]) -> None:
+        app.add_api_route(PREFIX + path, act, methods=[method], dependencies=dependencies)
+
+    def status() -> dict[str, Any]:
+        now = workshop.status()
+        progress = now.progress
+        return {
+            "state": now.state,
+            "message": now.message,
+            "name": now.order.name if now.order else None,
+            "calls": progress.calls,
+            "of": progress.of,
+            "seconds_left": progress.seconds_left,
+            "cell": progress.cell,
+            "curve": progress.curve[-200:],
+            "lines": {name: error for name, error in progress.lines.items() if math.isfinite(error)},
+            "log": progress.log,
+            "unfinished": [each.name for each in workshop.unfinished()],
+        }
+
+    def start(order: dict[str, Any]) -> dict[str, Any]:
+        return {"name": _tried(lambda: workshop.start(Order.of(order))).name}
+
+    def resume(body: dict[str, Any]) -> dict[str, Any]:
+        return {"name": _tried(lambda: workshop.resume(str(body.get("name")))).name}
+
+    def stop() -> dict[str, Any]:
+        workshop.stop(wait=30)
+        return status()
+
+    def listed() -> dict[str, Any]:
+        profiles, problems = workshop.library.read()
+        rows = [{**asdict(profile), "fitted": [_cell(each) for each in profile.fitted]} for profile in profiles]
+        return {"calibrations": rows, "problems": problems}
+
+    def one(name: str) -> Any:
+        return json.loads(_tried(lambda: workshop.library.get(name)).to_json())
+
+    async def take(request: Request) -> dict[str, Any]:
+        text = (await request.body()).decode("utf-8", errors="replace")
+        return {"name": _tried(lambda: workshop.library.take(text)).name}
+
+    def rename(name: str, body: dict[str, Any]) -> dict[str, Any]:
+        return {"name": _tried(lambda: workshop.rename(name, str(body.get("name")))).name}
+
+    def delete(name: str) -> dict[str, Any]:
+        _tried(lambda: workshop.delete(name))
+        return {"deleted": name}
+
+    route("/calibrate", "GET", status)
+    route("/calibrate", "POST", start)
+    route("/calibrate/resume", "POST", resume)
+    route("/calibrate/stop", "POST", stop)
+    route("/calibrations", "GET", listed)
+    route("/calibrations", "POST", take)
+    route("/calibrations/{name}", "GET", one)
+    route("/calibrations/{name}", "PATCH", rename)
+    route("/calibrations/{name}", "DELETE", delete)
+
+
+def _cell(fitted: Any) -> dict[str, Any]:
+    return {**asdict(fitted), "hash": fitted.hash}
+
+
+def _tried(act: Callable[[], Any]) -> Any:
+    try:
+        return act()
+    except (ProfileError, OSError) as error:
+        raise HTTPException(status_code=422, detail=f"HP Sampler: {error}") from None
+
+
+def _guard(auth: str) -> Callable[..., None]:
+    """Checks what the host's own routes check."""
+    known = dict(pair.split(":", 1) for pair in auth.split(",") if ":" in pair)
+
+    def check(given: HTTPBasicCredentials = Depends(HTTPBasic())) -> None:  # noqa: B008
+        password = known.get(given.username)
+        if password is None or not secrets.compare_digest(given.password.encode(), password.encode()):
+            raise HTTPException(
+                status_code=401, detail="Incorrect username or password", headers={"WWW-Authenticate": "Basic"}
+            )
+
+    return check

@@ -1,0 +1,168 @@
+"""The loaded checkpoint as something to calibrate to: the host's own conditions, denoiser, noise and decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Optional
+
+import torch
+from modules import (
+    call_queue,
+    devices,
+    extra_networks,
+    processing,
+    rng,
+    sd_models,
+    sd_samplers_common,
+    sd_samplers_kdiffusion,
+    shared,
+)
+
+from ..profiles import ProfileError
+from ..settings import SettingsError
+from ..tuning import Cancelled, Order
+from . import model
+
+__all__ = ["Checkpoint", "take_turn"]
+
+JOB = "HP Sampler calibration"
+
+
+def take_turn(work: Callable[[], Any]) -> Any:
+    """Run ``work`` when the host's queue lets us, as it would draw one more picture.
+
+    Raises:
+        Cancelled: somebody pressed Interrupt meanwhile.
+    """
+    state = shared.state
+    with call_queue.queue_lock:
+        # not state.begin and end: they collect garbage for longer than a call of a small model takes
+        state.interrupted = state.skipped = state.stopping_generation = False
+        state.job = JOB
+        try:
+            return work()
+        except sd_samplers_common.InterruptedException:
+            raise Cancelled from None
+        finally:
+            state.job, state.current_latent = "", None
+            state.interrupted = state.skipped = state.stopping_generation = False
+
+
+class Checkpoint:
+    """The checkpoint that is loaded now, a :class:`~hpsampler.tuning.Source`; calls must be made in a turn.
+
+    Raises:
+        ProfileError: a model that the method does not cover, or prompts that it cannot be calibrated with.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        try:
+            self.family = model.family()
+            self.hashes = model.hashes()
+            self.model_name = model.title()
+            for prompt in (*order.prompts, order.negative):
+                _, networks = extra_networks.parse_prompt(prompt)
+                if networks:
+                    raise ProfileError(
+                        "prompts must not call extra networks, as a calibration is of the checkpoint alone; "
+                        f"got {prompt!r}"
+                    )
+            with _ready():
+                self.noise = model.noise_model(_Batch(order.prompts[:1], order, 1.0).sampler.model_wrap)
+        except SettingsError as error:
+            raise ProfileError(str(error)) from None
+
+    def denoiser(self, prompts: Sequence[str], negative: str, cfg_scale: float) -> _Denoiser:
+        return _Denoiser(self, prompts, cfg_scale)
+
+    def start(self, seeds: Sequence[int], width: int, height: int) -> torch.Tensor:
+        """The host's own noise of those seeds, as it draws with."""
+        channels = getattr(shared.sd_model, "latent_channels", processing.opt_C)
+        shape = (channels, height // processing.opt_f, width // processing.opt_f)
+        return torch.cat([rng.ImageRNG(shape, [seed]).next().float() for seed in seeds])
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        self.check()
+        with _ready():
+            rows = [
+                sd_samplers_common.decode_first_stage(shared.sd_model, part).float().cpu()
+                for part in latents.split(self.order.batch)
+            ]
+        return (torch.cat(rows) / 2 + 0.5).clamp(0, 1)
+
+    def check(self) -> None:
+        """Raises ProfileError: another checkpoint was loaded since."""
+        if not set(self.hashes) & set(model.hashes()):
+            raise ProfileError(
+                f"the checkpoint was changed from {self.model_name} to {model.title()} meanwhile; load the first "
+                "again, then resume"
+            )
+
+
+class _Denoiser:
+    """The guided denoiser of many trajectories, a batch at a time; made anew when the host replaced the model."""
+
+    def __init__(self, checkpoint: Checkpoint, prompts: Sequence[str], cfg_scale: float) -> None:
+        self.checkpoint, self.prompts, self.cfg_scale = checkpoint, list(prompts), cfg_scale
+        self.batches: list[_Batch] = []
+        self.made_for: Optional[Any] = None
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, /, **_: Any) -> torch.Tensor:
+        self.checkpoint.check()
+        size = self.checkpoint.order.batch
+        with _ready():
+            if self.made_for is not shared.sd_model:
+                order = self.checkpoint.order
+                parts = range(0, len(self.prompts), size)
+                self.batches = [_Batch(self.prompts[at : at + size], order, self.cfg_scale) for at in parts]
+                self.made_for = shared.sd_model
+            rows = [batch(*part) for batch, *part in zip(self.batches, x.split(size), sigma.split(size))]
+        return torch.cat(rows)
+
+
+class _Batch:
+    """One batch of prompts with the host's own guidance around its denoiser."""
+
+    def __init__(self, prompts: Sequence[str], order: Order, cfg_scale: float) -> None:
+        p = processing.StableDiffusionProcessing(
+            prompt=list(prompts), negative_prompt=[order.negative] * len(prompts), batch_size=len(prompts),
+            width=order.width, height=order.height, cfg_scale=cfg_scale, steps=1, sampler_name="Euler",
+            scheduler="Automatic", s_min_uncond=0.0,
+        )  # fmt: skip
+        # lists of our own: those of the class hold what the person drew last
+        p.cached_c, p.cached_uc = [None, None], [None, None]
+        p.fill_fields_from_opts()
+        p.setup_prompts()
+        p.prompts, p.negative_prompts = p.all_prompts, p.all_negative_prompts
+        sd_models.apply_alpha_schedule_override(p.sd_model, p)
+        p.setup_conds()
+        self.sampler = sd_samplers_kdiffusion.KDiffusionSampler(_nothing, shared.sd_model)
+        self.sampler.config = sd_samplers_common.SamplerData(JOB, None, [], {})
+        channels = getattr(shared.sd_model, "latent_channels", processing.opt_C)
+        shape = (len(prompts), channels, order.height // processing.opt_f, order.width // processing.opt_f)
+        x = torch.zeros(shape, device=devices.device)
+        # runs no step; leaves the host's denoiser with everything it needs to be called
+        self.sampler.sample(p, x, p.c, p.uc, image_conditioning=p.txt2img_image_conditioning(x))
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        denoiser = self.sampler.model_wrap_cfg
+        denoiser.step = 0
+        return denoiser(x, sigma, **self.sampler.sampler_extra_args)
+
+
+def _nothing(
+    model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: Any = None, callback: Any = None, disable: Any = None
+) -> torch.Tensor:
+    return x
+
+
+@contextmanager
+def _ready() -> Iterator[None]:
+    """As the host surrounds its own sampling; extra networks that the last picture called are put away."""
+    with torch.no_grad(), shared.sd_model.ema_scope():
+        with devices.autocast():
+            extra_networks.activate(processing.StableDiffusionProcessing(prompt=""), {})
+        with devices.without_autocast() if devices.unet_needs_upcast else devices.autocast():
+            yield

@@ -1,0 +1,5 @@
+"""One thing at a time on the model."""
+
+import threading
+
+queue_lock = threading.Lock()
