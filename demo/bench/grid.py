@@ -41,7 +41,7 @@ class Cell:
 
 
 def candidates() -> list[Method]:
-    """What the Auto rule decides between: order, ending and Free-U on the paper's schedule."""
+    """What the Auto rule decides between: order, ending and Free-U on the paper's schedule, and the best other one."""
     return [
         AUTO,
         coupled(FIRST, "keep"),
@@ -50,6 +50,7 @@ def candidates() -> list[Method]:
         coupled(SECOND, "zero"),
         coupled(SECOND, "extrapolated"),
         coupled(SECOND, "zero", freeu="late"),
+        peer(SECOND, "SGM Uniform"),
     ]
 
 
@@ -61,7 +62,6 @@ def near_methods() -> list[Method]:
         coupled("UniPC", "zero", label="UniPC-2", **UNIPC),
         coupled(FIRST, "keep", freeu="late"),
         coupled(SECOND, "keep", freeu="late"),
-        peer(SECOND, "SGM Uniform"),
         KARRAS,
     ]
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from ..tiny.model import Denoiser, TinyModel, seeded_noise
 from ..tiny.pictures import Picture, answers, captioned, draw, random_picture
 from .grid import BATCH, COMMON, Cell, cells
 from .metrics import Estimate, Moments, frechet, relative_rmse, share
+from .pool import processes
 
 __all__ = ["Reference", "Score", "measure", "real_pictures", "scores"]
 
@@ -153,7 +152,7 @@ def measure(full: bool, folder: Path, weights: Path, device: str, workers: int) 
         return
     # the long ones first, so that no worker is left alone at the end
     jobs.sort(key=lambda job: job[1])
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with processes(workers) as pool:
         running = [pool.submit(_job, full, cfg, batch, path, weights, device) for cfg, batch, path in jobs]
         for done in tqdm(running, desc="drawing", unit=" batches"):
             done.result()
