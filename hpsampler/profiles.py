@@ -13,14 +13,18 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+import reprlib
+import threading
+import time
+import unicodedata
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Optional
 
 from .noise import NoiseModel
-from .recipes import FAMILIES, MAX_STEPS, Recipe, family_of
+from .recipes import FAMILIES, MAX_STEPS, Recipe
 
 __all__ = ["Fitted", "Library", "Profile", "ProfileError", "Refused", "Target"]
 
@@ -29,7 +33,15 @@ FORMAT, VERSION = "hpsampler calibration", 1
 MAX_SIGMA = 1e4
 MAX_FACTOR = 10.0
 MAX_FILE = 4 * 2**20
+MAX_NAME = 60
 SIDES = (64, 8192)
+
+LEAST_SIGMA = 1e-6
+LEAST_FALL = 1e-6
+"""Relative: pictures are drawn in single precision, where two points may not become one, nor any become 0."""
+
+ERRORS = (1e-12, 1e12)
+"""What an error may be; the last stands for that of a schedule that blew up, as a file holds no infinity."""
 
 CFG_REACH = 1.15
 """A schedule is used at guidance scales up to this factor from its own, see docs/calibration.md."""
@@ -79,7 +91,7 @@ class Fitted:
     @property
     def hash(self) -> str:
         """Eight hexadecimal digits of the numbers that make the picture."""
-        numbers = json.dumps([self.sigmas, self.factors]).encode()
+        numbers = json.dumps([[float(value) for value in row] for row in (self.sigmas, self.factors)]).encode()
         return hashlib.sha256(numbers).hexdigest()[:8]
 
     @property
@@ -135,13 +147,13 @@ class Profile:
         if any(not math.isclose(own, there, rel_tol=1e-3) for own, there in ends):
             return "the model's noise table has changed since"
         ratio = (target.width * target.height) / (self.width * self.height)
-        if not 1 / AREA_REACH <= ratio <= AREA_REACH:
+        if not 1 / AREA_REACH - 1e-9 <= ratio <= AREA_REACH + 1e-9:
             return f"it was made at {self.width}x{self.height}, the picture is {target.width}x{target.height}"
         return ""
 
     def find(self, steps: int, target: Target) -> Optional[Fitted]:
         """The schedule of that many steps nearest in guidance scale, if this profile has a near one for ``target``."""
-        if self.misfit(target) or target.cfg_scale <= 0:
+        if self.misfit(target) or not 0 < target.cfg_scale < math.inf:
             return None
         near = [
             (abs(math.log(each.cfg_scale / target.cfg_scale)), index)
@@ -177,14 +189,18 @@ class Profile:
         Raises:
             ProfileError: naming the field, its value and what is allowed.
         """
+        if not isinstance(text, str) or len(text) > MAX_FILE:
+            raise ProfileError(f"not a JSON file: it must be a text of at most {MAX_FILE >> 20} MB")
         try:
-            data = json.loads(text)
+            # some editors begin a file with a byte order mark
+            data = json.loads(text.removeprefix("\ufeff"))
         except (ValueError, RecursionError) as error:
             raise ProfileError(f"not a JSON file: {str(error)[:80]}") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ProfileError(f"not a calibration of HP Sampler: format must be {FORMAT!r}")
-        if data.get("version") != VERSION:
-            raise ProfileError(f"version must be {VERSION}, got {data.get('version')!r}; update HP Sampler to read it")
+        version = data.get("version")
+        if type(version) is not int or version != VERSION:
+            raise ProfileError(f"version must be {VERSION}, got {shown(version)}; update HP Sampler to read it")
         read = _Reader(data)
         profile = cls(
             name=clean_name(read.text("name")),
@@ -204,7 +220,20 @@ class Profile:
         )
         if not profile.hashes:
             raise ProfileError("hashes must hold at least one hash of the model, got none")
+        if not profile.sigma_min < profile.sigma_max:
+            raise ProfileError(f"sigma_max must be above sigma_min ({profile.sigma_min:g}), got {profile.sigma_max:g}")
         return profile
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it, cut short whatever it is."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 60
+    try:
+        text = short.repr(value)
+    except ValueError:  # Python refuses to write out huge whole numbers
+        text = "a huge number"
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 class _Reader:
@@ -215,18 +244,19 @@ class _Reader:
 
     def at(self, name: str) -> _Reader:
         path = f"{self.path}.{name}" if self.path else name
-        if not isinstance(self.data, dict) or name not in self.data:
+        if not isinstance(self.data, dict):
+            raise self.error(f"an object that has {name}")
+        if name not in self.data:
             raise ProfileError(f"{path} is missing")
         return _Reader(self.data[name], path)
 
     def error(self, allowed: str) -> ProfileError:
-        shown = repr(self.data)
-        return ProfileError(f"{self.path} must be {allowed}, got {shown if len(shown) <= 60 else shown[:57] + '...'}")
+        return ProfileError(f"{self.path} must be {allowed}, got {shown(self.data)}")
 
     def text(self, name: str = "") -> str:
         here = self.at(name) if name else self
-        if not isinstance(here.data, str) or not here.data.strip() or len(here.data) > 4096:
-            raise here.error("a text")
+        if not isinstance(here.data, str) or not here.data.strip() or len(here.data) > 4096 or _halves(here.data):
+            raise here.error("a text of 1 to 4096 characters")
         return here.data
 
     def number(self, name: str, low: float, high: float) -> float:
@@ -247,36 +277,46 @@ class _Reader:
     def items(self, name: str, read: Callable[[_Reader], Any], most: int = 4096) -> list[Any]:
         here = self.at(name)
         if not isinstance(here.data, list) or len(here.data) > most:
-            raise here.error("a list")
+            raise here.error(f"a list of at most {most}")
         return [read(_Reader(value, f"{here.path}[{index}]")) for index, value in enumerate(here.data)]
 
     def numbers(self, name: str, low: float, high: float) -> tuple[float, ...]:
         return tuple(self.items(name, lambda row: row.as_number(low, high)))
 
 
+def _halves(text: str) -> bool:
+    """Whether a text holds halves of surrogate pairs, which JSON can say and no page can show."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _family(name: str) -> str:
     if name not in FAMILIES:
-        raise ProfileError(f"family must be one of {', '.join(FAMILIES)}, got {name!r}")
-    return family_of(name)
+        raise ProfileError(f"family must be one of {', '.join(FAMILIES)}, got {shown(name)}")
+    return name
 
 
 def _fitted(row: _Reader) -> Fitted:
     errors = row.at("held_out")
-    if not isinstance(errors.data, dict) or "calibrated" not in errors.data or len(errors.data) < 2:
-        raise errors.error("the errors by name, of what there was and of what is calibrated")
+    if not isinstance(errors.data, dict) or "calibrated" not in errors.data or not 2 <= len(errors.data) <= 64:
+        raise errors.error("2 to 64 errors by name, of what there was and of what is calibrated")
+    if any(not name.strip() or len(name) > 100 or _halves(name) for name in errors.data):
+        raise errors.error("errors by names of 1 to 100 characters")
     found = Fitted(
         steps=row.whole("steps", 2, MAX_STEPS),
         cfg_scale=row.number("cfg_scale", 0.01, 1000),
         sigmas=row.numbers("sigmas", 0, MAX_SIGMA),
         factors=row.numbers("factors", -MAX_FACTOR, MAX_FACTOR),
         start=row.text("start"),
-        held_out={str(name): errors.number(name, 1e-12, 1e12) for name in errors.data},
-        yardstick=row.number("yardstick", 0, 1e12),
+        held_out={name: errors.number(name, *ERRORS) for name in errors.data},
+        yardstick=row.number("yardstick", 0, ERRORS[1]),
         calls=row.whole("calls", 0, 10**12),
     )
-    falling = all(high > low for high, low in pairwise(found.sigmas)) and all(found.sigmas[:-1])
-    if len(found.sigmas) != found.steps + 1 or not falling:
-        raise row.at("sigmas").error(f"{found.steps + 1} numbers, each below the one before, only the last of them 0")
+    falling = all(low < high * (1 - LEAST_FALL) for high, low in pairwise(found.sigmas))
+    above = all(sigma >= LEAST_SIGMA for sigma in found.sigmas if sigma != 0) and all(found.sigmas[:-1])
+    if len(found.sigmas) != found.steps + 1 or not falling or not above:
+        raise row.at("sigmas").error(
+            f"{found.steps + 1} numbers from {LEAST_SIGMA:g}, each below the one before; only the last may be 0"
+        )
     if len(found.factors) != found.steps or found.factors[0] != 0:
         raise row.at("factors").error(f"{found.steps} numbers, the first 0")
     return found
@@ -299,11 +339,15 @@ def clean_name(name: str) -> str:
     Raises:
         ProfileError: empty, too long, with characters that a picture's text does not carry, or one of a menu's words.
     """
-    name = " ".join(str(name).split())
-    if not re.fullmatch(r"[\w][\w .()+-]{0,59}", name):
+    given = name
+    # one spelling of what looks the same
+    name = unicodedata.normalize("NFC", " ".join(name.split())) if isinstance(name, str) else ""
+    # marks are vowels in some scripts
+    allowed = all(each.isalnum() or each in "_ .()+-" or unicodedata.category(each)[0] == "M" for each in name)
+    if not allowed or not 1 <= len(name) <= MAX_NAME or not name[0].isalnum():
         raise ProfileError(
-            "name must be 1 to 60 letters, digits, blanks or . ( ) + - _, and begin with a letter or digit; "
-            f"got {name!r}"
+            f"name must be 1 to {MAX_NAME} letters, digits, blanks or . ( ) + - _, and begin with a letter or digit; "
+            f"got {shown(given)}"
         )
     if name.lower() in ("auto", "off"):
         raise ProfileError(f"name must not be Auto or Off, which mean something else; got {name!r}")
@@ -320,14 +364,13 @@ class Library:
         """All profiles by name, and a sentence for every file that cannot be read; such a file is left as it is."""
         found: dict[str, Profile] = {}
         problems = []
-        for path in sorted(self.folder.glob("*.json")):
-            try:
-                profile = self._open(path)
-                if profile.name in found:
-                    raise ProfileError(f"another file holds a calibration named {profile.name!r}")
+        for path, profile in self._files():
+            if isinstance(profile, ProfileError):
+                problems.append(f"{path.name}: {profile}")
+            elif profile.name in found:
+                problems.append(f"{path.name}: another file holds a calibration named {profile.name!r}")
+            else:
                 found[profile.name] = profile
-            except ProfileError as error:
-                problems.append(f"{path.name}: {error}")
         return sorted(found.values(), key=lambda each: each.name.lower()), problems
 
     def names(self) -> list[str]:
@@ -357,12 +400,10 @@ class Library:
 
     def by_label(self, label: str) -> Optional[tuple[Profile, Fitted]]:
         """The schedule that a picture names, by the hash at the end of its label; the rest may have been renamed."""
-        wanted = label.strip().rpartition(" ")[2]
-        for profile in self.read()[0]:
-            for each in profile.fitted:
-                if each.hash == wanted:
-                    return profile, each
-        return None
+        name, _, wanted = label.strip().rpartition(" ")
+        found = [(profile, each) for profile in self.read()[0] for each in profile.fitted if each.hash == wanted]
+        # copies of one schedule draw the same, so the name only says which is spoken of
+        return min(found, key=lambda pair: pair[0].name != name, default=None)
 
     def pick(self, wanted: str, steps: int, target: Target) -> tuple[Optional[tuple[Profile, Fitted]], str]:
         """What a person named: a profile, or schedules by their labels (``"; "`` between several, as a picture has it).
@@ -404,75 +445,107 @@ class Library:
         """Write a profile; where its name is taken (and not ``replacing``) under the next free one, which it returns.
 
         Raises:
-            ProfileError: a name that cannot be kept.
+            ProfileError: a name or a number that could not be read again.
             OSError: the folder cannot be written.
         """
-        name = clean_name(profile.name)
-        if not replacing:
-            name = self.free_name(name, self.names())
-        profile = replace(profile, name=name)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self._path_of(name) or self._new_path(name)
-        write_atomically(path, profile.to_json())
+        with _WRITING:
+            name = clean_name(profile.name)
+            if not replacing:
+                name = self.free_name(name, self.names())
+            profile = replace(profile, name=name)
+            text = profile.to_json()
+            Profile.from_json(text)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path_of(name) or self._new_path(name), text)
         return profile
 
     def rename(self, name: str, new_name: str) -> Profile:
         """Raises ProfileError: no such profile, or the new name is taken or cannot be kept."""
-        profile, new_name = self.get(name), clean_name(new_name)
-        if new_name != name and new_name in self.names():
-            raise ProfileError(f"name must be a new one; there is a calibration named {new_name!r} already")
-        path = self._path_of(name)
-        assert path is not None
-        write_atomically(path, replace(profile, name=new_name).to_json())
-        return replace(profile, name=new_name)
+        with _WRITING:
+            profile, new_name = self.get(name), clean_name(new_name)
+            if new_name != name and new_name in self.names():
+                raise ProfileError(f"name must be a new one; there is a calibration named {new_name!r} already")
+            profile = replace(profile, name=new_name)
+            write_atomically(self._path_of(name) or self._new_path(new_name), profile.to_json())
+        return profile
 
     def delete(self, name: str) -> None:
         """Raises ProfileError: no such profile."""
-        self.get(name)
-        path = self._path_of(name)
-        assert path is not None
-        path.unlink()
+        with _WRITING:
+            self.get(name)
+            path = self._path_of(name)
+            if path is not None:
+                path.unlink(missing_ok=True)
 
     def take(self, text: str) -> Profile:
         """Import a profile from the text of another one's file. Raises ProfileError: see :meth:`Profile.from_json`."""
         return self.save(Profile.from_json(text))
 
-    def _open(self, path: Path) -> Profile:
-        try:
-            if path.stat().st_size > MAX_FILE:
-                raise ProfileError(f"the file must be at most {MAX_FILE >> 20} MB")
-            return Profile.from_json(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeError) as error:
-            raise ProfileError(f"cannot be read: {error}") from None
+    def _files(self) -> Iterator[tuple[Path, Profile | ProfileError]]:
+        """Every file with what it holds, or why it cannot be read."""
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                yield path, _opened(path)
+            except FileNotFoundError:
+                continue  # deleted since the folder was listed
+            except (OSError, UnicodeError) as error:
+                yield path, ProfileError(f"cannot be read: {getattr(error, 'strerror', None) or error}")
+            except ProfileError as error:
+                yield path, error
 
     def _path_of(self, name: str) -> Optional[Path]:
-        for path in sorted(self.folder.glob("*.json")):
-            with contextlib.suppress(ProfileError):
-                if self._open(path).name == name:
-                    return path
-        return None
+        return next((path for path, each in self._files() if isinstance(each, Profile) and each.name == name), None)
 
     def _new_path(self, name: str) -> Path:
         stem = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() or "calibration"
-        taken = {path.stem for path in self.folder.glob("*.json")}
+        if re.fullmatch(r"con|prn|aux|nul|(com|lpt)\d", stem):
+            stem = f"calibration-{stem}"  # Windows takes these for devices
+        # on some systems two names that differ in case are one file
+        taken = {path.stem.lower() for path in self.folder.glob("*.[jJ][sS][oO][nN]")}
         return self.folder / f"{self.free_name(stem, taken, '-')}.json"
 
     @staticmethod
     def free_name(name: str, taken: Collection[str], joint: str = " ") -> str:
-        """``name``, or with the first number that is not taken."""
-        if name not in taken:
-            return name
-        number = next(n for n in range(2, len(taken) + 3) if f"{name}{joint}{n}" not in taken)
-        return f"{name}{joint}{number}"
+        """``name``, or with the first number that is not taken, no longer than a name may be."""
+        numbered = (f"{joint}{number}" for number in range(2, len(taken) + 3))
+        names = (name[: MAX_NAME - len(end)].rstrip() + end for end in numbered)
+        return name if name not in taken else next(each for each in names if each not in taken)
+
+
+def _opened(path: Path) -> Profile:
+    if not path.is_file() and path.exists():
+        raise ProfileError("not a file")
+    if path.stat().st_size > MAX_FILE:
+        raise ProfileError(f"the file must be at most {MAX_FILE >> 20} MB")
+    return Profile.from_json(path.read_text(encoding="utf-8"))
+
+
+_WRITING = threading.RLock()
+"""One at a time, so that two threads never choose the same free name."""
 
 
 def write_atomically(path: Path, text: str) -> None:
     """So that an interrupted write leaves the file as it was."""
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        _replaced(part, path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _replaced(part: Path, path: Path, patience: int = 10) -> None:
+    for left in reversed(range(patience)):
+        try:
+            return os.replace(part, path)
+        except PermissionError:
+            # Windows refuses while somebody reads the file
+            if not left:
+                raise
+            time.sleep(0.02)
 
 
 def sigmas_of(values: Sequence[float]) -> tuple[float, ...]:
-    """Numbers as a file keeps them: rounded to single precision's seven digits, so a file gives the same picture."""
+    """Numbers as a file keeps them: rounded to eight digits, single precision's, so a file gives the same picture."""
     return tuple(float(f"{value:.8g}") for value in values)
