@@ -30,7 +30,7 @@ from .calibration import (
     with_best_end,
 )
 from .noise import NoiseModel
-from .profiles import Fitted, Profile, ProfileError, Refused, clean_name, sigmas_of
+from .profiles import ERRORS, Fitted, Profile, ProfileError, Refused, clean_name, shown, sigmas_of
 from .recipes import AUTO, recipe_for
 from .schedule import base_karras
 from .solvers import sample_dpmpp_2m
@@ -88,7 +88,7 @@ class Order:
         known = {each.name for each in fields(cls)}
         for name in values:
             if name not in known:
-                raise ProfileError(f"unknown field {name!r}; the fields are {', '.join(sorted(known))}")
+                raise ProfileError(f"unknown field {shown(name)}; the fields are {', '.join(sorted(known))}")
         if "name" not in values:
             raise ProfileError("name is missing")
         checked: dict[str, Any] = {"name": clean_name(values["name"])}
@@ -109,7 +109,7 @@ class Order:
             checked["prompts"] = _prompts(values["prompts"])
         if "negative" in values:
             if not isinstance(values["negative"], str):
-                raise ProfileError(f"negative must be a text, got {values['negative']!r}")
+                raise ProfileError(f"negative must be a text, got {shown(values['negative'])}")
             checked["negative"] = values["negative"].strip()
         return cls(**checked)
 
@@ -127,7 +127,7 @@ class Order:
 
     def most_calls_of(self, steps: int) -> int:
         """Of one cell, its references aside."""
-        return (self.runs * steps - REFERENCE_CALLS + _LOOKS * steps) * self.trajectories
+        return (max(self.runs * steps - REFERENCE_CALLS, _least_calls(steps)) + _LOOKS * steps) * self.trajectories
 
 
 _WHOLE = {
@@ -135,8 +135,13 @@ _WHOLE = {
     "batch": (1, 256),
 }  # fmt: skip
 
-_LOOKS = 9
-"""Runs of the held-out trajectories, and one of the calibration set for the end."""
+_LOOKS = 6
+"""Runs of the held-out trajectories: four starts, what was calibrated, and one for the end."""
+
+
+def _least_calls(steps: int) -> int:
+    """What a fit takes of the calibration set however small its budget: starts, derivatives once, result, end."""
+    return (4 + 1 + 1 + 1) * steps + (steps - 1) ** 2
 
 
 def _several(name: str, value: Any) -> list[Any]:
@@ -144,13 +149,13 @@ def _several(name: str, value: Any) -> list[Any]:
         value = value.replace(",", " ").split()
     elif isinstance(value, (int, float)):
         value = [value]
-    if not isinstance(value, Sequence) or not 1 <= len(value) <= 32:
-        raise ProfileError(f"{name} must be 1 to 32 numbers, got {value!r}")
+    if not isinstance(value, Sequence) or isinstance(value, (bytes, bytearray)) or not 1 <= len(value) <= 32:
+        raise ProfileError(f"{name} must be 1 to 32 numbers, got {shown(value)}")
     return list(value)
 
 
 def _number(name: str, value: Any, low: float, high: float, whole: bool = False) -> Any:
-    allowed = f"{name} must be a {'whole ' if whole else ''}number from {low} to {high}, got {value!r}"
+    allowed = f"{name} must be a {'whole ' if whole else ''}number from {low} to {high}, got {shown(value)}"
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ProfileError(allowed)
     try:
@@ -166,7 +171,7 @@ def _prompts(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         value = value.splitlines()
     if not isinstance(value, Sequence) or not all(isinstance(each, str) for each in value):
-        raise ProfileError("prompts must be texts, or one text with a prompt on each line")
+        raise ProfileError(f"prompts must be texts, or one text with a prompt on each line, got {shown(value)}")
     found = tuple(" ".join(each.split()) for each in value if each.strip())
     if not 1 <= len(found) <= MAX_PROMPTS:
         raise ProfileError(f"prompts must be 1 to {MAX_PROMPTS}, got {len(found)}")
@@ -228,6 +233,9 @@ class Tuning:
         keep: called with the profile after every cell.
         cache: folder where reference endpoints are kept until the end; None keeps none.
         turn: runs a function when it may use the model, such as between two pictures of a queue.
+
+    Raises:
+        ProfileError: a model of which no profile can be kept, such as one without a hash.
     """
 
     def __init__(
@@ -242,8 +250,9 @@ class Tuning:
         self.order, self.source, self.keep, self.cache, self.turn = order, source, keep, cache, turn
         self.profile = profile or Profile(
             name=order.name,
-            model=source.model_name,
-            hashes=source.hashes,
+            # a file's name may hold bytes that no text has
+            model=source.model_name.encode("utf-8", "replace").decode(),
+            hashes=tuple(source.hashes),
             family=source.family,
             width=order.width,
             height=order.height,
@@ -253,6 +262,8 @@ class Tuning:
             held_out=order.trajectories,
             seed=order.seed,
         )
+        # before any call is paid for
+        Profile.from_json(self.profile.to_json())
         self.progress = Progress(of=order.most_calls(self._done()))
 
     def _done(self) -> list[tuple[float, int]]:
@@ -269,13 +280,14 @@ class Tuning:
 
         Raises:
             Cancelled: after :meth:`cancel`; the profile that ``keep`` had last holds what is finished.
-            ValueError: a model whose output is not finite.
+            ValueError: a model whose output is not finite, or nothing but zeros.
         """
         for cfg_scale in self.order.cfg_scales:
             done = self._done()
             todo = [steps for steps in self.order.steps if (cfg_scale, steps) not in done]
             if not todo:
                 continue
+            self.progress.cell, self.progress.curve, self.progress.lines = (cfg_scale, todo[0]), [], {}
             fit, held_out = self._trajectories(cfg_scale, 0), self._trajectories(cfg_scale, 1)
             yardstick = self._yardstick(held_out)
             if not self.profile.decoder:
@@ -289,9 +301,11 @@ class Tuning:
         order = self.order
         few = latents[:DECODED]
         seeds = range(order.seed + 2 * order.trajectories, order.seed + 2 * order.trajectories + len(few))
-        noise = self.source.start(seeds, order.width, order.height)
-        curve = self.turn(lambda: decoder_curve(self.source.decode, few, noise))
-        self.profile = replace(self.profile, decoder=tuple((sigma, float(f"{rms:.5g}")) for sigma, rms in curve))
+        noise = self._start(seeds)
+        curve = decoder_curve(self._decode, few, noise)
+        # a picture that is not finite is as far from another as two can be
+        changes = [(sigma, float(f"{rms:.5g}") if rms <= 1 else 1.0) for sigma, rms in curve]
+        self.profile = replace(self.profile, decoder=tuple(changes))
         self.progress.log.append(_told_decoder(self.profile))
 
     def _cell(self, cfg_scale: float, steps: int, fit: Trajectories, held_out: Trajectories, yardstick: float) -> None:
@@ -299,35 +313,40 @@ class Tuning:
         progress.cell, progress.curve = (cfg_scale, steps), []
         progress.lines = {f"{YARDSTICK_STEPS} steps of DPM++ 2M Karras": yardstick}
         known = starts(self.source.family, steps, cfg_scale, self.source.noise)
+        names = iter(known)
 
         def report(calls: int, error: float) -> None:
-            if len(progress.curve) < len(known):
-                progress.lines[list(known)[len(progress.curve)]] = error
-            if math.isfinite(error):
-                progress.curve = [*progress.curve, (calls / steps, error)]
+            name = next(names, None)
+            if not math.isfinite(error):
+                return
+            # new ones each time, as those who watch may be reading
+            if name is not None:
+                progress.lines = {**progress.lines, name: error}
+            progress.curve = [*progress.curve, (calls / steps, error)]
 
+        largest = swallowed(self.profile.decoder)
         try:
-            found = calibrate(fit, held_out, known, self.order.runs, report)
+            # the look at the end is paid from the same budget
+            found = calibrate(fit, held_out, known, self.order.runs - (largest > 0), report)
         except CalibrationRefused as refusal:
             self._keep(replace(self.profile, refused=(*self.profile.refused, Refused(steps, cfg_scale, str(refusal)))))
             progress.log.append(f"CFG {cfg_scale:g}, {steps} steps: refused, {refusal}")
             progress.of += progress.calls - before - self.order.most_calls_of(steps)
             return
-        schedule = with_best_end(
-            found.schedule, fit, held_out, lambda latents: self.turn(lambda: self.source.decode(latents)),
-            swallowed(self.profile.decoder),
-        )  # fmt: skip
+        before_end = progress.calls
+        schedule = with_best_end(found.schedule, fit, held_out, self._decode, largest)
+        fit_calls = found.calls + (steps if progress.calls > before_end else 0)
         progress.of += progress.calls - before - self.order.most_calls_of(steps)
         fitted = Fitted(
             steps, cfg_scale, sigmas_of(schedule.sigmas), sigmas_of(schedule.factors), found.start,
-            {name: float(f"{error:.6g}") for name, error in found.held_out.items()}, float(f"{yardstick:.6g}"),
-            found.calls * self.order.trajectories,
+            {name: _error_of(error) for name, error in found.held_out.items()}, _error_of(yardstick),
+            fit_calls * self.order.trajectories,
         )  # fmt: skip
         self._keep(replace(self.profile, fitted=(*self.profile.fitted, fitted)))
         progress.log.append(
             f"CFG {cfg_scale:g}, {steps} steps: held-out error {fitted.held_out['calibrated']:.4g}; "
             f"{AUTO} has {fitted.held_out[AUTO]:.4g}, {YARDSTICK_STEPS} steps of DPM++ 2M Karras {yardstick:.4g} "
-            f"({found.runs:.0f} runs, {fitted.calls} UNet calls)"
+            f"({fit_calls / steps:.0f} runs, {fitted.calls} UNet calls)"
         )
 
     def _keep(self, profile: Profile) -> None:
@@ -340,32 +359,59 @@ class Tuning:
         own = order.prompts[part::2] or order.prompts
         prompts = [own[index % len(own)] for index in range(count)]
         first = order.seed + part * count
-        noise = self.source.start(range(first, first + count), order.width, order.height)
-        model = self._counted(self.source.denoiser(prompts, order.negative, cfg_scale))
-        path = None if self.cache is None else self.cache / f"cfg{cfg_scale:g}-{part}.npy"
+        noise = self._start(range(first, first + count))
+        model = self._counted(self._turn(lambda: self.source.denoiser(prompts, order.negative, cfg_scale)))
+        path = None if self.cache is None else self.cache / f"cfg{cfg_scale!r}-{part}.npy"
         stored = _stored_endpoints(path, noise)
         if stored is not None:
             self.progress.of -= REFERENCE_CALLS * count
             return Trajectories(model, noise, stored, REFERENCE_CALLS)
         found = Trajectories.of(model, noise, self.source.noise)
+        if not found.scale > 0:
+            raise ValueError("the model's output is nothing but zeros; nothing can be calibrated to it")
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             part_path = path.with_suffix(".part.npy")
-            np.save(part_path, found.endpoints.float().cpu().numpy())
+            # double holds every other precision exactly, so that a resumed fit is the same to the last bit
+            np.save(part_path, found.endpoints.cpu().double().numpy())
             os.replace(part_path, path)
         return found
 
+    def _start(self, seeds: Sequence[int]) -> torch.Tensor:
+        return self._turn(lambda: self.source.start(seeds, self.order.width, self.order.height))
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return self._turn(lambda: self.source.decode(latents))
+
     def _counted(self, model: Model) -> Model:
         def call(x: torch.Tensor, sigma: torch.Tensor, /, **extra_args: Any) -> torch.Tensor:
-            if self.progress.cancelled:
-                raise Cancelled
-            began = time.perf_counter()
-            denoised = self.turn(lambda: model(x, sigma, **extra_args))
-            self.progress.seconds += time.perf_counter() - began
-            self.progress.calls += len(x)
-            return denoised
+            def work() -> torch.Tensor:
+                # the wait for the turn is not the model's
+                began = time.perf_counter()
+                denoised = model(x, sigma, **extra_args)
+                self.progress.seconds += time.perf_counter() - began
+                self.progress.calls += len(x)
+                return denoised
+
+            return self._turn(work)
 
         return call
+
+    def _turn(self, work: Callable[[], Any]) -> Any:
+        """One use of the model, unless it was cancelled before or while waiting."""
+
+        def checked() -> Any:
+            self._check_cancelled()
+            # here and not around the turn, which may run it in another thread
+            with torch.no_grad():
+                return work()
+
+        self._check_cancelled()
+        return self.turn(checked)
+
+    def _check_cancelled(self) -> None:
+        if self.progress.cancelled:
+            raise Cancelled
 
     def _yardstick(self, held_out: Trajectories) -> float:
         noise = self.source.noise
@@ -394,11 +440,18 @@ def _stored_endpoints(path: Optional[Path], noise: torch.Tensor) -> Optional[tor
         return None
     try:
         endpoints = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except Exception:  # a broken file fails in more ways than can be listed; it is made anew
         return None
-    if endpoints.shape != tuple(noise.shape) or endpoints.dtype != np.float32 or not np.isfinite(endpoints).all():
+    if not isinstance(endpoints, np.ndarray) or endpoints.dtype != np.float64:
         return None
-    return torch.from_numpy(endpoints).to(noise)
+    if endpoints.shape != tuple(noise.shape) or not np.isfinite(endpoints).all() or not endpoints.any():
+        return None
+    return torch.from_numpy(endpoints).to(noise.dtype).to(noise.device)
+
+
+def _error_of(error: float) -> float:
+    """As a file keeps it."""
+    return float(f"{min(max(error, ERRORS[0]), ERRORS[1]):.6g}")
 
 
 def _told_decoder(profile: Profile) -> str:
