@@ -132,12 +132,12 @@ class Trajectories:
 
     def differences(self, ends: torch.Tensor) -> torch.Tensor:
         """Of every trajectory's end to its reference, (n, numbers), float64 on the CPU; its norm is the error."""
-        rows = (ends - self.endpoints).double().flatten(1).cpu()
+        rows = (ends - self.endpoints).cpu().double().flatten(1)
         return rows / (self.scale * rows.shape[1] ** 0.5)
 
     @property
     def scale(self) -> float:
-        return float(self.endpoints.double().square().mean().sqrt())
+        return float(self.endpoints.cpu().double().square().mean().sqrt())
 
 
 @dataclass(frozen=True)

@@ -161,9 +161,15 @@ class Recipe:
         return float(base_karras(self.base_steps, self.rho, *_SD_SIGMAS)[self.truncation_index])
 
     def with_steps(self, steps: int) -> Recipe:
-        """The same hyperparameters at another number of steps; Free-U keeps its distance from the end."""
+        """The same hyperparameters at another number of steps; Free-U keeps its distance from the end.
+
+        Calibrated levels belong to their own number, and are left behind.
+        """
         shift = steps - self.steps
-        return replace(self, steps=steps, freeu=shifted(self.freeu, shift)) if shift else self
+        if not shift:
+            return self
+        freeu = shifted(self.freeu, shift)
+        return replace(self, steps=steps, freeu=freeu, levels=(), factors=(), calibration="")
 
 
 def shifted(plans: tuple[FreeUPlan, ...], by: int) -> tuple[FreeUPlan, ...]:

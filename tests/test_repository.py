@@ -19,7 +19,18 @@ from hpsampler.settings import ENABLED, FIELDS, Settings
 ROOT = Path(__file__).resolve().parents[1]
 CODE = sorted((ROOT / "hpsampler").rglob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ORDER = ("noise", "schedule", "freeu", "recipes", "solvers", "calibration", "profiles", "tuning", "workshop", "settings")
+ORDER = (
+    "noise",
+    "schedule",
+    "freeu",
+    "recipes",
+    "solvers",
+    "calibration",
+    "profiles",
+    "tuning",
+    "workshop",
+    "settings",
+)
 """The way imports may run: a module knows those before it."""
 
 

@@ -42,6 +42,8 @@ def test_any_value_is_either_parsed_to_its_type_or_refused_by_name(field, value)
     assert field.parse(parsed) == parsed
     if field.choices:
         assert parsed in field.choices
+    elif isinstance(parsed, str):
+        assert parsed == parsed.strip() != ""
     elif not isinstance(field.default, bool):
         assert field.low <= parsed <= field.high or parsed == field.neutral
 
@@ -105,6 +107,8 @@ def valid_settings(draw):
     def draw_from(field):
         if field.choices:
             return st.sampled_from(field.choices)
+        if field.words:
+            return st.sampled_from(field.words)
         inside = st.integers(int(field.low), int(field.high)) if field.whole else st.floats(field.low, field.high)
         return inside if field.neutral is None else inside | st.just(field.neutral)
 
@@ -142,6 +146,8 @@ def test_the_infotext_gives_the_same_image_again(values, this_pass):
     names = {field.infotext: field.name for field in FIELDS}
     read = Settings.of_names({"enabled": True, **{names[key]: value for key, value in written.items()}})
     unused = {"freeu_version", "b1", "b2", "s1", "s2", "freeu_first", "freeu_last"} if wanted.freeu != "On" else set()
+    # which calibration was used, not what was asked, is written; see test_adapter
+    unused.add("calibration")
     assert read == replace(wanted, **{name: BY_NAME[name].default for name in unused})
     try:
         recipe = wanted.resolve(*this_pass)
@@ -305,3 +311,30 @@ def test_a_last_call_before_the_late_start_does_not_leave_free_u_silently_off():
 def test_more_steps_than_auto_has_rules_for_take_its_last_one():
     recipe = Settings().resolve("sd1", 400, 7.5)
     assert recipe == recipe_for("sd1", MAX_STEPS, 7.5).with_steps(400) and recipe.steps == 400
+
+
+class TestCalibration:
+    def test_words_in_any_case_and_names_as_they_are(self):
+        given = ("auto", " OFF ", "My model 1a2b3c4d")
+        assert [Settings.of([{"calibration": each}]).calibration for each in given] == [
+            "Auto", "Off", "My model 1a2b3c4d",
+        ]  # fmt: skip
+        for wrong in ("", "  ", "x" * 401, None, 3, ["Auto"]):
+            with pytest.raises(SettingsError, match=r"Calibration \(calibration\) must be Auto, Off or a name"):
+                Settings.of([{"calibration": wrong}])
+
+    @pytest.mark.parametrize(
+        ("values", "named"),
+        [({"recipe": "SD1.5 5 steps"}, "Recipe"), ({"rho": 3.0}, "Rho"), ({"ending": "To zero"}, "Ending"),
+         ({"end_sigma": 0.2}, "End sigma")],
+    )  # fmt: skip
+    def test_two_that_say_what_the_schedule_is_contradict_each_other(self, values, named):
+        with pytest.raises(SettingsError, match=f"calibration='mine'.*{named}.*both say what the schedule is"):
+            Settings.of([{"calibration": "mine", **values}])
+        # by itself a calibration gives way to what was set
+        assert not Settings.of([values]).takes_calibration
+
+    def test_what_says_nothing_of_the_schedule_leaves_room_for_one(self):
+        for values in ({}, {"freeu": "On", "b1": 1.3}, {"order": 3}, {"calibration": "mine"}):
+            assert Settings.of([values]).takes_calibration
+        assert Settings().takes_calibration and not Settings.of([{"calibration": "off"}]).takes_calibration

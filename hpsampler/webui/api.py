@@ -49,7 +49,7 @@ def add_routes(app: FastAPI, workshop: Workshop, auth: Optional[str]) -> None:
         return {"name": _tried(lambda: workshop.start(Order.of(order))).name}
 
     def resume(body: dict[str, Any]) -> dict[str, Any]:
-        return {"name": _tried(lambda: workshop.resume(str(body.get("name")))).name}
+        return {"name": _tried(lambda: workshop.resume(_name_in(body))).name}
 
     def stop() -> dict[str, Any]:
         workshop.stop(wait=30)
@@ -68,7 +68,7 @@ def add_routes(app: FastAPI, workshop: Workshop, auth: Optional[str]) -> None:
         return {"name": _tried(lambda: workshop.library.take(text)).name}
 
     def rename(name: str, body: dict[str, Any]) -> dict[str, Any]:
-        return {"name": _tried(lambda: workshop.rename(name, str(body.get("name")))).name}
+        return {"name": _tried(lambda: workshop.rename(name, _name_in(body))).name}
 
     def delete(name: str) -> dict[str, Any]:
         _tried(lambda: workshop.delete(name))
@@ -83,6 +83,13 @@ def add_routes(app: FastAPI, workshop: Workshop, auth: Optional[str]) -> None:
     route("/calibrations/{name}", "GET", one)
     route("/calibrations/{name}", "PATCH", rename)
     route("/calibrations/{name}", "DELETE", delete)
+
+
+def _name_in(body: dict[str, Any]) -> str:
+    name = body.get("name")
+    if not isinstance(name, str):
+        raise ProfileError(f"name must be a text, got {name!r}")
+    return name
 
 
 def _cell(fitted: Any) -> dict[str, Any]:
