@@ -78,6 +78,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         _follow(server)
     elif args.command == "stop":
         print(server.ask("POST", "/calibrate/stop")["message"])
+    elif args.command == "discard":
+        server.ask("POST", "/calibrate/discard", {"name": args.name})
+        print(f"Discarded: {args.name}")
     elif args.command == "list":
         _list(server)
     elif args.command == "export":
@@ -151,7 +154,8 @@ def _options(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     start.add_argument("--negative", help="negative prompt")
     for name in ("width", "height", "trajectories", "runs", "batch", "seed"):
         start.add_argument(f"--{name}", type=int)
-    for name, told in (("resume", "go on with an unfinished one"), ("delete", "delete one")):
+    named = {"resume": "go on with an unfinished one", "discard": "forget an unfinished one", "delete": "delete one"}
+    for name, told in named.items():
         commands.add_parser(name, help=told).add_argument("name")
     for name, told in (("watch", "follow the one under way"), ("stop", "stop it"), ("list", "list all")):
         commands.add_parser(name, help=told)

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from .noise import NoiseModel
+from .schedule import base_karras
 from .solvers import sample_dpmpp_2m
 from .solvers._core import Model, Run
 from .solvers.dpmpp import dpmpp_2m_steps
@@ -112,14 +113,16 @@ class Trajectories:
 
     @classmethod
     def of(cls, model: Model, noise: torch.Tensor, table: NoiseModel, calls: int = REFERENCE_CALLS) -> Trajectories:
-        """Solve them: DPM++ 2M, even in time, the last steps down to the table's smallest sigma, extrapolated to 0.
+        """Solve them: DPM++ 2M on Karras' schedule down to the table's smallest sigma, then to 0.
+
+        On the exact problems 60 calls are nearer to the solution by 4 to 40 times than 60 that are even in time, which
+        leave too few for the small sigmas; on the demonstration's small model by 15 times.
 
         Raises:
             ValueError: the model's output is not finite.
         """
-        timesteps = np.linspace(len(table) - 1, 0, calls)
-        sigmas = torch.tensor([*table.t_to_sigma(timesteps), 0.0], dtype=torch.float64)
-        endpoints = sample_dpmpp_2m(model, noise * float(sigmas[0]), sigmas, extrapolate=True)
+        sigmas = torch.tensor([*base_karras(calls, 7.0, table.sigma_min, table.sigma_max), 0.0], dtype=torch.float64)
+        endpoints = sample_dpmpp_2m(model, noise * float(sigmas[0]), sigmas)
         if not torch.isfinite(endpoints).all():
             raise ValueError("the model's output is not finite; nothing can be calibrated to it")
         return cls(model, noise, endpoints, calls)

@@ -62,11 +62,13 @@ class Workshop:
     Args:
         library: where profiles are kept.
         source: makes a source for an order, of the model that is loaded now.
-        turn: runs a function when it may use the model.
+        turns: for each order, what runs a function when it may use the model.
     """
 
-    def __init__(self, library: Library, source: Callable[[Order], Source], turn: Turn = lambda work: work()) -> None:
-        self.library, self._source, self._turn = library, source, turn
+    def __init__(
+        self, library: Library, source: Callable[[Order], Source], turns: Callable[[], Turn] = lambda: _at_once
+    ) -> None:
+        self.library, self._source, self._turns = library, source, turns
         self._lock = threading.Lock()
         self._thread: Optional[threading.Thread] = None
         self._tuning: Optional[Tuning] = None
@@ -184,10 +186,11 @@ class Workshop:
         self._thread.start()
 
     def _work(self, order: Order) -> None:
+        turn = self._turns()
         try:
-            source = self._turn(lambda: self._source(order))
+            source = turn(lambda: self._source(order))
             folder = self._folder_of(order, source)
-            tuning = Tuning(order, source, self._kept(order, source), self._keep, folder, self._turn)
+            tuning = Tuning(order, source, self._kept(order, source), self._keep, folder, turn)
             self._tuning = tuning
             if self._stopping:
                 tuning.cancel()
@@ -241,6 +244,10 @@ class Workshop:
         folder.mkdir(parents=True)
         _write_order(folder, order, source.model_name)
         return folder
+
+
+def _at_once(work: Callable[[], Any]) -> Any:
+    return work()
 
 
 def _values(order: Order) -> Mapping[str, Any]:

@@ -55,6 +55,10 @@ def add_routes(app: FastAPI, workshop: Workshop, auth: Optional[str]) -> None:
         workshop.stop(wait=30)
         return status()
 
+    def discard(body: dict[str, Any]) -> dict[str, Any]:
+        _tried(lambda: workshop.discard(_name_in(body)))
+        return {"discarded": body["name"]}
+
     def listed() -> dict[str, Any]:
         profiles, problems = workshop.library.read()
         rows = [{**asdict(profile), "fitted": [_cell(each) for each in profile.fitted]} for profile in profiles]
@@ -78,6 +82,7 @@ def add_routes(app: FastAPI, workshop: Workshop, auth: Optional[str]) -> None:
     route("/calibrate", "POST", start)
     route("/calibrate/resume", "POST", resume)
     route("/calibrate/stop", "POST", stop)
+    route("/calibrate/discard", "POST", discard)
     route("/calibrations", "GET", listed)
     route("/calibrations", "POST", take)
     route("/calibrations/{name}", "GET", one)

@@ -105,6 +105,36 @@ def _axes(x: object, y: object, most: float, low: float, high: float) -> str:
     )
 
 
+def decoder_plot(curve: Sequence[tuple[float, float]]) -> str:
+    """How much of residual noise is seen in the decoded pictures; SVG."""
+    width, height, left, bottom = 320, 150, 44, 32
+    most_sigma = max(sigma for sigma, _ in curve)
+    most = max(*(change for _, change in curve), 1.5 * SWALLOWED)
+
+    def at(sigma: float, change: float) -> str:
+        x = left + (width - left - 10) * sigma / most_sigma
+        return f"{x:.1f},{8 + (height - bottom - 8) * (1 - change / most):.1f}"
+
+    points = " ".join(at(sigma, change) for sigma, change in [(0.0, 0.0), *curve])
+    limit = " ".join(at(sigma, SWALLOWED) for sigma in (0, most_sigma))
+    marks = "".join(
+        f'<text x="{left - 5}" y="{float(at(0, change).split(",")[1]) + 4:.1f}" text-anchor="end">{change:.3g}</text>'
+        for change in (0, SWALLOWED, most)
+    ) + "".join(
+        f'<text x="{at(sigma, 0).split(",")[0]}" y="{height - bottom + 14}" text-anchor="middle">{sigma:g}</text>'
+        for sigma in (0, round(most_sigma / 2, 2), most_sigma)
+    )
+    told = ", ".join(f"{sigma:g}: {change:.3f}" for sigma, change in curve)
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="RMS change by sigma: {told}" '
+        f'style="width:100%;max-width:{width}px;font:11px sans-serif;fill:currentColor">'
+        f'<path d="M{left} 8V{height - bottom}H{width - 10}" fill="none" stroke="currentColor"/>{marks}'
+        f'<polyline points="{limit}" fill="none" stroke="currentColor" stroke-dasharray="4 3"/>'
+        f'<polyline points="{points}" fill="none" stroke="{CURVE}" stroke-width="2"/>'
+        f'<text x="{left}" y="{height - 3}">sigma left on the latents</text></svg>'
+    )
+
+
 def profile_html(profile: Profile, problems: Sequence[str] = ()) -> str:
     """What a calibration holds, every error on trajectories it has not seen."""
     rows = []
@@ -128,9 +158,10 @@ def profile_html(profile: Profile, problems: Sequence[str] = ()) -> str:
         f"<li>CFG {each.cfg_scale:g}, {each.steps} steps: {escape(each.reason)}</li>" for each in profile.refused
     )
     largest = swallowed(profile.decoder)
-    curve = ", ".join(f"{sigma:g}: {change:.3f}" for sigma, change in profile.decoder)
+    told = f"up to sigma {largest:g} it is under {SWALLOWED:g}" if largest else f"it is above {SWALLOWED:g} at once"
     decoder = (
-        f"<p>Decoder: changes by less than {SWALLOWED:g} up to sigma {largest:g} (RMS change by sigma: {curve}).</p>"
+        f"<p>Decoder: RMS change of its pictures (0 to 1) by the noise left on their latents; {told}.</p>"
+        f"{decoder_plot(profile.decoder)}"
         if profile.decoder
         else ""
     )

@@ -22,7 +22,7 @@ from . import model, registration, tab
 from .accordion import TITLE, build
 from .api import add_routes
 from .passes import Pass, Request
-from .source import Checkpoint, take_turn
+from .source import Checkpoint, Turns
 from .store import library
 
 __all__ = ["HPSamplerScript", "install"]
@@ -223,7 +223,7 @@ def install() -> None:
     script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
     script_callbacks.on_cfg_denoised(on_cfg_denoised)
 
-    workshop = Workshop(library(), Checkpoint, take_turn)
+    workshop = Workshop(library(), Checkpoint, Turns)
     script_callbacks.on_ui_tabs(lambda: [(tab.build(workshop), tab.TAB_TITLE, tab.TAB_ID)])
     script_callbacks.on_app_started(partial(_on_app_started, workshop))
 

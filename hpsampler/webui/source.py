@@ -24,29 +24,41 @@ from ..settings import SettingsError
 from ..tuning import Cancelled, Order
 from . import model
 
-__all__ = ["Checkpoint", "take_turn"]
+__all__ = ["Checkpoint", "Turns"]
 
 JOB = "HP Sampler calibration"
 
 
-def take_turn(work: Callable[[], Any]) -> Any:
-    """Run ``work`` when the host's queue lets us, as it would draw one more picture.
+class Turns:
+    """One calibration's turns at the model, when the host's queue lets it, as one more picture would."""
 
-    Raises:
-        Cancelled: somebody pressed Interrupt meanwhile.
-    """
-    state = shared.state
-    with call_queue.queue_lock:
-        # not state.begin and end: they collect garbage for longer than a call of a small model takes
-        state.interrupted = state.skipped = state.stopping_generation = False
-        state.job = JOB
-        try:
-            return work()
-        except sd_samplers_common.InterruptedException:
-            raise Cancelled from None
-        finally:
-            state.job, state.current_latent = "", None
+    def __init__(self) -> None:
+        self.last: Optional[float] = None
+        """When the host's latest job began, as of our last turn."""
+
+    def __call__(self, work: Callable[[], Any]) -> Any:
+        """Run ``work`` when it is our turn.
+
+        Raises:
+            Cancelled: somebody pressed Interrupt, now or since our last turn.
+        """
+        state = shared.state
+        with call_queue.queue_lock:
+            # a job of the host's in between had an interrupt of its own
+            if state.interrupted and self.last is not None and state.time_start == self.last:
+                state.interrupted = False
+                raise Cancelled
+            # not state.begin and end: they collect garbage for longer than a call of a small model takes
             state.interrupted = state.skipped = state.stopping_generation = False
+            state.job = JOB
+            try:
+                return work()
+            except sd_samplers_common.InterruptedException:
+                state.interrupted = state.skipped = False
+                raise Cancelled from None
+            finally:
+                state.job, state.current_latent = "", None
+                self.last = state.time_start
 
 
 class Checkpoint:

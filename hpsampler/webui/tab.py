@@ -47,7 +47,7 @@ def build(workshop: Workshop) -> gr.Blocks:
                     stop = gr.Button("Stop", elem_id=_id("stop"))
             with gr.Column():
                 status = gr.HTML(status_html(workshop.status()), elem_id=_id("status"))
-                look = gr.Button("Look", elem_id=_id("look"), visible=True, elem_classes=["hidden"])
+                look = gr.Button("Look", elem_id=_id("look"), visible=False)
                 with gr.Row():
                     unfinished = gr.Dropdown([], label="Unfinished", elem_id=_id("unfinished"), scale=4)
                     resume = gr.Button("Resume", elem_id=_id("resume"), scale=1)

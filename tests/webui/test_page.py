@@ -61,7 +61,7 @@ def choose(ui, selector, value):
 def values_on_page(ui, tab="txt2img"):
     found = {"enabled": ui.locator(f"#{tab}_hpsampler .input-accordion-checkbox").is_checked()}
     for field in FIELDS:
-        kind = "input" if field.choices else "input[type=number]"
+        kind = "input" if field.choices or field.words else "input[type=number]"
         found[field.name] = ui.locator(f"#{tab}_hpsampler_{field.name} {kind}").first.input_value()
     return found
 
@@ -87,7 +87,7 @@ def test_the_dropdowns_have_ours_once(ui, selector):
     ui.wait_for_timeout(500)
     names = options_of(ui, selector)
     assert len(names) == len(set(names))
-    assert names[-1] == "HP" if "scheduler" in selector else names[-4:] == SAMPLERS
+    assert names[-2:] == ["HP", "HP calibrated"] if "scheduler" in selector else names[-4:] == SAMPLERS
 
 
 @pytest.mark.parametrize("tab", ["txt2img", "img2img"])
@@ -99,7 +99,9 @@ def test_the_accordion_shows_every_control_with_its_default(ui, tab):
     for field in FIELDS:
         control = accordion.locator(f"#{tab}_hpsampler_{field.name}")
         assert control.is_visible() and field.label in control.inner_text(), field.label
-        assert values[field.name] == (field.default if field.choices else f"{field.default:g}"), field.name
+        assert values[field.name] == (field.default if isinstance(field.default, str) else f"{field.default:g}"), (
+            field.name
+        )
     folder = os.environ.get("HPS_SCREENSHOTS")
     if folder and tab == "txt2img":
         accordion.screenshot(path=Path(folder) / "accordion.png")
@@ -117,7 +119,7 @@ def test_generate_and_paste_back_whole(ui, server):
     assert values.pop("enabled") is True
     for field in FIELDS:
         wanted = SETTINGS.get(field.name, field.default)
-        assert values[field.name] == (wanted if field.choices else f"{wanted:g}"), field.name
+        assert values[field.name] == (wanted if isinstance(wanted, str) else f"{wanted:g}"), field.name
     # the host's way: the sampler's own schedule type pastes as Automatic
     assert ui.locator("#txt2img_sampling input").input_value() == "HP UniPC"
     assert ui.locator("#txt2img_scheduler input").input_value() == "Automatic"

@@ -1,0 +1,427 @@
+"""Calibrating in a running WebUI, on the trained tiny checkpoint: tab, queue, pictures, command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from demo.tiny.pictures import SIDE, captioned
+from hpsampler.profiles import Profile
+
+from .harness import ROOT, open_ui
+from .test_page import choose, open_accordion
+
+SIZE = {"width": SIDE, "height": SIDE}
+PROMPTS = [picture.caption() for picture in captioned(64)]
+QUICK = {"prompts": PROMPTS, "trajectories": 12, "runs": 40, "batch": 12, "cfg_scales": "5", **SIZE}
+AUTO = {"sampler_name": "HP Auto", "scheduler": "Automatic", "steps": 5, "cfg_scale": 5, **SIZE, "prompt": PROMPTS[0]}
+
+
+class Bench:
+    """What the tests ask of the WebUI's calibrations."""
+
+    def __init__(self, server):
+        self.server = server
+
+    def ask(self, method, path, body=None):
+        """Status and JSON."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.server.url}/hpsampler{path}", data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    def status(self):
+        return self.ask("GET", "/calibrate")[1]
+
+    def wait(self, *states, limit=240.0):
+        deadline = time.monotonic() + limit
+        while (status := self.status())["state"] not in states:
+            assert time.monotonic() < deadline, status
+            time.sleep(0.2)
+        return status
+
+    def wait_calls(self, calls):
+        deadline = time.monotonic() + 120
+        while (status := self.status())["calls"] < calls:
+            assert status["state"] == "running" and time.monotonic() < deadline, status
+            time.sleep(0.05)
+
+    def made(self, name):
+        return Profile.from_json(json.dumps(self.ask("GET", f"/calibrations/{name}")[1]))
+
+    def clear(self):
+        if self.status()["state"] == "running":
+            self.ask("POST", "/calibrate/stop")
+        for name in self.status()["unfinished"]:
+            self.ask("POST", "/calibrate/discard", {"name": name})
+        for each in self.ask("GET", "/calibrations")[1]["calibrations"]:
+            self.ask("DELETE", f"/calibrations/{each['name'].replace(' ', '%20')}")
+
+
+@pytest.fixture(scope="module")
+def painter(serve, trained_checkpoint):
+    return serve(checkpoint=trained_checkpoint, settings={"randn_source": "CPU"})
+
+
+@pytest.fixture
+def bench(painter):
+    bench = Bench(painter)
+    bench.clear()
+    yield bench
+    bench.clear()
+
+
+@pytest.fixture(scope="module")
+def profile(painter):
+    """A calibration of 5 steps at CFG 5, made once; its text, so that any test can take it."""
+    bench = Bench(painter)
+    status, started = bench.ask("POST", "/calibrate", {"name": "made", "steps": [5], **QUICK})
+    assert status == 200 and started == {"name": "made"}
+    done = bench.wait("finished", "failed")
+    assert done["state"] == "finished", done
+    return bench.made("made").to_json()
+
+
+def take(bench, profile, **changed):
+    status, taken = bench.ask("POST", "/calibrations", {**json.loads(profile), **changed})
+    assert status == 200, taken
+    return taken["name"]
+
+
+def test_it_is_better_on_what_it_has_not_seen_and_says_what_it_cost(profile):
+    (fitted,) = (made := Profile.from_json(profile)).fitted
+    assert made.refused == () and made.width == SIDE and made.model == "hps-tiny"
+    print(dict(fitted.held_out), fitted.yardstick)
+    assert fitted.held_out["calibrated"] < 0.95 * fitted.held_out["Auto"]
+    assert fitted.calls <= 40 * 5 * 12 and fitted.sigmas[0] == pytest.approx(14.6146, rel=1e-4)
+    assert len(made.decoder) == 7 and made.decoder[0][1] < made.decoder[-1][1]
+
+
+def test_auto_uses_it_and_says_so_and_no_other_model_size_or_number_does(bench, painter, profile):
+    plain, before = painter.txt2img(**AUTO)
+    assert "HP Calibration" not in before["infotexts"][0]
+    take(bench, profile)
+    (fitted,) = Profile.from_json(profile).fitted
+    (image,), info = painter.txt2img(**AUTO)
+    assert f"HP Calibration: made {fitted.hash}" in info["infotexts"][0]
+    assert not np.array_equal(image, plain[0])
+    for other in ({"steps": 6}, {"cfg_scale": 7.5}, {"width": 192, "height": 192}, {"sampler_name": "HP UniPC"}):
+        _, info = painter.txt2img(**{**AUTO, **other})
+        assert "HP Calibration" not in info["infotexts"][0], other
+    off = {"alwayson_scripts": {"HP Sampler": {"args": [{"calibration": "Off"}]}}}
+    (image,), info = painter.txt2img(**AUTO, **off)
+    assert np.array_equal(image, plain[0]) and "HP Calibration" not in info["infotexts"][0]
+
+
+def test_the_schedule_type_serves_any_sampler_or_says_why_not(bench, painter, profile):
+    take(bench, profile)
+    chosen = {**AUTO, "sampler_name": "Euler", "scheduler": "HP calibrated"}
+    _, info = painter.txt2img(**chosen)
+    assert "Schedule type: HP calibrated" in info["infotexts"][0] and "HP Calibration: made" in info["infotexts"][0]
+    _, info = painter.txt2img(**{**chosen, "steps": 7})
+    assert "HP calibrated was not used: none fits this model at 7 steps" in info["infotexts"][0]
+    (image,), _ = painter.txt2img(**AUTO)
+    (second,), info = painter.txt2img(**{**AUTO, "sampler_name": "HP DPM++ 2M", "scheduler": "HP calibrated"})
+    assert np.array_equal(image, second)
+    _, info = painter.img2img(image, **{**AUTO, "scheduler": "HP calibrated", "denoising_strength": 0.6})
+    assert "HP Calibration: made" in info["infotexts"][0]
+    _, info = painter.img2img(image, **{**AUTO, "denoising_strength": 0.6})
+    assert "HP Calibration" not in info["infotexts"][0], "by itself only where it was fitted for"
+
+
+def test_a_name_that_is_not_here_stops_before_the_first_call(painter, bench):
+    args = {"alwayson_scripts": {"HP Sampler": {"args": [{"calibration": "nowhere 12345678"}]}}}
+    status, answer = painter.post("/sdapi/v1/txt2img", {**AUTO, **args})
+    assert status == 500 and "there is no calibration 'nowhere 12345678' here" in json.dumps(answer)
+
+
+def test_pictures_are_drawn_meanwhile_and_are_the_same(bench, painter):
+    (before,), _ = painter.txt2img(**AUTO)
+    bench.ask("POST", "/calibrate", {"name": "meanwhile", "steps": [6], **QUICK, "trajectories": 32})
+    bench.wait_calls(200)
+    began = time.monotonic()
+    (during,), _ = painter.txt2img(**AUTO)
+    took = time.monotonic() - began
+    assert bench.status()["state"] == "running"
+    assert np.array_equal(before, during)
+    print(f"a picture took {took:.1f} s beside a calibration")
+    assert took < 30
+    progress = painter.get("/sdapi/v1/progress")
+    assert progress["state"]["interrupted"] is False
+    assert bench.ask("POST", "/calibrate/stop")[1]["state"] == "stopped"
+
+
+def test_interrupt_stops_it_and_resume_ends_it_as_if_nothing_had_happened(bench, painter):
+    order = {"steps": [5, 6], **QUICK}
+    bench.ask("POST", "/calibrate", {"name": "whole", **order})
+    assert bench.wait("finished", "failed")["state"] == "finished"
+    bench.ask("POST", "/calibrate", {"name": "broken", **order})
+    bench.wait_calls(12 * 260)
+    deadline = time.monotonic() + 60
+    while bench.status()["state"] == "running":
+        painter.post("/sdapi/v1/interrupt", {})
+        assert time.monotonic() < deadline
+    status = bench.status()
+    assert status["state"] == "stopped" and status["unfinished"] == ["broken"]
+    listed = bench.ask("GET", "/calibrations")[1]["calibrations"]
+    assert sum(len(each["fitted"]) for each in listed if each["name"] == "broken") < 2, "it was not done yet"
+    assert bench.ask("POST", "/calibrate/resume", {"name": "broken"})[0] == 200
+    assert bench.wait("finished", "failed")["state"] == "finished"
+    whole, broken = bench.made("whole"), bench.made("broken")
+    assert [each.hash for each in whole.fitted] == [each.hash for each in broken.fitted]
+    assert bench.status()["unfinished"] == []
+
+
+def test_another_checkpoint_meanwhile_is_noticed_and_said(bench, painter, trained_checkpoint):
+    bench.ask("POST", "/calibrate", {"name": "changed", "steps": [6], **QUICK})
+    bench.wait_calls(100)
+    try:
+        painter.set_checkpoint("hps-tiny-sd15")
+        status = bench.wait("failed", "finished")
+        assert status["state"] == "failed" and "was changed from hps-tiny to hps-tiny-sd15" in status["message"]
+    finally:
+        painter.set_checkpoint(trained_checkpoint)
+    bench.ask("POST", "/calibrate/resume", {"name": "changed"})
+    assert bench.wait("finished", "failed")["state"] == "finished"
+
+
+def test_reload_ui_keeps_what_is_finished_and_what_is_not(bench, painter):
+    bench.ask("POST", "/calibrate", {"name": "reloaded", "steps": [4, 8], **QUICK, "trajectories": 24})
+    bench.wait_calls(24 * 200)
+    painter.restart_ui()
+    status = bench.status()
+    assert status["state"] == "idle" and status["unfinished"] == ["reloaded"]
+    bench.ask("POST", "/calibrate/resume", {"name": "reloaded"})
+    bench.wait_calls(1)
+    assert bench.ask("POST", "/calibrate/stop")[1]["state"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [
+        ({}, "name is missing"),
+        ({"name": "a", "steps": "five"}, "steps must be"),
+        ({"name": "a", "cfg_scales": [99]}, "cfg_scales must be"),
+        ({"name": "a", "width": 100}, "width must be a multiple of 8"),
+        ({"name": "a", "prompts": ""}, "prompts must be"),
+        ({"name": "../a"}, "name must be"),
+        ({"name": "a", "nonsense": 1}, "unknown field 'nonsense'"),
+    ],
+)
+def test_a_wrong_order_is_answered_in_words(bench, order, words):
+    status, answer = bench.ask("POST", "/calibrate", order)
+    assert status == 422 and words in answer["detail"]
+    assert bench.status()["state"] != "running"
+
+
+def test_prompts_that_call_networks_are_refused(bench):
+    bench.ask("POST", "/calibrate", {"name": "lora", **QUICK, "prompts": "a cat <lora:style:1>"})
+    status = bench.wait("failed")
+    assert "must not call extra networks" in status["message"] and status["unfinished"] == []
+
+
+def test_a_broken_file_is_told_and_left(bench, painter, profile):
+    take(bench, profile)
+    folder = painter.data / "models" / "hpsampler" / "calibrations"
+    (folder / "broken.json").write_text('{"format": "hpsampler calibration", "version": 1}')
+    try:
+        _, listed = bench.ask("GET", "/calibrations")
+        assert [each["name"] for each in listed["calibrations"]] == ["made"]
+        assert listed["problems"] == ["broken.json: name is missing"]
+        _, info = painter.txt2img(**AUTO)
+        assert "HP Calibration: made" in info["infotexts"][0]
+    finally:
+        (folder / "broken.json").unlink()
+
+
+def test_the_command_line(bench, painter, tmp_path):
+    def run(*args, code=0):
+        command = [sys.executable, "-m", "hpsampler.calibrate", "--url", painter.url, *map(str, args)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    size = ("--width", SIDE, "--height", SIDE, "--trajectories", 12, "--runs", 40, "--batch", 12)
+    told = run("start", "from here", "--steps", 5, "--cfg", 5, "--prompts", prompts, *size)
+    assert re.search(r"CFG 5, 5 steps: held-out error 0\.\d+; Auto has 0\.\d+", told) and "is ready" in told
+    assert "from here: hps-tiny, 96x96" in run("list")
+    run("export", "from here", tmp_path / "mine.json")
+    run("rename", "from here", "renamed")
+    run("delete", "renamed")
+    assert "there is no calibration named 'renamed'" in run("delete", "renamed", code=1)
+    assert "Calibration: from here" in run("import", tmp_path / "mine.json")
+    assert "width must be a multiple of 8" in run("start", "odd", "--width", 100, code=1)
+
+
+class TestTab:
+    """In Chromium."""
+
+    @pytest.fixture
+    def ui(self, page, painter, bench):
+        page.errors = []
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.route(lambda url: not url.startswith(painter.url), lambda route: route.abort())
+        open_ui(page, painter)
+        page.wait_for_timeout(1500)
+        yield page
+        assert page.errors == []
+
+    def fill(self, ui, **values):
+        for name, value in values.items():
+            field = ui.locator(f"#hpsampler_calibrate_{name}").locator("textarea, input[type=number], input[type=text]")
+            field.first.fill(str(value))
+            field.first.press("Tab")
+
+    def state(self, ui, state, limit=180):
+        ui.wait_for_function(
+            "state => document.querySelector('.hpsampler-status')?.dataset.state == state",
+            arg=state, timeout=limit * 1000,
+        )  # fmt: skip
+
+    def open_tab(self, ui):
+        ui.click("#tabs button:has-text('Calibrate')")
+        ui.wait_for_selector("#hpsampler_calibrate_name")
+        ui.wait_for_timeout(2500)
+
+    def screenshot(self, ui, name):
+        folder = os.environ.get("HPS_SCREENSHOTS")
+        if folder:
+            ui.locator("#tab_hpsampler_calibrate").screenshot(path=Path(folder) / name)
+
+    def test_calibrate_stop_resume_use_and_paste_back(self, ui, painter, bench):
+        self.open_tab(ui)
+        ui.click("#hpsampler_calibrate_budget > .label-wrap")
+        self.fill(ui, name="on the page", steps="5, 8", cfg_scales="5", width=SIDE, height=SIDE)
+        self.fill(ui, prompts="\n".join(PROMPTS), trajectories=16, runs=40, batch=16)
+        ui.wait_for_function(
+            "() => document.querySelector('#hpsampler_calibrate_most').innerText.includes('2 to calibrate, at most')"
+        )
+        ui.click("#hpsampler_calibrate_start")
+        self.state(ui, "running")
+        ui.wait_for_function(
+            "() => document.querySelectorAll('.hpsampler-status svg circle').length > 6", timeout=120_000
+        )
+        plot = ui.locator(".hpsampler-status svg")
+        assert "20 steps of DPM++ 2M Karras" in plot.text_content() and "Auto" in plot.text_content()
+        assert re.search(r"at most \d+ s of drawing left", ui.locator(".hpsampler-status").inner_text())
+        self.screenshot(ui, "calibrate.png")
+
+        # the page can be loaded anew meanwhile
+        ui.reload(wait_until="domcontentloaded")
+        ui.locator("#txt2img_generate").wait_for(state="visible", timeout=60_000)
+        ui.wait_for_timeout(1500)
+        self.open_tab(ui)
+        self.state(ui, "running")
+        ui.wait_for_function(
+            "() => document.querySelector('.hpsampler-status').innerText.includes('5 steps: held-out error')",
+            timeout=180_000,
+        )
+        ui.click("#hpsampler_calibrate_stop")
+        self.state(ui, "stopped")
+        ui.wait_for_timeout(1000)
+        assert ui.locator("#hpsampler_calibrate_unfinished input").input_value() == "on the page"
+        assert ui.locator("#hpsampler_calibrate_chosen input").input_value() == "on the page"
+        assert ui.locator("#hpsampler_calibrate_details tbody tr").count() == 1
+        ui.click("#hpsampler_calibrate_resume")
+        self.state(ui, "finished")
+        ui.wait_for_timeout(2500)
+        rows = ui.locator("#hpsampler_calibrate_details tbody tr").count()
+        refused = ui.locator("#hpsampler_calibrate_details li").count()
+        assert rows + refused == 2 and rows >= 1
+        self.screenshot(ui, "calibrated.png")
+
+        self.use_and_paste_back(ui, painter, bench.made("on%20the%20page"))
+
+    def use_and_paste_back(self, ui, painter, made):
+        (five,) = (each for each in made.fitted if each.steps == 5)
+        ui.click("#tabs button:has-text('txt2img')")
+        choose(ui, "#txt2img_sampling", "Euler")
+        choose(ui, "#txt2img_scheduler", "HP calibrated")
+        ui.fill("#txt2img_prompt textarea", PROMPTS[0])
+        for name, value in {"steps": 5, "cfg_scale": 5, "width": SIDE, "height": SIDE}.items():
+            ui.fill(f"#txt2img_{name} input[type=number]", str(value))
+            ui.press(f"#txt2img_{name} input[type=number]", "Tab")
+        ui.fill("#txt2img_seed input", "7")
+        ui.press("#txt2img_seed input", "Tab")
+        ui.click("#txt2img_generate")
+        ui.wait_for_function(
+            "hash => document.querySelector('#html_info_txt2img').innerText.includes(hash)", arg=five.hash
+        )
+        info = ui.locator("#html_info_txt2img").first.inner_text()
+        assert f"HP Calibration: on the page {five.hash}" in info and "Schedule type: HP calibrated" in info
+
+        (image,), said = painter.txt2img(**{**AUTO, "seed": 7})
+        text = said["infotexts"][0]
+        assert f"HP Calibration: on the page {five.hash}" in text
+        ui.fill("#txt2img_prompt textarea", text)
+        ui.click("#txt2img_tools #paste")
+        ui.wait_for_timeout(2500)
+        open_accordion(ui)
+        assert ui.locator("#txt2img_hpsampler_calibration input").first.input_value() == f"on the page {five.hash}"
+        assert ui.locator("#txt2img_hpsampler .input-accordion-checkbox").is_checked()
+        ui.click("#txt2img_generate")
+        ui.wait_for_function(
+            "() => document.querySelector('#html_info_txt2img').innerText.includes('Sampler: HP Auto')"
+        )
+        shown = ui.locator("#html_info_txt2img").first.inner_text()
+        assert f"HP Calibration: on the page {five.hash}" in shown and "HP Recipe: Auto" in shown
+        again = {"args": [{"calibration": f"on the page {five.hash}"}]}
+        (same,), _ = painter.txt2img(**{**AUTO, "seed": 7}, alwayson_scripts={"HP Sampler": again})
+        assert np.array_equal(image, same)
+
+    def test_a_picture_without_a_calibration_is_pasted_so_that_it_stays_without(self, ui, painter, bench, profile):
+        _, info = painter.txt2img(**AUTO)
+        take(bench, profile)
+        ui.fill("#txt2img_prompt textarea", info["infotexts"][0])
+        ui.click("#txt2img_tools #paste")
+        ui.wait_for_timeout(2500)
+        open_accordion(ui)
+        assert ui.locator("#txt2img_hpsampler_calibration input").first.input_value() == "Off"
+
+    def test_rename_export_delete_import_and_the_accordion_s_menu(self, ui, painter, bench, profile, tmp_path):
+        take(bench, profile)
+        self.open_tab(ui)
+        assert ui.locator("#hpsampler_calibrate_chosen input").input_value() == "made"
+        self.fill(ui, new_name="other name")
+        ui.click("#hpsampler_calibrate_rename")
+        ui.wait_for_function("() => document.querySelector('#hpsampler_calibrate_chosen input').value == 'other name'")
+        ui.click("#hpsampler_calibrate_export")
+        with ui.expect_download() as download:
+            ui.locator("#hpsampler_calibrate_exported a").first.click()
+        path = tmp_path / "exported.json"
+        download.value.save_as(path)
+        assert Profile.from_json(path.read_text()).name == "other name"
+        ui.click("#hpsampler_calibrate_delete")
+        ui.wait_for_timeout(1000)
+        assert bench.ask("GET", "/calibrations/other%20name")[0] == 200, "not without Really delete"
+        ui.locator("#hpsampler_calibrate_sure input").check()
+        ui.click("#hpsampler_calibrate_delete")
+        ui.wait_for_timeout(1500)
+        assert bench.ask("GET", "/calibrations/other%20name")[0] == 422
+        with ui.expect_file_chooser() as chooser:
+            ui.click("#hpsampler_calibrate_import")
+        chooser.value.set_files(path)
+        ui.wait_for_function("() => document.querySelector('#hpsampler_calibrate_chosen input').value == 'other name'")
+        ui.click("#tabs button:has-text('txt2img')")
+        open_accordion(ui)
+        ui.click("#txt2img_hpsampler_calibration_again")
+        ui.wait_for_timeout(1500)
+        ui.click("#txt2img_hpsampler_calibration input")
+        names = ui.locator("#txt2img_hpsampler_calibration ul.options li").all_inner_texts()
+        assert [name.strip().lstrip("✓").strip() for name in names] == ["Auto", "Off", "other name"]
