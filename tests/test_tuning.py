@@ -282,13 +282,13 @@ def test_the_calls_of_a_cell_are_those_on_the_calibration_set():
 
 
 def test_a_refused_cell_is_recorded_with_numbers_and_not_tried_again():
-    made = tuned(steps="2 5", cfg_scales=7.0, trajectories=8, prompts="\n".join(str(n) for n in range(16)))
+    made = tuned(steps="2 5", cfg_scales=5.0)
     (refused,) = made.refused
-    assert (refused.steps, refused.cfg_scale) == (2, 7.0) and [each.steps for each in made.fitted] == [5]
+    assert (refused.steps, refused.cfg_scale) == (2, 5.0) and [each.steps for each in made.fitted] == [5]
     assert re.search(r"calibrating 2 steps gave nothing: .*Auto \d\.\d+,.*calibrated \d\.\d+$", refused.reason)
     assert Profile.from_json(made.to_json()) == made
     source = Exact()
-    again = Tuning(order(steps="2 5", cfg_scales=7.0), source, made)
+    again = Tuning(order(steps="2 5", cfg_scales=5.0), source, made)
     assert again.progress.of == 0 and again.progress.seconds_left is None
     assert again.run() == made and source.calls == 0 and source.asked == []
 
@@ -788,8 +788,8 @@ def test_pictures_are_held_a_few_at_a_time():
 
 
 def test_a_tuning_ends_where_its_decoder_says():
-    plain = {each.steps: each for each in tuned(steps="2", cfg_scales="7", runs=25).fitted}
-    faint = {each.steps: each for each in tuned(Exact(contrast=0.1), steps="2", cfg_scales="7", runs=25).fitted}
+    plain = {each.steps: each for each in tuned(steps="2", cfg_scales="7.5", runs=25).fitted}
+    faint = {each.steps: each for each in tuned(Exact(contrast=0.1), steps="2", cfg_scales="7.5", runs=25).fitted}
     assert plain.keys() == faint.keys() == {2} and plain[2].sigmas[-1] == 0 < faint[2].sigmas[-1]
     assert plain[2].sigmas[:-1] == faint[2].sigmas[:-1] and faint[2].calls == plain[2].calls + 2 * COUNT
     assert faint[2].held_out == plain[2].held_out
