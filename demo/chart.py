@@ -11,7 +11,8 @@ from hpsampler.noise import NoiseModel
 from hpsampler.recipes import Recipe
 from hpsampler.schedule import base_karras
 
-from .methods import KARRAS
+from .calibrated import NAME as CALIBRATED
+from .methods import AUTO, KARRAS
 from .runs import Run
 
 __all__ = ["draw_schedules"]
@@ -24,6 +25,7 @@ TICKS = (0.03, 0.1, 0.3, 1, 3, 10)
 CUT = "the cut: HP spreads its steps nearly\nevenly in time, from the start to here"
 
 KARRAS_SHADES, HP_SHADES = ("#d97706", "#92400e"), ("#60a5fa", "#2563eb", "#1e3a8a")
+CALIBRATED_SHADES = ("#be185d",)
 
 
 def draw_schedules(runs: list[Run], noise: NoiseModel, path: Path) -> None:
@@ -31,7 +33,9 @@ def draw_schedules(runs: list[Run], noise: NoiseModel, path: Path) -> None:
     figure = Figure(figsize=(11, 4.6), dpi=110, facecolor="white", layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
     _sigmas_per_step(left, [run for run in runs if run.plan])
-    _cuts(right, [run.plan.recipe for run in runs if run.plan and run.plan.recipe], noise)
+    _cuts(
+        right, [run.plan.recipe for run in runs if run.plan and run.plan.recipe and not run.plan.recipe.levels], noise
+    )
     left.set_yscale("log")
     left.set_ylim(FLOOR * 0.85, 22)
     left.set_yticks((FLOOR, *TICKS), ("0", *(f"{tick:g}" for tick in TICKS)))
@@ -43,10 +47,14 @@ def draw_schedules(runs: list[Run], noise: NoiseModel, path: Path) -> None:
 
 
 def _sigmas_per_step(axes: Any, runs: list[Run]) -> None:
-    shades = {True: iter(KARRAS_SHADES), False: iter(HP_SHADES)}
+    shades = {
+        KARRAS.name: iter(KARRAS_SHADES),
+        AUTO.name: iter(HP_SHADES),
+        CALIBRATED: iter(CALIBRATED_SHADES),
+    }
     for run in runs:
         assert run.plan is not None
-        colour, sigmas = next(shades[run.method is KARRAS]), run.plan.sigmas.tolist()
+        colour, sigmas = next(shades[run.name]), run.plan.sigmas.tolist()
         label = f"{run.name}, {run.nfe} steps"
         ends_at_zero = sigmas[-1] == 0
         points = sigmas[:-1] if ends_at_zero else sigmas

@@ -9,11 +9,13 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from tqdm import tqdm
 
+from .calibrated import SHIPPED, calibrated, made_for, profile_of
 from .chart import draw_schedules
+from .methods import Method
 from .page import page, ranking
 from .runs import REFERENCE_STEPS, Comparison, compare, runs_of
 from .sheet import contact_sheet
@@ -27,9 +29,10 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
     """Draw everything; returns what was drawn."""
     options = _options(argv)
     model = TinyModel.load(options.weights, options.device)
-    total = REFERENCE_STEPS + sum(nfe for _, nfe, _ in runs_of())
+    chosen = runs_of(_calibrated(model, options.weights, options.cfg))
+    total = REFERENCE_STEPS + sum(nfe for _, nfe, _ in chosen)
     with tqdm(total=total, desc="sampling", unit=" calls", disable=options.quiet) as bar:
-        comparison = compare(model, options.images, options.seed, options.cfg, bar.update)
+        comparison = compare(model, options.images, options.seed, options.cfg, chosen, bar.update)
 
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -50,6 +53,14 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
     for path in (index, sheet, schedules, numbers):
         print(f"  {path}")
     return comparison
+
+
+def _calibrated(model: TinyModel, weights: Path, cfg_scale: float) -> Optional[Method]:
+    """The bench's calibration, where it was made for this model and has something for this guidance scale."""
+    if not made_for(SHIPPED, weights):
+        return None
+    method = calibrated(profile_of(SHIPPED))
+    return method if method.plan(model.noise, 5, cfg_scale) else None
 
 
 def _numbers(comparison: Comparison) -> dict[str, Any]:

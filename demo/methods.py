@@ -21,7 +21,7 @@ from hpsampler.solvers import SOLVERS
 from .oracles_import import k_diffusion_sampling
 from .schedules import SCHEDULES
 
-__all__ = ["AUTO", "KARRAS", "Method", "Plan", "auto", "coupled", "diffusers_method", "peer"]
+__all__ = ["AUTO", "KARRAS", "Method", "Plan", "auto", "coupled", "diffusers_method", "of_recipe", "peer"]
 
 Model = Callable[..., torch.Tensor]
 Sample = Callable[[Model, torch.Tensor, Sequence[int]], torch.Tensor]
@@ -84,7 +84,7 @@ def coupled(sampler: str, ending: str = "keep", freeu: str = "off", label: str =
             return None
         recipe = recipe_for("sd1", steps, cfg_scale)
         plans = {"off": (), "late": late(steps), "always": (FreeUPlan(0),)}[freeu]
-        return _of_recipe(
+        return of_recipe(
             replace(recipe, solver=SOLVER_OF[sampler], ending=ENDINGS[ending], freeu=plans, **own), noise, nfe
         )
 
@@ -101,13 +101,14 @@ def auto() -> Method:
     return Method(
         "HP Auto",
         "",
-        lambda noise, nfe, cfg: _of_recipe(recipe_for("sd1", nfe, cfg), noise, nfe),
+        lambda noise, nfe, cfg: of_recipe(recipe_for("sd1", nfe, cfg), noise, nfe),
         "as coupled",
         "as coupled",
     )
 
 
-def _of_recipe(recipe: Recipe, noise: NoiseModel, nfe: int) -> Plan:
+def of_recipe(recipe: Recipe, noise: NoiseModel, nfe: int) -> Plan:
+    """A recipe of the extension's."""
     solver, sigmas = SOLVERS[recipe.solver], recipe.sigmas(noise)
 
     def sample(model: Model, x: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:

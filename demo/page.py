@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
-from .methods import AUTO, KARRAS
+from .methods import AUTO
 from .runs import Comparison, Run
 
 __all__ = ["page"]
@@ -54,14 +54,13 @@ def page(comparison: Comparison, weights: int, sheet: Path, schedules: Path) -> 
 
 
 def ranking(comparison: Comparison) -> str:
-    """Which of the two came nearer at every NFE that both were run with, in a sentence."""
-    errors = {(run.name, run.nfe): run.error for run in comparison.runs if run.plan}
-    nearer = [
-        f"{min((KARRAS.name, AUTO.name), key=lambda name: errors[name, nfe])} at {nfe} steps"
-        for name, nfe in errors
-        if name == AUTO.name and (KARRAS.name, nfe) in errors
-    ]
-    return f"Nearer to the reference at equal steps: {', '.join(nearer)}."
+    """Which came nearest at every NFE that Auto was run with, in a sentence."""
+    runs = [run for run in comparison.runs if run.plan]
+    nearer = []
+    for nfe in [run.nfe for run in runs if run.name == AUTO.name]:
+        nearest = min((run for run in runs if run.nfe == nfe), key=lambda run: run.error)
+        nearer.append(f"{nearest.name} at {nfe} steps")
+    return f"Nearest to the reference at equal steps: {', '.join(nearer)}."
 
 
 def _row(run: Run) -> str:

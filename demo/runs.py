@@ -77,10 +77,11 @@ class Comparison:
         return [run for run in self.runs if run.shown]
 
 
-def runs_of() -> list[tuple[Method, int, bool]]:
+def runs_of(calibrated: Optional[Method] = None) -> list[tuple[Method, int, bool]]:
     """Method, NFE, and whether it is on the sheet; 2M Karras at 6 and 8 too, so that equal NFE can be compared."""
     karras = [(KARRAS, nfe, nfe in (20, 5)) for nfe in (20, 5, 6, 8)]
-    return karras + [(AUTO, nfe, True) for nfe in (5, 6, 8)]
+    ours = [(AUTO, nfe, True) for nfe in (5, 6, 8)]
+    return karras + ours + ([(calibrated, 5, True)] if calibrated else [])
 
 
 def reference_endpoint(model: TinyModel, denoiser: Callable[..., torch.Tensor], noise: torch.Tensor) -> torch.Tensor:
@@ -93,9 +94,14 @@ def reference_endpoint(model: TinyModel, denoiser: Callable[..., torch.Tensor], 
 
 
 def compare(
-    model: TinyModel, images: int, seed: int, cfg_scale: float, on_call: Optional[Callable[[], object]] = None
+    model: TinyModel,
+    images: int,
+    seed: int,
+    cfg_scale: float,
+    chosen: Sequence[tuple[Method, int, bool]],
+    on_call: Optional[Callable[[], object]] = None,
 ) -> Comparison:
-    """Sample every run and the reference; ``on_call`` is called once per call of the network."""
+    """Sample the runs and the reference; ``on_call`` is called once per call of the network."""
     told = [*SHOWN, *captioned(images)][:images]
     prompts = [picture.caption() for picture in told]
     seeds = range(seed, seed + images)
@@ -110,7 +116,7 @@ def compare(
 
     aim = timed(lambda denoiser: reference_endpoint(model, denoiser, noise), None)
     runs = [Run(None, None, aim.pictures, aim.nfe, aim.ms_per_image, 0.0, _read(model, aim.pictures, told))]
-    for method, nfe, shown in runs_of():
+    for method, nfe, shown in chosen:
         plan = method.plan(model.noise, nfe, cfg_scale)
         assert plan is not None, method.name
         drawn = timed(lambda denoiser, plan=plan: plan.run(denoiser, noise, seeds), plan)  # type: ignore[misc]

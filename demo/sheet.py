@@ -9,12 +9,13 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
+from .calibrated import NAME as CALIBRATED
 from .methods import AUTO, KARRAS
 from .runs import REFERENCE, SHOWN, Comparison, Run
 
 __all__ = ["COLOURS", "contact_sheet"]
 
-COLOURS = {REFERENCE: "#4b5563", KARRAS.name: "#b45309", AUTO.name: "#1d4ed8"}
+COLOURS = {REFERENCE: "#4b5563", KARRAS.name: "#b45309", AUTO.name: "#1d4ed8", CALIBRATED: "#be185d"}
 INK, MUTED, PAPER = "#1f2937", "#6b7280", "#ffffff"
 
 CELL, GAP, BLOCK_GAP = 144, 6, 26

@@ -181,7 +181,7 @@ def test_remembered_calls_change_nothing_and_save_calls(random_model):
         plan = method.plan(random_model.noise, 6, 3.0)
         plain = plan.run(random_model.denoiser(prompts, 3.0, freeu=plan.freeu), noise, seeds)
         denoiser = random_model.denoiser(prompts, 3.0, freeu=plan.freeu, on_call=partial(asked.append, method.name))
-        remembering = tiny._Remembering(denoiser, memory)
+        remembering = tiny.Remembering(denoiser, memory)
         assert torch.equal(plan.run(remembering, noise, seeds), plain), method.name
         assert remembering.calls == 6
     counts = [asked.count(name) for name in dict.fromkeys(asked)]
@@ -214,16 +214,16 @@ def test_a_run_is_measured_whole_and_goes_on_where_it_stopped(tmp_path, monkeypa
     monkeypatch.setattr(tiny.TinyModel, "load", classmethod(lambda cls, *_: random_model))
     monkeypatch.setattr("demo.runs.REFERENCE_STEPS", 12)
     chosen = [grid.Cell(AUTO, 5, 5.0, 8), grid.Cell(coupled("DPM++ 2M", freeu="late"), 5, 5.0, 4)]
-    monkeypatch.setattr(tiny, "cells", lambda full: chosen)
+    monkeypatch.setattr(tiny, "cells", lambda full, calibration: chosen)
     for batch in range(2):
-        tiny._job(False, 5.0, batch, tmp_path / f"cfg5-{batch:02d}.npz", tmp_path, "cpu")
+        tiny._job(False, None, 5.0, batch, tmp_path / f"cfg5-{batch:02d}.npz", tmp_path, "cpu")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cfg5-00.npz", "cfg5-01.npz"]
     done = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    tiny.measure(False, tmp_path, tmp_path, "cpu", 1)
+    tiny.measure(False, None, tmp_path, tmp_path, "cpu", 1)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == done, "nothing was left to do"
     (tmp_path / "cfg5-01.npz").unlink()
     monkeypatch.setattr(tiny, "processes", InPlace)
-    tiny.measure(False, tmp_path, tmp_path, "cpu", 1)
+    tiny.measure(False, None, tmp_path, tmp_path, "cpu", 1)
     assert set(tmp_path.iterdir()) == set(done)
     real = tiny.Reference(Moments(np.zeros(64), np.eye(64)), Moments(np.zeros(192), np.eye(192)))
     rows = tiny.scores(chosen, tmp_path, real)
@@ -261,5 +261,5 @@ def test_the_page_is_made_of_the_tables(tmp_path):
 def test_an_unknown_part_is_named(capsys):
     with pytest.raises(SystemExit):
         main(["tiney"])
-    assert "exact, decoder, tiny, report; got tiney" in capsys.readouterr().err
+    assert "exact, decoder, calibrate, tiny, reach, report; got tiney" in capsys.readouterr().err
     assert peer("Heun", "Karras").plan(TABLE, 6, 1.0) is None

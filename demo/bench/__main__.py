@@ -9,17 +9,22 @@ from pathlib import Path
 
 import torch
 
+from hpsampler.profiles import write_atomically
+
+from ..calibrated import made_for
 from ..tiny.model import TinyModel
 from ..tiny.networks import WEIGHTS
+from .calibrate import calibrate_tiny
 from .decoder import tolerance
 from .exact import ExactScore, geometric_mean, measure_exact
 from .grid import cells
 from .metrics import Estimate
+from .reach import measure_reach
 from .report import write_csv, write_page, write_plots
 from .tiny import measure, real_pictures, scores
 
 DOCS = Path(__file__).parents[2] / "docs"
-PARTS = ("exact", "decoder", "tiny")
+PARTS = ("exact", "decoder", "calibrate", "tiny", "reach")
 
 
 @dataclass(frozen=True)
@@ -39,20 +44,34 @@ def main(argv: list[str] | None = None) -> None:
     args = _options(argv)
     folder = args.docs / "bench"
     folder.mkdir(parents=True, exist_ok=True)
+    drawing = (args.out, args.weights, args.device, args.workers)
     if "exact" in args.parts:
-        found = measure_exact(args.workers)
+        found, fits = measure_exact(args.workers)
         write_csv(folder / "exact_problems.csv", found)
         write_csv(folder / "exact.csv", _means(found))
+        write_csv(folder / "exact_fits.csv", fits)
+    if "calibrate" in args.parts:
+        write_atomically(folder / "calibration.json", calibrate_tiny(*drawing).to_json())
+    calibration = _calibration(folder, args.weights)
     if "decoder" in args.parts or "tiny" in args.parts:
         model = TinyModel.load(args.weights, args.device)
         if "decoder" in args.parts:
             write_csv(folder / "decoder.csv", tolerance(model))
         if "tiny" in args.parts:
-            measure(args.full, args.out, args.weights, args.device, args.workers)
-            write_csv(folder / "tiny.csv", scores(cells(args.full), args.out, real_pictures(model)))
+            measure(args.full, calibration, *drawing)
+            chosen = cells(args.full, calibration)
+            write_csv(folder / "tiny.csv", scores(chosen, args.out, real_pictures(model)))
+    if "reach" in args.parts and calibration is not None:
+        write_csv(folder / "reach.csv", measure_reach(calibration, *drawing))
     write_plots(folder, args.docs / "images", args.weights / "losses.csv")
     write_page(args.docs / "bench.md", folder, "images")
     print(f"Written: {args.docs / 'bench.md'}, the tables in {folder}, the plots in {args.docs / 'images'}")
+
+
+def _calibration(folder: Path, weights: Path) -> Path | None:
+    """The calibration that was made for these weights, if there is one."""
+    path = folder / "calibration.json"
+    return path if made_for(path, weights) else None
 
 
 def _means(found: list[ExactScore]) -> list[ExactMean]:
@@ -66,7 +85,7 @@ def _means(found: list[ExactScore]) -> list[ExactMean]:
 def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m demo.bench",
-        description="Measure samplers, schedules, endings and Free-U; writes CSV, Markdown and plots.",
+        description="Measure samplers, schedules, endings, Free-U and calibration; writes CSV, Markdown and plots.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("parts", nargs="*", default=PARTS, help=f"of {', '.join(PARTS)}, or report: write only")

@@ -2,14 +2,17 @@
 
 Every cell is measured on the first ``COMMON`` samples, so that all can be compared, also by their distance to the
 reference endpoint; those between which the Auto rule decides, and the yardsticks they are held to, on ``MANY``.
-``full=True`` is the whole grid at ``MANY``, for a machine with a GPU.
+``full=True`` is the whole grid at ``MANY``, for a machine with a GPU. What is calibrated is measured where it was
+fitted.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ..calibrated import calibrated, profile_of
 from ..methods import AUTO, KARRAS, Method, coupled, diffusers_method, peer
 
 __all__ = ["BATCH", "CFG_SCALES", "COMMON", "MANY", "NFE", "Cell", "all_methods", "cells"]
@@ -66,6 +69,11 @@ def near_methods() -> list[Method]:
     ]
 
 
+def rivals() -> list[Method]:
+    """The nearest to the reference at one guidance scale or another, which what is calibrated is held to."""
+    return [peer(SECOND, "SGM Uniform"), diffusers_method("UniPC"), diffusers_method("DEIS")]
+
+
 def other_methods() -> list[Method]:
     """Peers, and what is known not to be a candidate."""
     return [
@@ -86,8 +94,22 @@ def all_methods() -> list[Method]:
     return [*candidates(), *near_methods(), *other_methods()]
 
 
-def cells(full: bool = False) -> list[Cell]:
-    """The default run, or the whole grid."""
+def cells(full: bool = False, calibration: Path | None = None) -> list[Cell]:
+    """The default run, or the whole grid; with what is calibrated if the file of a profile is given."""
+    chosen = _uncalibrated(full)
+    if calibration is not None:
+        profile = profile_of(calibration)
+        for each in profile.fitted:
+            many = full or (each.steps in DECIDING_NFE and each.cfg_scale in DECIDING_CFG)
+            chosen.append(Cell(calibrated(profile), each.steps, each.cfg_scale, MANY if many else COMMON))
+    distinct: dict[tuple[str, float], Cell] = {}
+    for cell in chosen:
+        # the first of a kind is the one on most samples
+        distinct.setdefault((cell.key, cell.cfg_scale), cell)
+    return list(distinct.values())
+
+
+def _uncalibrated(full: bool) -> list[Cell]:
     if full:
         return [Cell(m, nfe, cfg, MANY) for cfg in CFG_SCALES for nfe in NFE for m in all_methods()]
     chosen = [Cell(m, nfe, cfg, MANY) for cfg in DECIDING_CFG for nfe in DECIDING_NFE for m in candidates()]
@@ -98,6 +120,7 @@ def cells(full: bool = False) -> list[Cell]:
     chosen += [Cell(peer("Heun", "Karras"), 7, cfg, COMMON) for cfg in (3.0, 7.5)]
     chosen += [Cell(AUTO, nfe, cfg, COMMON) for cfg in DECIDING_CFG for nfe in (4, 7, 10, 20)]
     chosen += [Cell(KARRAS, nfe, cfg, COMMON) for cfg in DECIDING_CFG for nfe in (4, 7, 10)]
+    chosen += [Cell(m, nfe, cfg, COMMON) for cfg in DECIDING_CFG for nfe in (4, 5, 6, 7, 8, 10) for m in rivals()]
     chosen += [Cell(KARRAS, 20, 1.0, COMMON)]
     chosen += [Cell(KARRAS, 20, cfg, MANY) for cfg in DECIDING_CFG]
     chosen += [Cell(KARRAS, 50, 5.0, 2 * COMMON)]

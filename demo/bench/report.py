@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..calibrated import NAME as CALIBRATED
+from ..calibrated import profile_of
+from .calibrated_report import calibrated_plot, exact_section, reach_section, tiny_section
 from .metrics import Estimate
+from .text import Row, distinct, error_text, frechet_text, method_of, share_text, table, three
 
 __all__ = ["read_csv", "write_csv", "write_page", "write_plots"]
 
 COMMAND = "make bench"
 
-Row = Mapping[str, str]
-
 MAIN = (
+    (CALIBRATED, ""),
     ("HP Auto", ""),
     ("DPM++ 1S", "HP"),
     ("DPM++ 2M", "HP"),
@@ -28,7 +31,8 @@ MAIN = (
 )
 """Sampler and schedule of the rows that plots show."""
 
-COLOURS = ("#1d4ed8", "#0891b2", "#7c3aed", "#059669", "#d97706", "#b91c1c")
+COLOURS = ("#be185d", "#1d4ed8", "#0891b2", "#7c3aed", "#059669", "#d97706", "#b91c1c")
+BLUE, ORANGE = COLOURS[1], COLOURS[5]
 
 
 def write_csv(path: Path, rows: Sequence[Any]) -> None:
@@ -87,12 +91,21 @@ def write_page(path: Path, folder: Path, images: str) -> None:
         "in which the classifier reads the caption's colour and shape. Standard errors in brackets. Bold: the best of "
         "a column that is not worse than another by one standard error of the difference.",
     ]
+    calibrated = (folder / "calibration.json").exists() and any(row["sampler"] == CALIBRATED for row in tiny)
+    if calibrated:
+        parts += ["## Calibrated", *tiny_section(tiny, profile_of(folder / "calibration.json"), common, many)]
+        parts += [f"![Distance by NFE]({images}/bench_calibrated.png)"]
+    if (folder / "exact_fits.csv").exists():
+        fits, problems = read_csv(folder / "exact_fits.csv"), read_csv(folder / "exact_problems.csv")
+        parts += ["### Calibrated, exact problems", *exact_section(exact, problems, fits)]
+    if (folder / "reach.csv").exists():
+        parts += ["### How far a calibration carries", *reach_section(read_csv(folder / "reach.csv"))]
     parts += [
         "## What the Auto rule rests on",
         f"Tiny model, first {common} samples: Fréchet / caption / distance; then the error on the exact problems.",
         _decisions(tiny, exact, common),
     ]
-    for cfg in _distinct(tiny, "cfg_scale"):
+    for cfg in distinct(tiny, "cfg_scale"):
         chosen = [row for row in tiny if row["cfg_scale"] == cfg and row["samples"] == many]
         if len(chosen) > 3:
             parts += [f"### CFG {float(cfg):g}, {many} samples", _tiny_table(chosen)]
@@ -101,7 +114,7 @@ def write_page(path: Path, folder: Path, images: str) -> None:
         f"All cells on the first {common} samples (the Fréchet distance depends on the number of samples: compare "
         "only inside this section).",
     ]
-    for cfg in _distinct(tiny, "cfg_scale"):
+    for cfg in distinct(tiny, "cfg_scale"):
         chosen = [row for row in tiny if row["cfg_scale"] == cfg and row["samples"] == common]
         parts += [f"### CFG {float(cfg):g}, {common} samples", _tiny_table(chosen)]
     parts += [f"![Fréchet distance and caption accuracy by NFE]({images}/bench_tiny.png)"]
@@ -111,18 +124,14 @@ def write_page(path: Path, folder: Path, images: str) -> None:
         "Relative error to the guided ODE's endpoint, geometric mean over the six problems of `demo/problems.py` "
         "(no network: the denoiser is known). Free-U needs a UNet and is not in it. An error over 1000 counts as 1000.",
     ]
-    for cfg in _distinct(exact, "cfg_scale"):
+    for cfg in distinct(exact, "cfg_scale"):
         parts += [f"### CFG {float(cfg):g}", _exact_table([row for row in exact if row["cfg_scale"] == cfg])]
     parts += [f"![Error by NFE]({images}/bench_exact.png)"]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _distinct(rows: Iterable[Row], column: str) -> list[str]:
-    return sorted({row[column] for row in rows}, key=float)
-
-
 def _tiny_table(rows: Sequence[Row]) -> str:
-    budgets = _distinct(rows, "nfe")
+    budgets = distinct(rows, "nfe")
     head = ["sampler", "schedule", "ending", "Free-U"]
     head += [f"{nfe} NFE: Fréchet / caption / distance" for nfe in budgets]
     best = {
@@ -132,12 +141,12 @@ def _tiny_table(rows: Sequence[Row]) -> str:
     }
     lines: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
-        lines.setdefault(_who(row), {})[row["nfe"]] = row
+        lines.setdefault(method_of(row), {})[row["nfe"]] = row
     body = [
         [*who, *(_tiny_cell(found[nfe], best, nfe) if nfe in found else "" for nfe in budgets)]
         for who, found in lines.items()
     ]
-    return _table(head, body)
+    return table(head, body)
 
 
 FIRST, SECOND = "DPM++ 1S", "DPM++ 2M"
@@ -156,33 +165,25 @@ DECISIONS: tuple[tuple[str, Callable[[int], tuple[str, str, str, str]]], ...] = 
 
 def _decisions(tiny: Sequence[Row], exact: Sequence[Row], samples: str) -> str:
     """For every guidance scale and NFE that decide, the choices beside each other."""
-    cells = {(_who(row), row["nfe"], row["cfg_scale"]): row for row in tiny if row["samples"] == samples}
+    cells = {(method_of(row), row["nfe"], row["cfg_scale"]): row for row in tiny if row["samples"] == samples}
     errors = {
         (row["sampler"], row["schedule"], row["ending"], row["nfe"], row["cfg_scale"]): row["error"] for row in exact
     }
     body = []
-    for cfg in _distinct(tiny, "cfg_scale"):
+    for cfg in distinct(tiny, "cfg_scale"):
         for label, who in DECISIONS:
             shown = []
             for nfe in ("5", "6", "8"):
                 row = cells.get((who(int(nfe)), nfe, cfg))
                 error = errors.get((*who(int(nfe))[:3], nfe, cfg)) if who(int(nfe))[3] != "late" else None
-                found = _short(row) if row else []
-                shown.append(" / ".join(found + ([f"*{_exact_figure(float(error))}*"] if error else [])))
+                found = three(row) if row else []
+                shown.append(" / ".join(found + ([f"*{error_text(float(error))}*"] if error else [])))
             if any(shown):
                 body.append([f"{float(cfg):g}", label, *shown])
         row = cells.get(((SECOND, "Karras", "zero", "off"), "20", cfg))
         if row is not None:
-            body.append([f"{float(cfg):g}", "for scale: 2M Karras, 20 NFE", " / ".join(_short(row)), "", ""])
-    return _table(["CFG", "choice", "5 NFE", "6 NFE", "8 NFE"], body)
-
-
-def _short(row: Row) -> list[str]:
-    return [_figure(float(row["frechet"])), _share(float(row["accuracy"])), _share(float(row["distance"]))]
-
-
-def _who(row: Row) -> tuple[str, str, str, str]:
-    return row["sampler"], row["schedule"], row["ending"], row.get("freeu", "")
+            body.append([f"{float(cfg):g}", "for scale: 2M Karras, 20 NFE", " / ".join(three(row)), "", ""])
+    return table(["CFG", "choice", "5 NFE", "6 NFE", "8 NFE"], body)
 
 
 def _best(rows: Sequence[Row], figure: str, larger: bool) -> float:
@@ -194,20 +195,12 @@ def _best(rows: Sequence[Row], figure: str, larger: bool) -> float:
 
 def _tiny_cell(row: Row, best: Mapping[tuple[str, str], float], nfe: str) -> str:
     shown = []
-    for figure, form in (("frechet", _figure), ("accuracy", _share), ("distance", _share)):
+    for figure, form in (("frechet", frechet_text), ("accuracy", share_text), ("distance", share_text)):
         value, error = float(row[figure]), float(row[f"{figure}_se"])
         good = value >= best[nfe, figure] if figure == "accuracy" else value <= best[nfe, figure]
         text = f"{form(value)} ({form(error)})"
         shown.append(f"**{text}**" if good else text)
     return " / ".join(shown)
-
-
-def _figure(value: float) -> str:
-    return f"{value:.3g}"
-
-
-def _share(value: float) -> str:
-    return f"{value:.3f}".lstrip("0") if value < 1 else f"{value:.2f}"
 
 
 def _decoder_table(rows: Sequence[Row]) -> str:
@@ -218,20 +211,20 @@ def _decoder_table(rows: Sequence[Row]) -> str:
             f"{float(row['change']):.4f}",
             f"{float(row['loss']):.4f}",
             f"{float(row['frechet']):.3g} ({float(row['frechet_se']):.2g})",
-            f"{_share(float(row['accuracy']))} ({_share(float(row['accuracy_se']))})",
-            f"{_share(float(row['whole_caption']))} ({_share(float(row['whole_caption_se']))})",
+            f"{share_text(float(row['accuracy']))} ({share_text(float(row['accuracy_se']))})",
+            f"{share_text(float(row['whole_caption']))} ({share_text(float(row['whole_caption_se']))})",
         ]
         for row in rows
     ]
     return (
         f"Encoded pictures, noise of that sigma on their latents, decoded ({rows[0]['samples']} pictures). *Change*: "
         "between the decodings with and without the noise; *loss*: to the picture that was encoded; RMS over pixels "
-        "from 0 to 1.\n\n" + _table(head, body)
+        "from 0 to 1.\n\n" + table(head, body)
     )
 
 
 def _exact_table(rows: Sequence[Row]) -> str:
-    budgets = _distinct(rows, "nfe")
+    budgets = distinct(rows, "nfe")
     lines: dict[tuple[str, str, str], dict[str, Row]] = {}
     for row in rows:
         lines.setdefault((row["sampler"], row["schedule"], row["ending"]), {})[row["nfe"]] = row
@@ -240,20 +233,11 @@ def _exact_table(rows: Sequence[Row]) -> str:
     def cell(row: Row | None) -> str:
         if row is None:
             return ""
-        text = f"{_exact_figure(float(row['error']))} ({_exact_figure(float(row['error_se']))})"
+        text = f"{error_text(float(row['error']))} ({error_text(float(row['error_se']))})"
         return f"**{text}**" if float(row["error"]) <= best[row["nfe"]] else text
 
     body = [[*who, *(cell(found.get(nfe)) for nfe in budgets)] for who, found in lines.items()]
-    return _table(["sampler", "schedule", "ending", *(f"{nfe} NFE" for nfe in budgets)], body)
-
-
-def _exact_figure(value: float) -> str:
-    return f"{value:.3f}".lstrip("0") if value < 0.9995 else f"{value:.3g}"
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in body])
+    return table(["sampler", "schedule", "ending", *(f"{nfe} NFE" for nfe in budgets)], body)
 
 
 # ---- the plots -------------------------------------------------------------------------------------------------------
@@ -264,10 +248,13 @@ def write_plots(folder: Path, images: Path, losses: Path) -> None:
     images.mkdir(parents=True, exist_ok=True)
     tiny, exact = read_csv(folder / "tiny.csv"), read_csv(folder / "exact.csv")
     common = min((row["samples"] for row in tiny), key=int)
-    columns = [cfg for cfg in _distinct(tiny, "cfg_scale") if float(cfg) > 1]
-    _panels(images / "bench_tiny.png", [row for row in tiny if row["samples"] == common], columns,
+    columns = [cfg for cfg in distinct(tiny, "cfg_scale") if float(cfg) > 1]
+    few = [row for row in tiny if row["samples"] == common]
+    if any(row["sampler"] == CALIBRATED for row in few):
+        calibrated_plot(images / "bench_calibrated.png", few)
+    _panels(images / "bench_tiny.png", few, columns,
             (("frechet", "Fréchet distance", True), ("accuracy", "caption read", False)))  # fmt: skip
-    _panels(images / "bench_exact.png", exact, _distinct(exact, "cfg_scale"), (("error", "relative error", True),))
+    _panels(images / "bench_exact.png", exact, distinct(exact, "cfg_scale"), (("error", "relative error", True),))
     _decoder_plot(images / "bench_decoder.png", read_csv(folder / "decoder.csv"))
     _loss_plot(images / "tiny_losses.png", read_csv(losses))
 
@@ -310,10 +297,10 @@ def _decoder_plot(path: Path, rows: Sequence[Row]) -> None:
     figure = Figure(figsize=(9, 3.2), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
     sigma = [float(row["sigma"]) for row in rows]
-    for name, label, colour in (("change", "change by the noise", COLOURS[0]), ("loss", "loss in all", COLOURS[4])):
+    for name, label, colour in (("change", "change by the noise", BLUE), ("loss", "loss in all", ORANGE)):
         left.plot(sigma, [float(row[name]) for row in rows], "o-", color=colour, label=label)
     left.set_ylabel("RMS over pixels (0 to 1)")
-    for name, label, colour in (("accuracy", "colour and shape", COLOURS[0]), ("whole_caption", "all six", COLOURS[4])):
+    for name, label, colour in (("accuracy", "colour and shape", BLUE), ("whole_caption", "all six", ORANGE)):
         right.plot(sigma, [float(row[name]) for row in rows], "o-", color=colour, label=label)
     right.set_ylabel("read by the classifier")
     right.set_ylim(0, 1.02)
@@ -330,7 +317,7 @@ def _loss_plot(path: Path, rows: Sequence[Row]) -> None:
     figure = Figure(figsize=(3.0 * len(stages), 2.6), dpi=110, layout="constrained")
     for axes, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages):
         own = [row for row in rows if row["stage"] == stage]
-        axes.plot([int(row["step"]) for row in own], [float(row["loss"]) for row in own], color=COLOURS[0])
+        axes.plot([int(row["step"]) for row in own], [float(row["loss"]) for row in own], color=BLUE)
         axes.set_yscale("log")
         axes.set_title(f"loss: {stage}", loc="left", fontsize=10)
         axes.set_xlabel("step")

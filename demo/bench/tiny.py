@@ -28,7 +28,7 @@ from .grid import BATCH, COMMON, Cell, cells
 from .metrics import Estimate, Moments, frechet, relative_rmse, share
 from .pool import processes
 
-__all__ = ["Reference", "Score", "measure", "real_pictures", "scores"]
+__all__ = ["Reference", "Remembering", "Score", "measure", "real_pictures", "scores"]
 
 FIRST_SEED = 10_000
 REAL_SEED = 78
@@ -40,7 +40,7 @@ KEPT = ("features", "pixels", "right", "error")
 """What is kept of a drawn picture; the error only where the reference endpoint was made."""
 
 
-class _Remembering:
+class Remembering:
     """A denoiser that answers equal calls from memory."""
 
     def __init__(self, denoiser: Denoiser, memory: dict[Any, torch.Tensor]) -> None:
@@ -85,7 +85,9 @@ def _missing(planned: Sequence[tuple[Cell, Plan, str]], stored: Mapping[str, Any
     return [each for each in planned if f"{each[2]}|right" not in stored]
 
 
-def _job(full: bool, cfg_scale: float, batch: int, path: Path, weights: Path, device: str) -> Path:
+def _job(
+    full: bool, calibration: Path | None, cfg_scale: float, batch: int, path: Path, weights: Path, device: str
+) -> Path:
     """Draw one batch of one guidance scale with every cell that reaches so far and is not drawn yet."""
     if device == "cpu":
         torch.set_num_threads(1)
@@ -102,8 +104,8 @@ def _job(full: bool, cfg_scale: float, batch: int, path: Path, weights: Path, de
     memory: dict[Any, torch.Tensor] = {}
     seen: dict[bytes, str] = {}
     # chosen here anew: a method is made of functions, which do not travel between processes
-    for cell, plan, key in _missing(_planned(cells(full), cfg_scale, batch), found):
-        counted = _Remembering(denoiser(freeu=plan.freeu), memory)
+    for cell, plan, key in _missing(_planned(cells(full, calibration), cfg_scale, batch), found):
+        counted = Remembering(denoiser(freeu=plan.freeu), memory)
         latents = plan.run(counted, noise, seeds)
         if counted.calls != cell.nfe:
             raise RuntimeError(f"{key}: {counted.calls} calls instead of {cell.nfe}")
@@ -137,10 +139,10 @@ def _look(
     return kept
 
 
-def measure(full: bool, folder: Path, weights: Path, device: str, workers: int) -> None:
+def measure(full: bool, calibration: Path | None, folder: Path, weights: Path, device: str, workers: int) -> None:
     """Run all jobs that have something left to do."""
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = cells(full)
+    chosen = cells(full, calibration)
     jobs = []
     for cfg_scale in sorted({cell.cfg_scale for cell in chosen}):
         longest = max(cell.samples for cell in chosen if cell.cfg_scale == cfg_scale)
@@ -153,7 +155,7 @@ def measure(full: bool, folder: Path, weights: Path, device: str, workers: int) 
     # the long ones first, so that no worker is left alone at the end
     jobs.sort(key=lambda job: job[1])
     with processes(workers) as pool:
-        running = [pool.submit(_job, full, cfg, batch, path, weights, device) for cfg, batch, path in jobs]
+        running = [pool.submit(_job, full, calibration, cfg, batch, path, weights, device) for cfg, batch, path in jobs]
         for done in tqdm(running, desc="drawing", unit=" batches"):
             done.result()
 

@@ -1,0 +1,240 @@
+"""The page's sections on calibration, and their plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from hpsampler.profiles import Profile
+
+from ..calibrated import NAME
+from .reach import INTERPOLATED
+from .text import Row, distinct, error_text, frechet_text, share_text, table
+
+__all__ = ["calibrated_plot", "exact_section", "reach_section", "tiny_section"]
+
+AUTO = "HP Auto"
+KARRAS_20 = ("DPM++ 2M", "Karras", "20")
+
+LINES = ((NAME, "#be185d"), (AUTO, "#1d4ed8"), ("best uncalibrated", "#059669"), ("DPM++ 2M Karras", "#b91c1c"))
+"""Of the plot: name and colour."""
+
+
+def tiny_section(tiny: Sequence[Row], profile: Profile, common: str, many: str) -> list[str]:
+    """Every calibrated cell of the tiny model beside what there was without."""
+    runs = max(each.calls / profile.trajectories / each.steps for each in profile.fitted)
+    kept = [f"{each.steps} at CFG {each.cfg_scale:g}" for each in profile.fitted if each.sigmas[-1] > 0]
+    few = [row for row in tiny if row["samples"] == common]
+    return [
+        f"Schedules fitted to the tiny model ([calibration.json](bench/calibration.json)): {profile.trajectories} "
+        f"trajectories for each, of other captions and seeds than the bench's, at most {runs:.0f} runs of the sampler "
+        f"over them with their references counted. {_refusals(len(profile.refused), _cells(profile))} "
+        f"{'Schedules that keep noise for the decoder: ' + ', '.join(kept) if kept else 'All of them end at 0'}.",
+        f"*Best uncalibrated*: of all other cells at that NFE and guidance scale the one nearest to the reference. "
+        f"*Gain*: how much nearer calibrated is, in %. First {common} samples: Fréchet / caption / distance.",
+        _tiny_table(few),
+        f"Fréchet and caption on {many} samples, where all of them were measured on so many; the last row is what 20 "
+        "steps give without a calibration.",
+        _many_table([row for row in tiny if row["samples"] == many]),
+    ]
+
+
+def exact_section(exact: Sequence[Row], problems: Sequence[Row], fits: Sequence[Row]) -> list[str]:
+    """The same on the exact problems, and where the errors come from."""
+    refused = [f"{row['problem']} (CFG {row['cfg_scale']}, {row['nfe']} steps)" for row in fits if not row["start"]]
+    told = f": {', '.join(refused)}" if refused else ""
+    runs = max(float(row["runs"]) for row in fits)
+    return [
+        f"The exact problems, each calibrated to by itself: geometric means of the errors, at most {runs:.0f} runs. "
+        f"{_refusals(len(refused), len(fits))[:-1]}{told}; there the row is Auto's, as Auto is what is used then.",
+        _exact_table(exact),
+        "The errors by problem, calibrated / Auto:",
+        _problem_table(problems),
+    ]
+
+
+def _cells(profile: Profile) -> int:
+    return len(profile.fitted) + len(profile.refused)
+
+
+def _refusals(refused: int, cells: int) -> str:
+    return f"Refused, as no better than Auto on their held-out trajectories: {refused} of {cells}."
+
+
+def best_uncalibrated(rows: Sequence[Row], figure: str) -> Row | None:
+    others = [row for row in rows if row["sampler"] != NAME]
+    return min(others, key=lambda row: float(row[figure]), default=None)
+
+
+def _named(row: Row) -> str:
+    ending = f" ({row['ending']})" if row["schedule"] == "HP" else ""
+    freeu = f" Free-U {row['freeu']}" if row.get("freeu") in ("late", "always") else ""
+    return f"{row['sampler']} {row['schedule']}".strip() + ending + freeu
+
+
+def _gain(own: Row, other: Row, figure: str) -> str:
+    return f"{100 * (1 - float(own[figure]) / float(other[figure])):.0f}"
+
+
+def _of(rows: Sequence[Row], sampler: str) -> Row | None:
+    return next((row for row in rows if row["sampler"] == sampler), None)
+
+
+def _figures(row: Row, names: Sequence[str]) -> str:
+    form = {"frechet": frechet_text, "accuracy": share_text, "distance": share_text, "error": error_text}
+    return " / ".join(f"{form[name](float(row[name]))} ({form[name](float(row[f'{name}_se']))})" for name in names)
+
+
+def _by_cell(rows: Sequence[Row]) -> Mapping[tuple[str, str], list[Row]]:
+    found: dict[tuple[str, str], list[Row]] = {}
+    for cfg in distinct(rows, "cfg_scale"):
+        for nfe in distinct(rows, "nfe"):
+            found[cfg, nfe] = [row for row in rows if (row["cfg_scale"], row["nfe"]) == (cfg, nfe)]
+    return found
+
+
+def _tiny_table(rows: Sequence[Row]) -> str:
+    three = ("frechet", "accuracy", "distance")
+    body = []
+    cells = _by_cell(rows)
+    for (cfg, nfe), here in cells.items():
+        own, auto, best = _of(here, NAME), _of(here, AUTO), best_uncalibrated(here, "distance")
+        if own is None or auto is None or best is None:
+            continue
+        shown = [_figures(row, three) for row in (own, auto, best)]
+        shown[2] = f"{_named(best)}: {shown[2]}"
+        gains = [_gain(own, other, "distance") for other in (auto, best)]
+        body.append([f"{float(cfg):g}", nfe, *shown, *gains])
+        if nfe == [n for c, n in cells if c == cfg and _of(cells[c, n], NAME)][-1]:
+            body += [[f"{float(cfg):g}", "20", "", "", f"for scale: DPM++ 2M Karras: {_figures(row, three)}", "", ""]
+                     for row in cells.get((cfg, "20"), []) if _is_yardstick(row)]  # fmt: skip
+    head = ["CFG", "NFE", "calibrated", "Auto", "best uncalibrated", "gain on Auto", "gain on the best"]
+    return table(head, body)
+
+
+def _is_yardstick(row: Row) -> bool:
+    return (row["sampler"], row["schedule"], row["nfe"]) == KARRAS_20
+
+
+def _many_table(rows: Sequence[Row]) -> str:
+    two = ("frechet", "accuracy")
+    lines = [("calibrated", NAME), ("Auto", AUTO)]
+    scales = [cfg for cfg in distinct(rows, "cfg_scale") if _of([r for r in rows if r["cfg_scale"] == cfg], NAME)]
+    body = []
+    for nfe in distinct([row for row in rows if row["sampler"] == NAME], "nfe"):
+        for label, sampler in lines:
+            here = [_of([r for r in rows if (r["cfg_scale"], r["nfe"]) == (cfg, nfe)], sampler) for cfg in scales]
+            body.append([label, nfe, *(_figures(row, two) if row else "" for row in here)])
+    yardsticks = [next((r for r in rows if r["cfg_scale"] == cfg and _is_yardstick(r)), None) for cfg in scales]
+    body.append(["DPM++ 2M Karras", "20", *(_figures(row, two) if row else "" for row in yardsticks)])
+    return table(["", "NFE", *(f"CFG {float(cfg):g}" for cfg in scales)], body)
+
+
+def _exact_table(rows: Sequence[Row]) -> str:
+    body = []
+    for (cfg, nfe), here in _by_cell(rows).items():
+        own, auto, best = _of(here, NAME), _of(here, AUTO), best_uncalibrated(here, "error")
+        if own is None or auto is None or best is None:
+            continue
+        shown = [_figures(row, ("error",)) for row in (own, auto, best)]
+        shown[2] = f"{_named(best)}: {shown[2]}"
+        body.append([f"{float(cfg):g}", nfe, *shown, *(_gain(own, other, "error") for other in (auto, best))])
+    return table(["CFG", "NFE", "calibrated", "Auto", "best uncalibrated", "gain on Auto", "gain on the best"], body)
+
+
+def _problem_table(rows: Sequence[Row]) -> str:
+    names = list(dict.fromkeys(row["problem"] for row in rows))
+    body = []
+    for (cfg, nfe), here in _by_cell(rows).items():
+        shown = []
+        for name in names:
+            pair = [_of([row for row in here if row["problem"] == name], sampler) for sampler in (NAME, AUTO)]
+            shown.append(" / ".join(error_text(float(row["error"])) for row in pair if row))
+        if _of(here, NAME):
+            body.append([f"{float(cfg):g}", nfe, *shown])
+    return table(["CFG", "NFE", *names], body)
+
+
+def reach_section(rows: Sequence[Row]) -> list[str]:
+    """Other guidance scales, other sizes."""
+    budgets = distinct(rows, "nfe")
+    names = list(dict.fromkeys(row["schedule"] for row in rows))
+    # Auto, the anchors in order, what lies between them
+    names.sort(key=lambda name: (name == INTERPOLATED, float(name.split()[1]) if name.startswith("CFG") else 0))
+    own_size = max({(r["height"], r["width"]) for r in rows}, key=lambda size: sum(_size(r) == size for r in rows))
+
+    def lines(chosen: Sequence[Row], columns: Sequence[str], place: str) -> str:
+        shown = []
+        for name in columns:
+            for nfe in budgets:
+                row = next((row for row in chosen if (row["schedule"], row["nfe"]) == (name, nfe)), None)
+                shown.append(share_text(float(row["distance"])) if row else "")
+        return "| " + " | ".join([place, *shown]) + " |"
+
+    scales = [
+        lines([row for row in rows if row["cfg_scale"] == cfg and _size(row) == own_size], names, f"{float(cfg):g}")
+        for cfg in distinct(rows, "cfg_scale")
+    ]
+    sizes = list(dict.fromkeys(_size(row) for row in rows if _size(row) != own_size))
+    parts = [
+        "Distance to the reference where a schedule is used at another guidance scale than it was calibrated for, and "
+        f"of schedules between two of them (sigmas' logarithms and factors linear in the guidance scale); "
+        f"{_samples(rows, own_size)} samples. Columns: the guidance scale it was calibrated for and NFE.",
+        table(["CFG", *(f"{name}, {nfe}" for name in names for nfe in budgets)], []) + "\n" + "\n".join(scales),
+    ]
+    if sizes:
+        own = [name for name in names if any(r["schedule"] == name for r in rows if _size(r) == sizes[0])]
+        cfg = next(row["cfg_scale"] for row in rows if _size(row) == sizes[0])
+        body = [
+            lines([r for r in rows if _size(r) == size and r["cfg_scale"] == cfg], own, "x".join(size))
+            for size in sorted({*sizes, own_size}, key=lambda size: int(size[0]) * int(size[1]))
+        ]
+        parts += [
+            f"The same at other sizes of the latents (CFG {float(cfg):g}; calibrated at {'x'.join(own_size)}; "
+            f"{_samples(rows, sizes[0])} samples at the others):",
+            table(["size", *(f"{name}, {nfe}" for name in own for nfe in budgets)], []) + "\n" + "\n".join(body),
+        ]
+    return parts
+
+
+def _size(row: Row) -> tuple[str, str]:
+    return row["height"], row["width"]
+
+
+def _samples(rows: Sequence[Row], size: tuple[str, str]) -> str:
+    return next(row["samples"] for row in rows if _size(row) == size)
+
+
+def calibrated_plot(path: Path, rows: Sequence[Row]) -> None:
+    """Distance by NFE at each guidance scale that was calibrated."""
+    scales = distinct([row for row in rows if row["sampler"] == NAME], "cfg_scale")
+    figure = Figure(figsize=(3.6 * len(scales), 3.2), dpi=110, layout="constrained")
+    columns = figure.subplots(1, len(scales), squeeze=False, sharey=True)[0]
+    for axes, cfg in zip(columns, scales):
+        cells = {int(nfe): here for (scale, nfe), here in _by_cell(rows).items() if scale == cfg and int(nfe) <= 20}
+        for label, colour in LINES:
+            points = [(nfe, row) for nfe, here in cells.items() if (row := _point(here, label)) is not None]
+            axes.errorbar(
+                [nfe for nfe, _ in points],
+                [float(row["distance"]) for _, row in points],
+                [float(row["distance_se"]) for _, row in points],
+                fmt="o-", color=colour, markersize=3.5, linewidth=1.4, label=label,
+            )  # fmt: skip
+        axes.set_title(f"CFG {float(cfg):g}", loc="left", fontsize=10)
+        axes.set_yscale("log")
+        axes.set_xlabel("NFE")
+        axes.set_xticks((4, 5, 6, 7, 8, 10, 20), ("4", "", "6", "", "8", "10", "20"))
+        axes.grid(True, color="#e5e7eb", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    columns[0].set_ylabel("distance")
+    columns[-1].legend(frameon=False, fontsize=7)
+    figure.savefig(path)
+
+
+def _point(rows: Sequence[Row], label: str) -> Row | None:
+    if label == "best uncalibrated":
+        # where hardly anything was measured, the best of it says nothing
+        return best_uncalibrated(rows, "distance") if _of(rows, NAME) else None
+    return next((row for row in rows if _named(row) == label), None)

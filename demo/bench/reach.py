@@ -1,0 +1,167 @@
+"""How far a calibration carries: schedules of the tiny model at other guidance scales and sizes than their own.
+
+Measured is the distance to the reference endpoints alone, on the seeds and captions of the bench.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from hpsampler.profiles import Fitted, Profile
+from hpsampler.recipes import AUTO, recipe_for
+
+from ..calibrated import profile_of
+from ..methods import Plan, of_recipe
+from ..runs import reference_endpoint
+from ..schedules import stable_diffusion_noise
+from ..tiny.model import LATENT, TinyModel, seeded_noise
+from ..tiny.pictures import captioned
+from .grid import BATCH, COMMON
+from .metrics import Estimate, relative_rmse
+from .pool import processes
+from .tiny import FIRST_SEED, Remembering
+
+__all__ = ["CFG_SCALES", "INTERPOLATED", "NFE", "SIZES", "Reach", "between", "measure_reach"]
+
+CFG_SCALES = (2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.5, 9.0)
+NFE = (5, 8)
+OWN_SIZE = LATENT[1:]
+SIZES = ((8, 12), (12, 16), (16, 16), (24, 24))
+SIZES_CFG = 5.0
+FARTHEST = 2.0
+"""A schedule is tried at guidance scales up to this factor from its own."""
+
+INTERPOLATED = "interpolated"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where schedules are tried; ``size`` is the latents' height and width."""
+
+    cfg_scale: float
+    size: tuple[int, int]
+    samples: int
+
+
+PLACES = (
+    *(Place(cfg_scale, OWN_SIZE, COMMON) for cfg_scale in CFG_SCALES),
+    *(Place(SIZES_CFG, size, BATCH) for size in SIZES),
+)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Distance of one schedule at one place.
+
+    Attributes:
+        schedule: "Auto", "interpolated" between its neighbours in guidance scale, or "CFG 5", where it was calibrated.
+        height, width: of the latents.
+    """
+
+    schedule: str
+    nfe: int
+    cfg_scale: float
+    height: int
+    width: int
+    samples: int
+    distance: Estimate
+
+
+def between(low: Fitted, high: Fitted, cfg_scale: float) -> Fitted:
+    """What lies between two schedules of equally many steps: linear in guidance scale, sigmas by their logarithms."""
+    share = (cfg_scale - low.cfg_scale) / (high.cfg_scale - low.cfg_scale)
+
+    def mixed(one: float, other: float) -> float:
+        return (1 - share) * one + share * other
+
+    # the last may be 0
+    points = [math.exp(mixed(math.log(a), math.log(b))) for a, b in zip(low.sigmas[:-1], high.sigmas[:-1])]
+    last = mixed(low.sigmas[-1], high.sigmas[-1])
+    factors = tuple(mixed(a, b) for a, b in zip(low.factors, high.factors))
+    return replace(low, cfg_scale=cfg_scale, sigmas=(*points, last), factors=factors)
+
+
+def plans(profile: Profile, place: Place) -> Iterator[tuple[str, int, Plan]]:
+    """What is tried at a place."""
+    table = stable_diffusion_noise()
+    for nfe in NFE:
+        auto = recipe_for(profile.family, nfe, place.cfg_scale)
+        tried = {AUTO: auto}
+        own = sorted((each for each in profile.fitted if each.steps == nfe), key=lambda each: each.cfg_scale)
+        for each in own:
+            factor = max(each.cfg_scale / place.cfg_scale, place.cfg_scale / each.cfg_scale)
+            if factor <= FARTHEST and (place.size == OWN_SIZE or factor == 1):
+                tried[f"CFG {each.cfg_scale:g}"] = profile.recipe(each, auto)
+        for low, high in pairwise(own):
+            if low.cfg_scale < place.cfg_scale < high.cfg_scale:
+                tried[INTERPOLATED] = profile.recipe(between(low, high, place.cfg_scale), auto)
+        for name, recipe in tried.items():
+            yield name, nfe, of_recipe(recipe, table, nfe)
+
+
+def measure_reach(calibration: Path, folder: Path, weights: Path, device: str, workers: int) -> list[Reach]:
+    """Try all schedules at all places; what an earlier run of the same calibration made is kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [(place, first) for place in PLACES for first in range(0, place.samples, BATCH)]
+    paths = [_path(folder, calibration, place, first) for place, first in jobs]
+    # the large ones first, so that no worker is left alone at the end
+    left = sorted((each for each in zip(jobs, paths) if not each[1].exists()), key=lambda each: -_cost(each[0][0]))
+    if left:
+        with processes(workers) as pool:
+            running = [pool.submit(_job, calibration, *job, path, weights, device) for job, path in left]
+            for done in tqdm(running, desc="reach", unit=" batches"):
+                done.result()
+    profile = profile_of(calibration)
+    rows = []
+    for place in PLACES:
+        files = [np.load(path) for job, path in zip(jobs, paths) if job[0] == place]
+        sizes = np.concatenate([file["size"] for file in files])
+        for name, nfe, _ in plans(profile, place):
+            errors = np.concatenate([file[f"{name}|{nfe}"] for file in files])
+            distance = relative_rmse(errors, sizes)
+            rows.append(Reach(name, nfe, place.cfg_scale, *place.size, len(errors), distance))
+    return rows
+
+
+def _cost(place: Place) -> int:
+    return place.size[0] * place.size[1]
+
+
+def _path(folder: Path, calibration: Path, place: Place, first: int) -> Path:
+    what = hashlib.blake2b(repr((calibration.read_bytes(), place, first)).encode(), digest_size=6).hexdigest()
+    return folder / f"reach-{what}.npz"
+
+
+def _job(calibration: Path, place: Place, first: int, path: Path, weights: Path, device: str) -> None:
+    """One batch at one place."""
+    if device == "cpu":
+        torch.set_num_threads(1)
+    model = TinyModel.load(weights, device)
+    told = captioned(first + BATCH)[first:]
+    seeds = range(FIRST_SEED + first, FIRST_SEED + first + BATCH)
+    noise = seeded_noise(seeds, (LATENT[0], *place.size)).to(device)
+    denoiser = partial(model.denoiser, [picture.caption() for picture in told], place.cfg_scale)
+    aim = reference_endpoint(model, denoiser(), noise)
+    found = {"size": _squares(aim)}
+    memory: dict[Any, torch.Tensor] = {}
+    for name, nfe, plan in plans(profile_of(calibration), place):
+        latents = plan.run(Remembering(denoiser(), memory), noise, seeds)
+        found[f"{name}|{nfe}"] = _squares(latents - aim)
+    part = path.with_suffix(".part.npz")
+    np.savez(part, **found)
+    part.replace(path)
+
+
+def _squares(rows: torch.Tensor) -> np.ndarray:
+    return rows.square().sum((1, 2, 3)).cpu().numpy()
