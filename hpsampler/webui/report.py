@@ -14,8 +14,8 @@ from ..workshop import Status
 
 __all__ = ["profile_html", "status_html", "told_time"]
 
-WIDTH, HEIGHT = 640, 260
-LEFT, RIGHT, TOP, BOTTOM = 52, 190, 14, 34
+WIDTH, HEIGHT = 700, 260
+LEFT, RIGHT, TOP, BOTTOM = 52, 236, 14, 34
 DASHES = ("6 3", "2 3", "8 3 2 3", "1 4", "10 4")
 CURVE = "#3b82f6"
 
