@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from demo import draw, perf
+from demo.calibrated import NAME as CALIBRATED
 from demo.methods import AUTO, KARRAS
 from demo.oracles_import import k_diffusion_sampling
 from demo.sheet import CELL, GAP, HEADER, contact_sheet
@@ -47,7 +48,8 @@ def test_drawing_writes_whole_files(drawn):
 def test_the_sheet_shows_the_runs_that_were_promised(drawn):
     _, comparison = drawn
     shown = [(run.name, run.nfe) for run in comparison.shown[1:]]
-    assert shown == [(KARRAS.name, 20), (KARRAS.name, 5), (AUTO.name, 5), (AUTO.name, 6), (AUTO.name, 8)]
+    auto = [(AUTO.name, 5), (AUTO.name, 6), (AUTO.name, 8)]
+    assert shown == [(KARRAS.name, 20), (KARRAS.name, 5), *auto, (CALIBRATED, 5)]
     assert all(run.nfe == run.plan.nfe for run in comparison.runs[1:])
 
 
@@ -60,7 +62,7 @@ def test_the_pictures_show_what_the_captions_say(drawn):
 def test_twenty_steps_are_nearest_to_the_equation(drawn):
     errors = by_run(drawn[1], "error")
     assert errors[KARRAS.name, 20] == min(errors.values())
-    assert errors[AUTO.name, 5] < errors[KARRAS.name, 5]
+    assert errors[CALIBRATED, 5] < errors[AUTO.name, 5] < errors[KARRAS.name, 5]
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not(tmp_path):

@@ -107,12 +107,12 @@ def _axes(x: object, y: object, most: float, low: float, high: float) -> str:
 
 def decoder_plot(curve: Sequence[tuple[float, float]]) -> str:
     """How much of residual noise is seen in the decoded pictures; SVG."""
-    width, height, left, bottom = 320, 150, 44, 32
+    width, height, left, right, bottom = 320, 150, 50, 18, 32
     most_sigma = max(sigma for sigma, _ in curve)
     most = max(*(change for _, change in curve), 1.5 * SWALLOWED)
 
     def at(sigma: float, change: float) -> str:
-        x = left + (width - left - 10) * sigma / most_sigma
+        x = left + (width - left - right) * sigma / most_sigma
         return f"{x:.1f},{8 + (height - bottom - 8) * (1 - change / most):.1f}"
 
     points = " ".join(at(sigma, change) for sigma, change in [(0.0, 0.0), *curve])
@@ -128,7 +128,7 @@ def decoder_plot(curve: Sequence[tuple[float, float]]) -> str:
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="RMS change by sigma: {told}" '
         f'style="width:100%;max-width:{width}px;font:11px sans-serif;fill:currentColor">'
-        f'<path d="M{left} 8V{height - bottom}H{width - 10}" fill="none" stroke="currentColor"/>{marks}'
+        f'<path d="M{left} 8V{height - bottom}H{width - right}" fill="none" stroke="currentColor"/>{marks}'
         f'<polyline points="{limit}" fill="none" stroke="currentColor" stroke-dasharray="4 3"/>'
         f'<polyline points="{points}" fill="none" stroke="{CURVE}" stroke-width="2"/>'
         f'<text x="{left}" y="{height - 3}">sigma left on the latents</text></svg>'

@@ -33,8 +33,9 @@ class Turns:
     """One calibration's turns at the model, when the host's queue lets it, as one more picture would."""
 
     def __init__(self) -> None:
+        self.taken = False
         self.last: Optional[float] = None
-        """When the host's latest job began, as of our last turn."""
+        """When the host's latest job began, as of our last turn; None before its first."""
 
     def __call__(self, work: Callable[[], Any]) -> Any:
         """Run ``work`` when it is our turn.
@@ -45,7 +46,7 @@ class Turns:
         state = shared.state
         with call_queue.queue_lock:
             # a job of the host's in between had an interrupt of its own
-            if state.interrupted and self.last is not None and state.time_start == self.last:
+            if state.interrupted and self.taken and state.time_start == self.last:
                 state.interrupted = False
                 raise Cancelled
             # not state.begin and end: they collect garbage for longer than a call of a small model takes
@@ -58,7 +59,7 @@ class Turns:
                 raise Cancelled from None
             finally:
                 state.job, state.current_latent = "", None
-                self.last = state.time_start
+                self.taken, self.last = True, state.time_start
 
 
 class Checkpoint:

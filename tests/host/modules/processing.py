@@ -28,6 +28,7 @@ class StableDiffusionProcessing:
     height: int = 512
     s_min_uncond: Optional[float] = None
     scripts: Any = field(default=None, init=False)
+    refiner: Any = field(default=None, init=False)
     is_hr_pass: bool = field(default=False, init=False)
     hr_scheduler: Any = field(default=None, init=False)
     extra_generation_params: dict = field(default_factory=dict, init=False)
