@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
@@ -320,3 +322,15 @@ def test_a_calibration_from_the_tab_s_values_to_a_picture(webui, host, library):
         host.run(p)
         assert p.extra_generation_params["HP Calibration"] == made.label(made.fitted[0])
     assert "steps must be" in acts.most(*[{**values, "steps": "x"}[name] for name in tab._ORDER])
+
+
+def test_the_tab_has_every_field_of_an_order_once_and_what_its_script_presses(webui):
+    (build,) = webui.script_callbacks.callbacks_ui_tabs
+    ((page, title, name),) = build()
+    assert (title, name) == ("Calibrate", "hpsampler_calibrate")
+    ids = [each.elem_id for each in page.blocks.values() if getattr(each, "elem_id", None)]
+    assert len(ids) == len(set(ids)) and all(each.startswith(f"{name}_") for each in ids)
+    fields = {each.name for each in dataclasses.fields(Order)}
+    assert {f"{name}_{field}" for field in fields} <= set(ids)
+    script = (Path(__file__).parents[1] / "javascript" / "hpsampler_calibrate.js").read_text(encoding="utf-8")
+    assert f"#tab_{name}" in script and f"#{name}_look" in script and f"{name}_look" in ids
