@@ -101,6 +101,9 @@ class Request:
         _check_number("CFG scale", self.cfg_scale, 1, MAX_CFG)
         _check_number("Pictures", self.pictures, 1, MAX_PICTURES, whole=True)
         _check_number("Seed", self.seed, 0, MAX_SEED - MAX_PICTURES, whole=True)
+        if self.settings.names_calibration:
+            named = self.settings.calibration
+            raise SettingsError(f"Calibration (calibration) must be Auto or Off on this page, got {named!r}")
 
     @property
     def seeds(self) -> list[int]:

@@ -332,3 +332,8 @@ class TestPage:
         toast = ui.locator(".toast-body")
         toast.wait_for()
         assert "End sigma" in toast.inner_text() and "rho" in toast.inner_text()
+
+
+def test_a_named_calibration_is_refused_here():
+    with pytest.raises(SettingsError, match="must be Auto or Off on this page, got 'mine'"):
+        Request("a red star", settings=Settings.of([{"calibration": "mine"}]))
