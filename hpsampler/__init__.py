@@ -4,8 +4,8 @@ The method, in the order in which data flows: :mod:`~hpsampler.noise` (the model
 (where to stop, how to space), :mod:`~hpsampler.recipes` (what goes with what), :mod:`~hpsampler.solvers`,
 :mod:`~hpsampler.freeu`; :mod:`~hpsampler.settings` is what a person may change of it. These need torch and numpy only.
 
-A schedule fitted to one checkpoint: :mod:`~hpsampler.calibration` (the fit, with scipy), :mod:`~hpsampler.profiles` (what
-is kept of it), :mod:`~hpsampler.tuning` (many fits, resumed), :mod:`~hpsampler.workshop` (in the background),
+A schedule fitted to one checkpoint: :mod:`~hpsampler.calibration` (the fit, with scipy), :mod:`~hpsampler.profiles`
+(what is kept of it), :mod:`~hpsampler.tuning` (many fits, resumed), :mod:`~hpsampler.workshop` (in the background),
 :mod:`~hpsampler.calibrate` (the command line).
 
 :mod:`hpsampler.webui` is the adapter to AUTOMATIC1111's WebUI, the only part that imports it.

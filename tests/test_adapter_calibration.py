@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -115,6 +116,27 @@ def test_the_end_of_it_in_img2img_with_the_factors_of_those_steps(webui, host, m
     assert sigmas_of(webui, host, p) == pytest.approx(FIVE.sigmas[2:-1], rel=1e-5)
     plain = Img2Img(steps=5, denoising_strength=0.5, init_latent=torch.zeros(1, 4, 8, 8))
     assert sigmas_of(webui, host, plain)[0] != pytest.approx(FIVE.sigmas[2], rel=1e-3)
+
+
+def test_a_second_pass_is_another_size(webui, host, made, library):
+    """Six of ten steps, and only of a calibration made for the second pass's size."""
+    ten = Fitted(
+        10, 7.0, (*np.geomspace(14.6, 0.1, 10).tolist(), 0.0), (0.0,) + (0.5,) * 9, "Auto", FIVE.held_out, 0.02, 1
+    )
+    p = {"steps": 5, "enable_hr": True, "hr_second_pass_steps": 6, "hr_scheduler": "HP calibrated"}
+    library.save(replace(made, name="small", fitted=(ten,)))
+    first = Txt2Img(**p)
+    assert len(sigmas_of(webui, host, first)) == 11
+    assert first.extra_generation_params["HP Calibration"] == f"mine {FIVE.hash}"
+    assert "none fits this model at 10 steps" in first.extra_generation_params["HP note"]
+    library.save(replace(made, name="large", width=128, height=128, fitted=(ten,)))
+    second = Txt2Img(**p)
+    assert sigmas_of(webui, host, second)[5:] == pytest.approx(ten.sigmas[4:-1], rel=1e-4)
+    assert second.extra_generation_params["HP Calibration"] == f"mine {FIVE.hash}; large {ten.hash}"
+    again = Txt2Img(**p)
+    both = {"calibration": second.extra_generation_params["HP Calibration"]}
+    assert sigmas_of(webui, host, again, both)[5:] == pytest.approx(ten.sigmas[4:-1], rel=1e-4)
+    assert again.extra_generation_params["HP Calibration"] == both["calibration"]
 
 
 def test_a_picture_can_be_made_again_after_a_renaming_and_by_an_old_text(webui, host, made, library):

@@ -94,8 +94,8 @@ class HPSamplerScript(scripts.Script):
         request = Request(
             cfg_scale=p.cfg_scale,
             from_noise=not p.is_hr_pass and not hasattr(p, "init_latent"),
-            width=p.width,
-            height=p.height,
+            width=p.hr_upscale_to_x if p.is_hr_pass else p.width,
+            height=p.hr_upscale_to_y if p.is_hr_pass else p.height,
             solver=use.solver,
             own=use.sampler,
             tell=partial(_tell, p),

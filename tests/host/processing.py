@@ -25,6 +25,8 @@ class Txt2Img:
     hr_sampler_name: Optional[str] = None
     hr_scheduler: Optional[str] = None
     hr_second_pass_steps: int = 0
+    hr_upscale_to_x: int = 128
+    hr_upscale_to_y: int = 128
     denoising_strength: float = 0.6
     refiner: Any = None
     refiner_switch_step: int = 10**9
