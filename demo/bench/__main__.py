@@ -26,7 +26,7 @@ from .tiny import measure, real_pictures, scores
 DOCS = Path(__file__).parents[2] / "docs"
 PARTS = ("exact", "decoder", "calibrate", "tiny", "reach")
 DEFAULT = ("exact", "decoder", "tiny")
-"""Fitting the tiny model's calibration anew, and how far it carries, are asked for by name: the hour is for the rest."""
+"""Fitting the tiny model's calibration anew, and how far it carries, are asked for by name: the rest takes the hour."""
 
 
 @dataclass(frozen=True)
