@@ -187,9 +187,10 @@ def reach_section(rows: Sequence[Row]) -> list[str]:
     if sizes:
         own = [name for name in names if any(r["schedule"] == name for r in rows if _size(r) == sizes[0])]
         cfg = next(row["cfg_scale"] for row in rows if _size(row) == sizes[0])
+        here = [row for row in rows if row["cfg_scale"] == cfg]
         body = [
-            lines([r for r in rows if _size(r) == size and r["cfg_scale"] == cfg], own, "x".join(size))
-            for size in sorted({*sizes, own_size}, key=lambda size: int(size[0]) * int(size[1]))
+            lines([row for row in here if _size(row) == size], own, "x".join(size))
+            for size in sorted({_size(row) for row in here}, key=lambda size: int(size[0]) * int(size[1]))
         ]
         parts += [
             f"The same at other sizes of the latents (CFG {float(cfg):g}; calibrated at {'x'.join(own_size)}; "
