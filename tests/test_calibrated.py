@@ -245,10 +245,27 @@ def test_reach_is_measured_at_every_place(reached, model):
     error = relative_error(plan.run(model.denoiser(prompts, 5.0), noise, [0, 1]), aim)
     assert at["CFG 5", 5, 5.0, 12].distance.value == pytest.approx(error, rel=1e-4)
     write_csv(folder / "reach.csv", rows)
-    text = "\n".join(reach_section(read_csv(folder / "reach.csv")))
+    text = "\n".join(reach_section(read_csv(folder / "reach.csv"), []))
     assert "| CFG | Auto, 5 | Auto, 8 | CFG 3, 5 |" in text and "| 12x12 | " in text and "| 8x12 | " in text
     own = f"{at['interpolated', 5, 4.0, 12].distance.value:.3f}".lstrip("0")
     assert own in next(line for line in text.splitlines() if line.startswith("| 4 | "))
+
+
+def test_reach_on_an_exact_problem(monkeypatch, tmp_path):
+    monkeypatch.setattr(reach, "processes", InPlace)
+    monkeypatch.setattr(reach, "PROBLEMS", {"gauss1f1": PROBLEMS["gauss1f1"]})
+    monkeypatch.setattr(reach, "CFG_SCALES", (3.0, 5.0))
+    monkeypatch.setattr(reach, "EXACT_ANCHORS", (3.0,))
+    monkeypatch.setattr(reach, "NFE", (5,))
+    rows = reach.measure_exact_reach(1)
+    at = {(row.schedule, row.cfg_scale): row.error.value for row in rows}
+    assert set(at) == {("Auto", 3.0), ("CFG 3", 3.0), ("Auto", 5.0), ("CFG 3", 5.0)}
+    assert at["CFG 3", 3.0] < at["Auto", 3.0] / 2, "it is fitted there"
+    assert at["CFG 3", 5.0] > at["CFG 3", 3.0], "and not here"
+    write_csv(tmp_path / "exact_reach.csv", rows)
+    tiny_row = {"schedule": "Auto", "cfg_scale": "3.0", "height": "12", "width": "12", "samples": "2", "distance": ".2"}
+    section = reach_section([{**tiny_row, "nfe": "5"}], read_csv(tmp_path / "exact_reach.csv"))
+    assert "| CFG | Auto, 5 | CFG 3, 5 |" in section[-1]
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------

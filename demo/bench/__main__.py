@@ -19,7 +19,7 @@ from .decoder import tolerance
 from .exact import ExactScore, geometric_mean, measure_exact
 from .grid import cells
 from .metrics import Estimate
-from .reach import measure_reach
+from .reach import measure_exact_reach, measure_reach
 from .report import write_csv, write_page, write_plots
 from .tiny import measure, real_pictures, scores
 
@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> None:
             write_csv(folder / "tiny.csv", scores(chosen, args.out, real_pictures(model)))
     if "reach" in args.parts and calibration is not None:
         write_csv(folder / "reach.csv", measure_reach(calibration, *drawing))
+        write_csv(folder / "exact_reach.csv", measure_exact_reach(args.workers))
     write_plots(folder, args.docs / "images", args.weights / "losses.csv")
     write_page(args.docs / "bench.md", folder, "images")
     print(f"Written: {args.docs / 'bench.md'}, the tables in {folder}, the plots in {args.docs / 'images'}")

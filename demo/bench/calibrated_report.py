@@ -157,12 +157,10 @@ def _problem_table(rows: Sequence[Row]) -> str:
     return table(["CFG", "NFE", *names], body)
 
 
-def reach_section(rows: Sequence[Row]) -> list[str]:
-    """Other guidance scales, other sizes."""
+def reach_section(rows: Sequence[Row], exact: Sequence[Row]) -> list[str]:
+    """Other guidance scales, other sizes; ``exact`` is of the exact problems."""
     budgets = distinct(rows, "nfe")
-    names = list(dict.fromkeys(row["schedule"] for row in rows))
-    # Auto, the anchors in order, what lies between them
-    names.sort(key=lambda name: (name == INTERPOLATED, float(name.split()[1]) if name.startswith("CFG") else 0))
+    names = _schedules(rows)
     own_size = max({(r["height"], r["width"]) for r in rows}, key=lambda size: sum(_size(r) == size for r in rows))
 
     def lines(chosen: Sequence[Row], columns: Sequence[str], place: str) -> str:
@@ -197,7 +195,26 @@ def reach_section(rows: Sequence[Row]) -> list[str]:
             f"{_samples(rows, sizes[0])} samples at the others):",
             table(["size", *(f"{name}, {nfe}" for name in own for nfe in budgets)], []) + "\n" + "\n".join(body),
         ]
-    return parts
+    names = _schedules(exact)
+    errors = {(row["cfg_scale"], row["schedule"], row["nfe"]): error_text(float(row["error"])) for row in exact}
+    exact_lines = [
+        [f"{float(cfg):g}", *(errors.get((cfg, name, nfe), "") for name in names for nfe in budgets)]
+        for cfg in distinct(exact, "cfg_scale")
+    ]
+    return [
+        *parts,
+        "And on the exact problems, geometric means of the errors. Where a fit was refused (problems with modes apart) "
+        "Auto's stands in its place:",
+        table(["CFG", *(f"{name}, {nfe}" for name in names for nfe in budgets)], exact_lines),
+    ]
+
+
+def _schedules(rows: Sequence[Row]) -> list[str]:
+    """Auto, the anchors in order, what lies between them."""
+    names = dict.fromkeys(row["schedule"] for row in rows)
+    return sorted(
+        names, key=lambda name: (name == INTERPOLATED, float(name.split()[1]) if name.startswith("CFG") else 0)
+    )
 
 
 def _size(row: Row) -> tuple[str, str]:

@@ -1,6 +1,7 @@
-"""How far a calibration carries: schedules of the tiny model at other guidance scales and sizes than their own.
+"""How far a calibration carries: schedules at other guidance scales and sizes than their own.
 
-Measured is the distance to the reference endpoints alone, on the seeds and captions of the bench.
+Measured is the distance to the reference endpoints alone: of the tiny model, on the seeds and captions of the bench,
+and of the exact problems, which have one size each.
 """
 
 from __future__ import annotations
@@ -23,16 +24,22 @@ from hpsampler.recipes import AUTO, recipe_for
 
 from ..calibrated import profile_of
 from ..methods import Plan, of_recipe
+from ..problems import PROBLEMS
+from ..problems import reference_endpoint as exact_endpoint
 from ..runs import reference_endpoint
 from ..schedules import stable_diffusion_noise
 from ..tiny.model import LATENT, TinyModel, seeded_noise
 from ..tiny.pictures import captioned
+from . import exact
 from .grid import BATCH
 from .metrics import Estimate, relative_rmse
 from .pool import processes
 from .tiny import FIRST_SEED, Remembering
 
-__all__ = ["CFG_SCALES", "INTERPOLATED", "NFE", "SIZES", "Reach", "between", "measure_reach"]
+__all__ = [
+    "CFG_SCALES", "INTERPOLATED", "NFE", "SIZES", "ExactReach", "Reach", "between", "measure_exact_reach",
+    "measure_reach",
+]  # fmt: skip
 
 CFG_SCALES = (2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.5)
 NFE = (5, 8)
@@ -43,6 +50,9 @@ FARTHEST = 2.0
 """A schedule is tried at guidance scales up to this factor from its own."""
 
 INTERPOLATED = "interpolated"
+
+EXACT_ANCHORS = (3.0, 5.0, 7.5)
+"""Where the exact problems are calibrated."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,16 @@ class Reach:
     width: int
     samples: int
     distance: Estimate
+
+
+@dataclass(frozen=True)
+class ExactReach:
+    """Geometric mean over the exact problems of one schedule's error at one guidance scale, named as in ``Reach``."""
+
+    schedule: str
+    nfe: int
+    cfg_scale: float
+    error: Estimate
 
 
 def between(low: Fitted, high: Fitted, cfg_scale: float) -> Fitted:
@@ -165,3 +185,39 @@ def _job(calibration: Path, place: Place, first: int, path: Path, weights: Path,
 
 def _squares(rows: torch.Tensor) -> np.ndarray:
     return rows.square().sum((1, 2, 3)).cpu().numpy()
+
+
+def measure_exact_reach(workers: int) -> list[ExactReach]:
+    """Schedules of the exact problems at other guidance scales than they were calibrated for."""
+    with processes(workers) as pool:
+        running = [pool.submit(_exact_job, name) for name in PROBLEMS]
+        scores = [score for each in tqdm(running, desc="reach, exact", unit=" problems") for score in each.result()]
+    groups: dict[tuple[str, int, float], list[exact.ExactScore]] = {}
+    for score in scores:
+        groups.setdefault((score.schedule, score.nfe, score.cfg_scale), []).append(score)
+    return [ExactReach(*key, exact.geometric_mean(group)) for key, group in groups.items()]
+
+
+def _exact_job(name: str) -> list[exact.ExactScore]:
+    """One problem; where its fit was refused, the schedule is Auto's, as that is what is used then."""
+    torch.set_num_threads(1)
+    problem, table = PROBLEMS[name](), stable_diffusion_noise()
+    count = exact.TRAJECTORIES.get(name, 96)
+    noise = problem.noise(count, exact.SEED)
+    fitted = {anchor: exact.calibrated(problem, anchor, table, NFE)[0] for anchor in EXACT_ANCHORS}
+    found = []
+    for cfg_scale in CFG_SCALES:
+        aim = exact_endpoint(problem, noise, cfg_scale, table.sigma_max)
+        size = aim.square().sum(1).numpy()
+        model = problem.model(problem.labels(count), cfg_scale)
+        for nfe in NFE:
+            tried = {AUTO: of_recipe(recipe_for(exact.FAMILY, nfe, cfg_scale), table, nfe)}
+            for anchor, method in fitted.items():
+                plan = method.plan(table, nfe, cfg_scale)
+                if plan is not None and max(anchor / cfg_scale, cfg_scale / anchor) <= FARTHEST:
+                    tried[f"CFG {anchor:g}"] = plan
+            for schedule, plan in tried.items():
+                error = (plan.run(model, noise, range(count)) - aim).square().sum(1).nan_to_num(np.inf).numpy()
+                estimate = relative_rmse(error.clip(max=exact.WORST**2 * size), size)
+                found.append(exact.ExactScore(name, "", schedule, "", nfe, cfg_scale, estimate))
+    return found

@@ -99,7 +99,8 @@ def write_page(path: Path, folder: Path, images: str) -> None:
         fits, problems = read_csv(folder / "exact_fits.csv"), read_csv(folder / "exact_problems.csv")
         parts += ["### Calibrated, exact problems", *exact_section(exact, problems, fits)]
     if (folder / "reach.csv").exists():
-        parts += ["### How far a calibration carries", *reach_section(read_csv(folder / "reach.csv"))]
+        tiny_reach, exact_reach = read_csv(folder / "reach.csv"), read_csv(folder / "exact_reach.csv")
+        parts += ["### How far a calibration carries", *reach_section(tiny_reach, exact_reach)]
     parts += [
         "## What the Auto rule rests on",
         f"Tiny model, first {common} samples: Fréchet / caption / distance; then the error on the exact problems.",
