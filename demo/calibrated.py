@@ -15,8 +15,9 @@ import torch
 from tqdm import tqdm
 
 from hpsampler.noise import NoiseModel
-from hpsampler.profiles import Profile, Target, write_atomically
+from hpsampler.profiles import Profile, Target
 from hpsampler.recipes import recipe_for
+from hpsampler.shelf import write_atomically
 from hpsampler.tuning import Order, Tuning
 
 from .methods import Method, Plan, of_recipe

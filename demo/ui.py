@@ -10,16 +10,31 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
 import torch
 from PIL import Image
 
+from hpsampler.panel import panel_data
+from hpsampler.presets import PresetShelf, built_in
 from hpsampler.settings import ENABLED, Settings, SettingsError
-from hpsampler.webui.accordion import build
+from hpsampler.webui.accordion import Surroundings, build
 
-from .session import MAX_PICTURES, MAX_SEED, SAMPLERS, SCHEDULES, Drawing, Reading, Request, draw
+from .session import (
+    FAMILY,
+    HP,
+    MAX_PICTURES,
+    MAX_SEED,
+    OURS,
+    SAMPLERS,
+    SCHEDULES,
+    Drawing,
+    Reading,
+    Request,
+    draw,
+)  # fmt: skip
 from .tiny.model import TinyModel
 from .tiny.networks import WEIGHTS
 from .tiny.pictures import SIDE
@@ -32,8 +47,25 @@ ENLARGED = 4
 PROMPT = "a large red star on a plain navy background in the middle"
 
 
-def page(model: TinyModel) -> gr.Blocks:
-    """The page, ready to launch; it draws with ``model``."""
+PAGE = MappingProxyType(
+    {"sampler": "#demo_sampler", "schedule": "#demo_schedule", "steps": "#demo_steps", "cfg": "#demo_cfg"}
+)
+"""Where the accordion's panel finds the page's own controls."""
+
+SCRIPTS = tuple(
+    Path(__file__).parents[1] / "javascript" / name for name in ("hpsampler_schedule.js", "hpsampler_panel.js")
+)
+
+
+def page(model: TinyModel, presets: Path) -> gr.Blocks:
+    """The page, ready to launch; it draws with ``model`` and keeps presets in the folder ``presets``."""
+    shelf = PresetShelf(presets)
+
+    def panel() -> dict[str, Any]:
+        return panel_data(
+            "the tiny model", FAMILY, model.noise, OURS, [HP], presets=[*built_in(), *shelf.read()[0]]
+        )  # fmt: skip
+
     # fonts of the reader's own machine: the usual theme asks a CDN for them
     theme = gr.themes.Default(font="system-ui", font_mono="monospace")
     with gr.Blocks(title="HP Sampler", theme=theme, analytics_enabled=False) as blocks:
@@ -43,7 +75,7 @@ def page(model: TinyModel) -> gr.Blocks:
         with gr.Row():
             with gr.Column():
                 controls = _controls()
-                accordion = build(PREFIX, _switched)
+                accordion = build(PREFIX, _switched, Surroundings(PAGE, panel, shelf))
             with gr.Column():
                 button = gr.Button("Generate", variant="primary", elem_id="demo_generate")
                 gallery = gr.Gallery(
@@ -61,6 +93,8 @@ def page(model: TinyModel) -> gr.Blocks:
             return _gallery(drawing), drawing.infotext, _facts(drawing, unknown)
 
         button.click(generate, [*controls, *accordion.inputs], [gallery, text, facts], api_name="generate")
+        # the WebUI loads an extension's scripts by itself
+        blocks.load(None, None, None, _js=f"() => {{{''.join(each.read_text(encoding='utf-8') for each in SCRIPTS)}}}")
     return blocks
 
 
@@ -151,8 +185,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--port", type=int, default=7870)
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the tiny model's weights")
+    parser.add_argument("--presets", type=Path, default=Path("out/presets"), help="folder where presets are kept")
     options = parser.parse_args(argv)
-    blocks = page(TinyModel.load(options.weights)).queue()
+    blocks = page(TinyModel.load(options.weights), options.presets).queue()
     print(f"http://127.0.0.1:{options.port}", flush=True)
     blocks.launch(server_name="127.0.0.1", server_port=options.port, quiet=True, show_api=False)
 

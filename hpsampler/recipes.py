@@ -33,7 +33,10 @@ from .freeu import FreeUPlan
 from .noise import NoiseModel
 from .schedule import base_karras, coupled_sigmas
 
-__all__ = ["AUTO", "ENDINGS", "FAMILIES", "MAX_STEPS", "PRESETS", "Recipe", "family_of", "recipe_for"]
+__all__ = [
+    "AUTO", "ENDINGS", "FAMILIES", "MAX_STEPS", "PRESETS", "Recipe", "counterpart", "family_of", "preset_family",
+    "recipe_for",
+]  # fmt: skip
 
 AUTO = "Auto"
 FAMILIES = ("sd1", "sd2", "sdxl")
@@ -271,3 +274,25 @@ PRESETS: Mapping[str, Recipe] = MappingProxyType(
 )
 """The paper's presets, exact, by name (method sections 1.1 to 1.3 and 3). Left out: those the reference code cannot
 run, and its 7-step fallbacks, which were never tuned and end at sigma 0.41 to 0.45. Free-U evaluations are 0-based."""
+
+
+_PRESET_FAMILIES = MappingProxyType({"SD1.5": "sd1", "SDXL": "sdxl"})
+"""The family that the first word of a preset's name stands for."""
+
+
+def preset_family(name: str) -> str:
+    """The family one of ``PRESETS`` was tuned on; empty for any other name."""
+    return _PRESET_FAMILIES[name.split()[0]] if name in PRESETS else ""
+
+
+def counterpart(name: str, family: str) -> str:
+    """The preset that is to ``family`` what ``name`` is to its own; ``name`` itself where there is none.
+
+    SD 2.x has none of its own, and takes SD 1.x's.
+    """
+    wanted = "sdxl" if family_of(family) == "sdxl" else "sd1"
+    if preset_family(name) in ("", wanted):
+        return name
+    first = next(word for word, each in _PRESET_FAMILIES.items() if each == wanted)
+    other = " ".join([first, *name.split()[1:]])
+    return other if other in PRESETS else name

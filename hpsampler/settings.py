@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Optional
 
 from .freeu import FreeUPlan
-from .recipes import AUTO, MAX_STEPS, PRESETS, Recipe, late_start, recipe_for
+from .recipes import AUTO, MAX_STEPS, PRESETS, Recipe, counterpart, late_start, recipe_for
 from .solvers.unipc import MAX_ORDER, PREDICTIONS, VARIANTS
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
 
 AS_RECIPE = "Recipe"
 OFF = "Off"
+SAME = "Same"
 LONGEST_TEXT = 400
 
 ENDING_LABELS = MappingProxyType(
@@ -170,6 +171,10 @@ FIELDS: tuple[Field, ...] = (
         "Auto: HP Auto and HP DPM++ 2M use a schedule calibrated to the model where one fits. Or one by its name.",
         words=(AUTO, OFF),
     ),
+    Field(
+        "hires_recipe", "Hires recipe", SAME,
+        "Second pass of hires. fix. Same: all that is set here. Or a recipe of its own, exact.", (SAME, AUTO, *PRESETS),
+    ),
 )  # fmt: skip
 """Every control of the accordion but its switch, in the order of the page and of the API's positional list."""
 
@@ -199,6 +204,7 @@ class Settings:
     order: int = 0
     analytical_first_step: str = AS_RECIPE
     calibration: str = AUTO
+    hires_recipe: str = SAME
 
     @classmethod
     def of(cls, args: Sequence[Any]) -> Settings:
@@ -207,12 +213,17 @@ class Settings:
         Raises:
             SettingsError: unknown name, wrong type, out of range, or settings that contradict each other.
         """
+        return cls.of_names(cls.named(args))
+
+    @staticmethod
+    def named(args: Sequence[Any]) -> dict[str, Any]:
+        """The values of :meth:`of` by name, not validated yet. Raises SettingsError: too many."""
         if args and isinstance(args[0], Mapping):
-            return cls.of_names({"enabled": True, **args[0]})
+            return {ENABLED.name: True, **args[0]}
         names = [ENABLED.name, *(each.name for each in FIELDS)]
         if len(args) > len(names):
             raise SettingsError(f"HP Sampler: args takes at most {len(names)} values, got {len(args)}")
-        return cls.of_names(dict(zip(names, args)))
+        return dict(zip(names, args))
 
     @classmethod
     def of_names(cls, values: Mapping[str, Any]) -> Settings:
@@ -289,6 +300,29 @@ class Settings:
             freeu=self._freeu(recipe, family),
         )
 
+    def of_second_pass(self) -> Settings:
+        """The settings of hires fix's second pass: these, or a recipe of its own with nothing set beside it."""
+        if not self.enabled or self.hires_recipe == SAME:
+            return self
+        calibration = self.calibration if self.hires_recipe == AUTO else AUTO
+        return Settings(enabled=True, recipe=self.hires_recipe, calibration=calibration, hires_recipe=self.hires_recipe)
+
+    def following(self, family: str) -> Settings:
+        """With the presets of another family replaced by their counterparts for this one, where there are any.
+
+        Raises:
+            SettingsError: numbers that were set do not go together with the counterpart's.
+        """
+        if not self.enabled:
+            return self
+        found = replace(
+            self,
+            recipe=counterpart(self.recipe, family),
+            hires_recipe=counterpart(self.hires_recipe, family),
+        )
+        found._check()
+        return found
+
     @property
     def names_calibration(self) -> bool:
         """Whether one calibration was named, rather than whichever fits."""
@@ -320,10 +354,11 @@ class Settings:
         """The fields among ``names`` that were set to something else than their default."""
         return [each for each in FIELDS if each.name in names and getattr(self, each.name) != each.default]
 
-    def infotext(self, schedule: bool, freeu: bool, unipc: bool) -> dict[str, Any]:
+    def infotext(self, schedule: bool, freeu: bool, unipc: bool, hires: bool = False) -> dict[str, Any]:
         """What was set and used, by infotext key; the recipe always, as it tells that the accordion was on."""
         used = (
-            (SCHEDULE_FIELDS if schedule else frozenset())
+            (frozenset({"hires_recipe"}) if hires else frozenset())
+            | (SCHEDULE_FIELDS if schedule else frozenset())
             | (FREEU_FIELDS if freeu and self.freeu == "On" else frozenset({"freeu"}) if freeu else frozenset())
             | (UNIPC_FIELDS if unipc else frozenset())
         )

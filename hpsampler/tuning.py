@@ -30,9 +30,10 @@ from .calibration import (
     with_best_end,
 )
 from .noise import NoiseModel
-from .profiles import ERRORS, Fitted, Profile, ProfileError, Refused, clean_name, shown, sigmas_of
+from .profiles import ERRORS, Fitted, Library, Profile, Refused, sigmas_of
 from .recipes import AUTO, recipe_for
 from .schedule import base_karras
+from .shelf import ShelfError, clean_name, shown
 from .solvers import sample_dpmpp_2m
 from .solvers._core import Model
 
@@ -83,21 +84,21 @@ class Order:
         """From named values, as the page, the API and the command line give them; texts of numbers are split.
 
         Raises:
-            ProfileError: naming the field, its value and what is allowed.
+            ShelfError: naming the field, its value and what is allowed.
         """
         known = {each.name for each in fields(cls)}
         for name in values:
             if name not in known:
-                raise ProfileError(f"unknown field {shown(name)}; the fields are {', '.join(sorted(known))}")
+                raise ShelfError(f"unknown field {shown(name)}; the fields are {', '.join(sorted(known))}")
         if "name" not in values:
-            raise ProfileError("name is missing")
-        checked: dict[str, Any] = {"name": clean_name(values["name"])}
+            raise ShelfError("name is missing")
+        checked: dict[str, Any] = {"name": clean_name(values["name"], Library.reserved)}
         for name, (low, high) in _WHOLE.items():
             if name in values:
                 checked[name] = _number(name, values[name], low, high, whole=True)
         for name in ("width", "height"):
             if checked.get(name, 512) % 8:
-                raise ProfileError(f"{name} must be a multiple of 8, got {checked[name]}")
+                raise ShelfError(f"{name} must be a multiple of 8, got {checked[name]}")
         if "steps" in values:
             checked["steps"] = tuple(
                 sorted({int(_number("steps", each, 2, 20, whole=True)) for each in _several("steps", values["steps"])})
@@ -109,7 +110,7 @@ class Order:
             checked["prompts"] = _prompts(values["prompts"])
         if "negative" in values:
             if not isinstance(values["negative"], str):
-                raise ProfileError(f"negative must be a text, got {shown(values['negative'])}")
+                raise ShelfError(f"negative must be a text, got {shown(values['negative'])}")
             checked["negative"] = values["negative"].strip()
         return cls(**checked)
 
@@ -150,20 +151,20 @@ def _several(name: str, value: Any) -> list[Any]:
     elif isinstance(value, (int, float)):
         value = [value]
     if not isinstance(value, Sequence) or isinstance(value, (bytes, bytearray)) or not 1 <= len(value) <= 32:
-        raise ProfileError(f"{name} must be 1 to 32 numbers, got {shown(value)}")
+        raise ShelfError(f"{name} must be 1 to 32 numbers, got {shown(value)}")
     return list(value)
 
 
 def _number(name: str, value: Any, low: float, high: float, whole: bool = False) -> Any:
     allowed = f"{name} must be a {'whole ' if whole else ''}number from {low} to {high}, got {shown(value)}"
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ProfileError(allowed)
+        raise ShelfError(allowed)
     try:
         number = float(value)
     except (ValueError, OverflowError):
-        raise ProfileError(allowed) from None
+        raise ShelfError(allowed) from None
     if not low <= number <= high or (whole and not number.is_integer()):
-        raise ProfileError(allowed)
+        raise ShelfError(allowed)
     return int(number) if whole else number
 
 
@@ -171,10 +172,10 @@ def _prompts(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         value = value.splitlines()
     if not isinstance(value, Sequence) or not all(isinstance(each, str) for each in value):
-        raise ProfileError(f"prompts must be texts, or one text with a prompt on each line, got {shown(value)}")
+        raise ShelfError(f"prompts must be texts, or one text with a prompt on each line, got {shown(value)}")
     found = tuple(" ".join(each.split()) for each in value if each.strip())
     if not 1 <= len(found) <= MAX_PROMPTS:
-        raise ProfileError(f"prompts must be 1 to {MAX_PROMPTS}, got {len(found)}")
+        raise ShelfError(f"prompts must be 1 to {MAX_PROMPTS}, got {len(found)}")
     return found
 
 
@@ -235,7 +236,7 @@ class Tuning:
         turn: runs a function when it may use the model, such as between two pictures of a queue.
 
     Raises:
-        ProfileError: a model of which no profile can be kept, such as one without a hash.
+        ShelfError: a model of which no profile can be kept, such as one without a hash.
     """
 
     def __init__(

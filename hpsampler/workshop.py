@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from .profiles import Library, Profile, ProfileError, write_atomically
+from .profiles import Library, Profile
+from .shelf import ShelfError, write_atomically
 from .tuning import Cancelled, Order, Progress, Source, Tuning
 
 __all__ = ["Status", "Unfinished", "Workshop"]
@@ -91,7 +92,7 @@ class Workshop:
             The order as it is carried out.
 
         Raises:
-            ProfileError: another one is under way.
+            ShelfError: another one is under way.
             OSError: the folder cannot be written.
         """
         with self._lock:
@@ -102,7 +103,7 @@ class Workshop:
         return order
 
     def resume(self, name: str) -> Order:
-        """Go on with an unfinished one. Raises ProfileError: none of that name, or another is under way."""
+        """Go on with an unfinished one. Raises ShelfError: none of that name, or another is under way."""
         with self._lock:
             self._check_free()
             order = self._unfinished(name).order
@@ -135,16 +136,16 @@ class Workshop:
         return found
 
     def discard(self, name: str) -> None:
-        """Forget an unfinished one; its profile, with what is finished, stays. Raises ProfileError."""
+        """Forget an unfinished one; its profile, with what is finished, stays. Raises ShelfError."""
         self._check_not_running(name)
         shutil.rmtree(self._unfinished(name).folder)
 
     def rename(self, name: str, new_name: str) -> Profile:
-        """Of a profile, and of what is unfinished of it. Raises ProfileError."""
+        """Of a profile, and of what is unfinished of it. Raises ShelfError."""
         self._check_not_running(name)
         others = {each.name: each for each in self.unfinished()}
         if new_name in others:
-            raise ProfileError(f"name must be a new one; an unfinished calibration is named {new_name!r}")
+            raise ShelfError(f"name must be a new one; an unfinished calibration is named {new_name!r}")
         profile = self.library.rename(name, new_name)
         if name in others:
             left = others[name]
@@ -152,7 +153,7 @@ class Workshop:
         return profile
 
     def delete(self, name: str) -> None:
-        """Of a profile, and of what is unfinished of it. Raises ProfileError."""
+        """Of a profile, and of what is unfinished of it. Raises ShelfError."""
         self._check_not_running(name)
         self.library.delete(name)
         for each in self.unfinished():
@@ -168,16 +169,16 @@ class Workshop:
             if each.name == name:
                 return each
         listed = ", ".join(each.name for each in self.unfinished()) or "none"
-        raise ProfileError(f"there is no unfinished calibration named {name!r}; there are: {listed}")
+        raise ShelfError(f"there is no unfinished calibration named {name!r}; there are: {listed}")
 
     def _check_free(self) -> None:
         if self.running:
             assert self._order is not None
-            raise ProfileError(f"the calibration {self._order.name!r} is under way; stop it first, or let it end")
+            raise ShelfError(f"the calibration {self._order.name!r} is under way; stop it first, or let it end")
 
     def _check_not_running(self, name: str) -> None:
         if self.running and self._order is not None and self._order.name == name:
-            raise ProfileError(f"the calibration {name!r} is under way; stop it first")
+            raise ShelfError(f"the calibration {name!r} is under way; stop it first")
 
     def _begin(self, order: Order) -> None:
         self._order, self._tuning, self._stopping = order, None, False
@@ -201,7 +202,7 @@ class Workshop:
             self._end(FINISHED, f"{order.name} is ready: {made} calibrated, {refused} refused.")
         except Cancelled:
             self._end(STOPPED, f"{order.name} was stopped; what is finished is in use, the rest can be resumed.")
-        except ProfileError as error:
+        except ShelfError as error:
             self._end(FAILED, f"{order.name}: {error}.")
         except Exception as error:
             traceback.print_exc()
@@ -217,24 +218,24 @@ class Workshop:
         """What is finished of an order.
 
         Raises:
-            ProfileError: it is of another model.
+            ShelfError: it is of another model.
         """
         if order.name not in self.library.names():
             return None
         profile = self.library.get(order.name)
         if not set(profile.hashes) & set(source.hashes):
-            raise ProfileError(
+            raise ShelfError(
                 f"it was begun with the model {profile.model}, and {source.model_name} is loaded now; load the first "
                 "again, then resume"
             )
         return profile
 
     def _folder_of(self, order: Order, source: Source) -> Path:
-        """The folder of an order, made where it is new. Raises ProfileError: it was begun with another model."""
+        """The folder of an order, made where it is new. Raises ShelfError: it was begun with another model."""
         for each in self.unfinished():
             if each.name == order.name:
                 if each.model != source.model_name:
-                    raise ProfileError(
+                    raise ShelfError(
                         f"it was begun with the model {each.model}, and {source.model_name} is loaded now; load the "
                         "first again, then resume"
                     )

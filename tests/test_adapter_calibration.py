@@ -149,7 +149,7 @@ def test_a_picture_can_be_made_again_after_a_renaming_and_by_an_old_text(webui, 
     with gr.Blocks():
         script.ui(False)
     fields = {field.label or index: field for index, field in enumerate(script.infotext_fields)}
-    read = list(fields.values())[-1].function
+    (read,) = (field.function for field in fields.values() if "calibration" in str(field.component.elem_id))
     assert read({"HP Calibration": f"mine {FIVE.hash}", "HP version": "0.3.0"}) == f"mine {FIVE.hash}"
     assert read({"HP version": "0.2.0"}) == "Off", "drawn without one"
     library.delete("renamed")
@@ -288,7 +288,7 @@ class TestRoutes:
             ("post", "calibrate", {"name": "a", "steps": [1]}, "steps must be"),
             ("post", "calibrate/resume", {}, "name must be a text"),
             ("post", "calibrate/discard", {"name": "none"}, "no unfinished calibration named 'none'"),
-            ("patch", "calibrations/mine", {"name": "Off"}, "name must not be"),
+            ("patch", "calibrations/mine", {"name": "Off"}, "name must be one"),
         ],
     )
     def test_what_is_wrong_is_answered_in_words(self, client, method, path, body, words):

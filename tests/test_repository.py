@@ -26,10 +26,14 @@ ORDER = (
     "recipes",
     "solvers",
     "calibration",
+    "shelf",
     "profiles",
     "tuning",
     "workshop",
     "settings",
+    "presets",
+    "effects",
+    "panel",
 )
 """The way imports may run: a module knows those before it."""
 

@@ -28,9 +28,10 @@ from hpsampler.calibration import (
     swallowed,
     with_best_end,
 )
-from hpsampler.profiles import Library, Profile, ProfileError, sigmas_of
+from hpsampler.profiles import Library, Profile, sigmas_of
 from hpsampler.recipes import AUTO, recipe_for
 from hpsampler.schedule import base_karras
+from hpsampler.shelf import ShelfError
 from hpsampler.solvers import sample_dpmpp_2m
 from hpsampler.tuning import DEFAULT_PROMPTS, Cancelled, Order, Progress, Tuning, starts
 
@@ -152,17 +153,17 @@ NO_NUMBER = [None, True, False, "x", "", "nan", "inf", "1e400", math.nan, math.i
 ])  # fmt: skip
 def test_bad_values_are_refused_with_field_value_and_what_is_allowed(field, values):
     for value in values:
-        with pytest.raises(ProfileError) as error:
+        with pytest.raises(ShelfError) as error:
             Order.of({"name": "x", field: value})
         told = str(error.value)
-        assert type(error.value) is ProfileError and len(told) < 300, told
+        assert type(error.value) is ShelfError and len(told) < 300, told
         assert re.match(f"{field} must (not )?be ", told) and "got " in told, (value, told)
 
 
 def test_unknown_and_missing_fields_are_named():
-    with pytest.raises(ProfileError, match=r"^name is missing$"):
+    with pytest.raises(ShelfError, match=r"^name is missing$"):
         Order.of({})
-    with pytest.raises(ProfileError, match="unknown field 'step'; the fields are batch, cfg_scales, height, name"):
+    with pytest.raises(ShelfError, match="unknown field 'step'; the fields are batch, cfg_scales, height, name"):
         Order.of({"name": "x", "step": 5})
 
 
@@ -178,7 +179,7 @@ json_values = st.recursive(
 def test_any_value_is_understood_or_refused(field, value):
     try:
         made = Order.of({"name": "x", field: value})
-    except ProfileError as error:
+    except ShelfError as error:
         assert field in str(error)
         return
     assert Order.of(asdict(made)) == made and made.most_calls() > 0 and made.cells
@@ -358,7 +359,7 @@ def test_a_source_of_which_no_profile_can_be_kept_is_refused_before_any_call():
                         ({"family": "sd3"}, "family must be one"), ({"model_name": " "}, "model must")):  # fmt: skip
         source = Exact()
         vars(source).update(wrong)
-        with pytest.raises(ProfileError, match=told):
+        with pytest.raises(ShelfError, match=told):
             Tuning(order(), source)
         assert source.calls == 0
     source = Exact()

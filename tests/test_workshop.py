@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from hpsampler.profiles import Library, ProfileError
+from hpsampler.profiles import Library
+from hpsampler.shelf import ShelfError
 from hpsampler.tuning import Cancelled
 from hpsampler.workshop import Workshop
 
@@ -63,10 +64,10 @@ def test_stopped_and_resumed_by_another_process_it_is_the_same(tmp_path):
     shop = workshop(tmp_path, Exact(before=gate))
     shop.start(order(**QUICK))
     assert gate.reached.wait(60)
-    with pytest.raises(ProfileError, match="'exact' is under way; stop it first, or let it end"):
+    with pytest.raises(ShelfError, match="'exact' is under way; stop it first, or let it end"):
         shop.start(order(name="other"))
     for act in (lambda: shop.rename("exact", "new"), lambda: shop.delete("exact"), lambda: shop.discard("exact")):
-        with pytest.raises(ProfileError, match="'exact' is under way; stop it first"):
+        with pytest.raises(ShelfError, match="'exact' is under way; stop it first"):
             act()
     shop.stop()
     gate.opened.set()
@@ -131,7 +132,7 @@ def test_another_model_cannot_go_on_with_it(tmp_path):
 @pytest.mark.parametrize(
     ("error", "state", "words"),
     [
-        (ProfileError("the checkpoint was changed"), "failed", "the checkpoint was changed"),
+        (ShelfError("the checkpoint was changed"), "failed", "the checkpoint was changed"),
         (RuntimeError("out of memory"), "failed", r"out of memory \(RuntimeError\). It can be resumed"),
         (Cancelled(), "stopped", "was stopped"),
     ],
@@ -153,7 +154,7 @@ def test_whatever_ends_it_is_said_and_can_be_resumed(tmp_path, error, state, wor
 
 def test_an_order_that_cannot_begin_leaves_nothing(tmp_path):
     def refuse(order):
-        raise ProfileError("prompts must not call extra networks")
+        raise ShelfError("prompts must not call extra networks")
 
     shop = Workshop(Library(tmp_path / "calibrations"), refuse)
     shop.start(order(**QUICK))
@@ -172,7 +173,7 @@ def test_rename_delete_and_discard_reach_what_is_unfinished(tmp_path):
     half.stop()
     gate.opened.set()
     ended(half, "stopped")
-    with pytest.raises(ProfileError, match="an unfinished calibration is named 'half'"):
+    with pytest.raises(ShelfError, match="an unfinished calibration is named 'half'"):
         shop.rename("exact", "half")
     shop.library.save(replace(shop.library.get("exact"), name="half"))
     assert shop.rename("half", "whole").name == "whole"
@@ -180,7 +181,7 @@ def test_rename_delete_and_discard_reach_what_is_unfinished(tmp_path):
     shop.delete("whole")
     assert shop.unfinished() == [] and shop.library.names() == ["exact"]
     for act in (lambda: shop.discard("whole"), lambda: shop.resume("whole")):
-        with pytest.raises(ProfileError, match="no unfinished calibration named 'whole'; there are: none"):
+        with pytest.raises(ShelfError, match="no unfinished calibration named 'whole'; there are: none"):
             act()
 
 

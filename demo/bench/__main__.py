@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from hpsampler.profiles import write_atomically
+from hpsampler.shelf import write_atomically
 
 from ..calibrated import made_for
 from ..tiny.model import TinyModel

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from hpsampler.profiles import Profile, write_atomically
+from hpsampler.profiles import Profile
+from hpsampler.shelf import write_atomically
 from hpsampler.tuning import Order, Tuning
 
 from ..calibrated import TinySource, order_of, profile_of, weights_hash

@@ -1,21 +1,26 @@
 """The accordion's controls, in gradio alone: the WebUI shows them, and so does any other page that has a container.
 
-Written for gradio 3.41 (A1111) and 4.40 (Forge) alike.
+Written for gradio 3.41 (A1111) and 4.40 (Forge) alike. ``javascript/hpsampler_panel.js`` draws the schedule into it
+and says beside a control where it has no effect; it reads the page's own controls by the selectors given here.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from html import escape
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Optional
 
 import gradio as gr
 
+from ..presets import PresetShelf
 from ..settings import FIELDS, Field
+from . import preset_row
 
-__all__ = ["TITLE", "Accordion", "Container", "build"]
+__all__ = ["TITLE", "Accordion", "Container", "Surroundings", "build"]
 
 TITLE = "HP Sampler"
 
@@ -24,9 +29,6 @@ Container = Callable[..., AbstractContextManager[Any]]
 ``InputAccordion``."""
 
 _ALWAYS_SHOWN = ("recipe", "ending")
-
-Names = Callable[[], Sequence[str]]
-"""The calibrations that there are."""
 
 _GROUPS = (
     ("Schedule", "schedule", ("base_steps", "rho", "truncation_index", "time_rho", "end_sigma")),
@@ -40,6 +42,26 @@ _GROUPS = (
 """Title, end of the ``elem_id`` and fields of each part that opens by itself."""
 
 _FIELDS = MappingProxyType({field.name: field for field in FIELDS})
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the accordion must know of the page it stands on.
+
+    Attributes:
+        page: CSS selectors of the page's own ``sampler``, ``schedule``, ``steps``, ``cfg``, ``width``, ``height`` and
+            ``denoising``; those that it has.
+        panel: the plot's data, see :func:`~hpsampler.panel.panel_data`.
+        presets: where presets are kept.
+        calibrations: names of those there are.
+        begin_with: values to begin with, by name of field; None is every field's default, and the switch off.
+    """
+
+    page: Mapping[str, str]
+    panel: Callable[[], Mapping[str, Any]]
+    presets: PresetShelf
+    calibrations: Callable[[], Sequence[str]] = tuple
+    begin_with: Optional[Mapping[str, Any]] = field(default=None)
 
 
 @dataclass(frozen=True)
@@ -60,46 +82,62 @@ class Accordion:
         return [self.enabled, *self.controls.values()]
 
 
-def build(prefix: str, container: Container, calibrations: Names = tuple) -> Accordion:
+def build(prefix: str, container: Container, around: Surroundings) -> Accordion:
     """Build the accordion where the page now stands; every ``elem_id`` starts with ``prefix``."""
     made: dict[str, Any] = {}
-    with container(False, label=TITLE, elem_id=prefix) as enabled:
-        made.update(_in_pairs(_ALWAYS_SHOWN, prefix))
-        made["calibration"] = _calibration(_FIELDS["calibration"], prefix, calibrations)
+    begin = around.begin_with or {}
+    with container(around.begin_with is not None, label=TITLE, elem_id=prefix) as enabled:
+        gr.HTML(
+            f'<div class="hpsampler-panel" data-prefix="{escape(prefix)}" '
+            f'data-page="{escape(json.dumps(dict(around.page)))}"></div>',
+            elem_id=f"{prefix}_panel",
+        )
+        data = gr.Textbox(lambda: json.dumps(around.panel()), visible=False, elem_id=f"{prefix}_data")
+        again = gr.Button("Look again", visible=False, elem_id=f"{prefix}_look")
+        row = preset_row.build(prefix, around.presets)
+        made.update(_in_pairs(_ALWAYS_SHOWN, prefix, begin))
+        with gr.Row():
+            made["calibration"] = _calibration(_FIELDS["calibration"], prefix, begin, around.calibrations)
+            made["hires_recipe"] = _component(_FIELDS["hires_recipe"], prefix, begin)
         for title, suffix, names in _GROUPS:
             with gr.Accordion(title, open=False, elem_id=f"{prefix}_{suffix}"):
-                made.update(_in_pairs(names, prefix))
-    return Accordion(enabled, MappingProxyType({field.name: made[field.name] for field in FIELDS}))
+                made.update(_in_pairs(names, prefix, begin))
+    accordion = Accordion(enabled, MappingProxyType({each.name: made[each.name] for each in FIELDS}))
+    row.connect(accordion.enabled, accordion.controls, data, lambda: json.dumps(around.panel()))
+
+    def look() -> tuple[Any, ...]:
+        menu = gr.update(choices=_menu(_FIELDS["calibration"], around.calibrations))
+        return json.dumps(around.panel()), menu, gr.update(choices=around.presets.all_names())
+
+    again.click(look, outputs=[data, made["calibration"], row.chosen], show_progress="hidden", queue=False)
+    return accordion
 
 
-def _in_pairs(names: Sequence[str], prefix: str) -> dict[str, Any]:
+def _in_pairs(names: Sequence[str], prefix: str, begin: Mapping[str, Any]) -> dict[str, Any]:
     """Two controls a row; the last of an odd number has the whole width."""
     made = {}
     for start in range(0, len(names), 2):
         pair = names[start : start + 2]
         with gr.Row() if len(pair) == 2 else nullcontext():
-            made.update({name: _component(_FIELDS[name], prefix) for name in pair})
+            made.update({name: _component(_FIELDS[name], prefix, begin) for name in pair})
     return made
 
 
-def _calibration(field: Field, prefix: str, names: Names) -> Any:
-    """A menu that also takes what a picture says; what was calibrated since the page was built comes by the button."""
-
-    def choices() -> list[str]:
-        return [*field.words, *names()]
-
-    with gr.Row():
-        menu = gr.Dropdown(
-            choices=choices(), allow_custom_value=True, label=field.label, value=field.default, info=field.help,
-            elem_id=f"{prefix}_{field.name}", scale=8,
-        )  # fmt: skip
-        again = gr.Button("Look again", elem_id=f"{prefix}_{field.name}_again", size="sm", scale=1, min_width=90)
-    again.click(lambda: gr.update(choices=choices()), outputs=[menu], show_progress=False)
-    return menu
+def _menu(field: Field, names: Callable[[], Sequence[str]]) -> list[str]:
+    return [*field.words, *names()]
 
 
-def _component(field: Field, prefix: str) -> Any:
-    common = {"label": field.label, "value": field.default, "elem_id": f"{prefix}_{field.name}", "info": field.help}
+def _calibration(field: Field, prefix: str, begin: Mapping[str, Any], names: Callable[[], Sequence[str]]) -> Any:
+    """A menu that also takes what a picture says."""
+    return gr.Dropdown(
+        choices=_menu(field, names), allow_custom_value=True, label=field.label, info=field.help,
+        value=begin.get(field.name, field.default), elem_id=f"{prefix}_{field.name}",
+    )  # fmt: skip
+
+
+def _component(field: Field, prefix: str, begin: Mapping[str, Any]) -> Any:
+    value = begin.get(field.name, field.default)
+    common = {"label": field.label, "value": value, "elem_id": f"{prefix}_{field.name}", "info": field.help}
     if field.choices:
         return gr.Dropdown(choices=list(field.choices), **common)
     low = field.low if field.neutral is None else min(field.low, field.neutral)

@@ -12,7 +12,7 @@ from typing import Any, Optional
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
-from ..profiles import ProfileError
+from ..shelf import ShelfError
 from ..tuning import Order
 from ..workshop import Workshop
 
@@ -93,7 +93,7 @@ def add_routes(app: FastAPI, workshop: Workshop, auth: Optional[str]) -> None:
 def _name_in(body: dict[str, Any]) -> str:
     name = body.get("name")
     if not isinstance(name, str):
-        raise ProfileError(f"name must be a text, got {name!r}")
+        raise ShelfError(f"name must be a text, got {name!r}")
     return name
 
 
@@ -104,7 +104,7 @@ def _cell(fitted: Any) -> dict[str, Any]:
 def _tried(act: Callable[[], Any]) -> Any:
     try:
         return act()
-    except (ProfileError, OSError) as error:
+    except (ShelfError, OSError) as error:
         raise HTTPException(status_code=422, detail=f"HP Sampler: {error}") from None
 
 

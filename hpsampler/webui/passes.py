@@ -15,9 +15,10 @@ from typing import Any, Optional
 import torch
 
 from ..freeu import FreeUPlan
-from ..profiles import ProfileError, Target
+from ..profiles import Target
 from ..recipes import AUTO, Recipe, shifted
 from ..settings import OFF, Settings, SettingsError
+from ..shelf import ShelfError
 from . import model
 from .store import library
 
@@ -61,7 +62,7 @@ class Pass:
         if settings.names_calibration:
             try:
                 library().named(settings.calibration)
-            except ProfileError as error:
+            except ShelfError as error:
                 raise SettingsError(
                     f"HP Sampler: Calibration (calibration) must be {AUTO}, {OFF} or one that is here; {error}"
                 ) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Optional
@@ -29,16 +29,24 @@ SAMPLERS = MappingProxyType(
 would silently run another sampler."""
 
 
-def register() -> None:
-    """Add what is ours, replacing what an earlier load of this extension left."""
+def register(hidden: Collection[str] = ()) -> None:
+    """Add what is ours, replacing what an earlier load of this extension left.
+
+    Args:
+        hidden: samplers to leave out, and labels of schedule types to keep out of the menus.
+    """
     unregister()
     for name, solver in SAMPLERS.items():
+        if name in hidden:
+            continue
         data = sd_samplers_common.SamplerData(name, _constructor(solver), [], {"scheduler": SCHEDULE_NAME})
         sd_samplers.all_samplers.append(data)
         sd_samplers.all_samplers_map[name] = data
     for name, label in SCHEDULES.items():
         scheduler = sd_schedulers.Scheduler(name, label, _schedule(name), need_inner_model=True)
-        sd_schedulers.schedulers.append(scheduler)
+        if label not in hidden:
+            sd_schedulers.schedulers.append(scheduler)
+        # our samplers, and pictures, still find it by name
         sd_schedulers.schedulers_map[name] = sd_schedulers.schedulers_map[label] = scheduler
     _refresh()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Optional
@@ -14,16 +14,19 @@ from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
 
 from .. import __version__
+from ..effects import Use
 from ..freeu import FreeU, decoder_stages
 from ..recipes import PRESETS
 from ..settings import FIELDS, OFF, SCHEDULE_FIELDS, Field, Settings, SettingsError
+from ..shelf import ShelfError
 from ..workshop import Workshop
-from . import model, registration, tab
-from .accordion import TITLE, build
+from . import model, options, registration, tab, xyz
+from .accordion import TITLE, Surroundings, build
 from .api import add_routes
+from .page import PAGE, panel
 from .passes import Pass, Request
 from .source import Checkpoint, Turns
-from .store import library
+from .store import library, presets
 
 __all__ = ["HPSamplerScript", "install"]
 
@@ -33,6 +36,9 @@ ATTRIBUTE = "hpsampler_settings"
 _BY_NAME = MappingProxyType({field.name: field for field in FIELDS})
 RECIPE_KEY, CALIBRATION_KEY = _BY_NAME["recipe"].infotext, _BY_NAME["calibration"].infotext
 NOTE_KEY, VERSION_KEY = "HP note", "HP version"
+
+PRESET_NAME = "preset"
+"""In the API's dict, and of an axis: a preset whose values are taken where the dict names no others."""
 
 STOP_SECONDS = 30
 
@@ -47,7 +53,9 @@ class HPSamplerScript(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img: bool) -> list[Any]:
-        accordion = build(f"{'img2img' if is_img2img else 'txt2img'}_hpsampler", InputAccordion, library().names)
+        tab_name = "img2img" if is_img2img else "txt2img"
+        around = Surroundings(PAGE[tab_name], panel, presets(), library().names, _begin_with())
+        accordion = build(f"{tab_name}_hpsampler", InputAccordion, around)
         self.infotext_fields = [
             PasteField(accordion.enabled, _needs_accordion),
             *(PasteField(accordion.controls[field.name], _reader(field)) for field in FIELDS),
@@ -57,25 +65,29 @@ class HPSamplerScript(scripts.Script):
 
     def process(self, p: Any, *args: Any) -> None:
         try:
-            settings = Settings.of(args)
+            settings = _settings_of(p, args)
         except SettingsError as error:
             # an exception here would be printed and the image drawn all the same; the pass stops it instead
             setattr(p, ATTRIBUTE, error)
             return
         setattr(p, ATTRIBUTE, settings)
-        uses = [_Use(sampler, schedule) for sampler, schedule in _passes_of(p)]
-        schedule = any(use.schedule for use in uses)
-        if not (settings.freeu == "On" or schedule or any(use.sampler for use in uses)):
+        uses = [_use(p, sampler, schedule) for sampler, schedule in _passes_of(p)]
+        schedule = any(use.coupled for use in uses)
+        if not (settings.freeu == "On" or schedule or any(use.own for use in uses)):
             return
         if settings.enabled:
-            preset = PRESETS.get(settings.recipe)
+            recipes = [PRESETS.get(each.recipe) for each in (settings, settings.of_second_pass())]
             unipc = any(
-                use.solver == "unipc" or (use.own_choice and preset is not None and preset.solver == "unipc")
-                for use in uses
+                use.own
+                and (use.solver == "unipc" or (recipe is not None and not use.solver and recipe.solver == "unipc"))
+                for use, recipe in zip(uses, recipes)
             )
-            p.extra_generation_params.update(settings.infotext(schedule, settings.freeu == "On" or schedule, unipc))
-            if preset is not None and schedule and preset.steps != p.steps:
-                _tell(p, f"the recipe {preset.name} is made for {preset.steps} steps; it ran with {p.steps}")
+            hires = len(uses) > 1 and (uses[1].own or uses[1].coupled)
+            freeu = settings.freeu == "On" or schedule
+            p.extra_generation_params.update(settings.infotext(schedule, freeu, unipc, hires))
+            for use, recipe, steps in zip(uses, recipes, _steps_of(p)):
+                if recipe is not None and use.coupled and recipe.steps != steps:
+                    _tell(p, f"the recipe {recipe.name} is made for {recipe.steps} steps; it ran with {steps}")
         p.extra_generation_params[VERSION_KEY] = __version__
 
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
@@ -90,45 +102,83 @@ class HPSamplerScript(scripts.Script):
     def _begin(self, p: Any, settings: Settings) -> None:
         """Check what this pass will use, before its first UNet call, and hand the settings on to it."""
         name, scheduler = (p.hr_sampler_name, p.hr_scheduler) if p.is_hr_pass else (None, None)
-        use = _Use(name or p.sampler_name, scheduler or p.scheduler)
+        use = _use(p, name or p.sampler_name, scheduler or p.scheduler)
+        if p.is_hr_pass:
+            settings = settings.of_second_pass()
         request = Request(
             cfg_scale=p.cfg_scale,
-            from_noise=not p.is_hr_pass and not hasattr(p, "init_latent"),
+            from_noise=use.from_noise and not p.is_hr_pass,
             width=p.hr_upscale_to_x if p.is_hr_pass else p.width,
             height=p.hr_upscale_to_y if p.is_hr_pass else p.height,
             solver=use.solver,
-            own=use.sampler,
+            own=use.own,
             tell=partial(_tell, p),
             record=partial(_record, p),
         )
         this = Pass(settings, request)
-        if use.sampler or use.schedule or settings.freeu == "On":
+        if use.own or use.coupled or settings.freeu == "On":
             this.resolve(p.steps)
             try:
                 decoder_stages(model.unet())
             except ValueError as error:
                 raise SettingsError(f"HP Sampler: {error}") from None
-        if use.schedule and not _takes_a_schedule(p.sampler):
-            schedule = scheduler or p.scheduler
-            _tell(p, f"the sampler {name or p.sampler_name} makes its own schedule and ignored the type {schedule}")
+        if use.coupled and not _takes_a_schedule(p.sampler):
+            _tell(p, f"the sampler {use.sampler} makes its own schedule and ignored the type {use.schedule}")
         idle = settings.changed(SCHEDULE_FIELDS | {"analytical_first_step"})
-        if idle and use.sampler and not use.schedule:
+        if idle and use.own and not use.coupled:
             labels = ", ".join(field.label for field in idle)
-            _tell(p, f"{labels} had no effect, as the schedule type was {scheduler or p.scheduler} and not HP")
+            _tell(p, f"{labels} had no effect, as the schedule type was {use.schedule} and not HP")
         if hasattr(p.sampler, "model_wrap"):
             this.attach(p.sampler.model_wrap)
 
 
-class _Use:
-    """What one pass uses of ours."""
+def _settings_of(p: Any, args: Sequence[Any]) -> Settings:
+    """The request's settings: the page's or the API's, with what an X/Y/Z plot sets in their place.
 
-    def __init__(self, sampler: str, scheduler: Optional[str]) -> None:
-        self.sampler = sampler in registration.SAMPLERS
-        self.solver = registration.SAMPLERS.get(sampler)
-        self.own_choice = self.sampler and self.solver is None
-        found = sd_schedulers.schedulers_map.get(scheduler)
-        automatic = found is None or found.name == "automatic"
-        self.schedule = self.sampler if automatic else found.name in registration.SCHEDULES
+    Raises:
+        SettingsError: as :meth:`Settings.of`, and for a preset that is not here.
+    """
+    values: dict[str, Any] = {}
+    axes = xyz.axes_of(p)
+    # whoever plots an axis of ours wants to see it
+    for given in (Settings.named(args), {"enabled": True, **axes} if axes else {}):
+        name = given.pop(PRESET_NAME, None)
+        if name is not None:
+            try:
+                values.update(presets().find(name).values())
+            except ShelfError as error:
+                raise SettingsError(f"HP Sampler: Preset ({PRESET_NAME}): {error}") from None
+        values.update(given)
+    settings = Settings.of_names(values)
+    if not settings.enabled or not options.follows_model():
+        return settings
+    followed = settings.following(model.family())
+    for before, after in ((settings.recipe, followed.recipe), (settings.hires_recipe, followed.hires_recipe)):
+        if before != after:
+            _tell(p, f"the preset {before} stood for {after}, as presets follow the model")
+    return followed
+
+
+def _begin_with() -> Optional[dict[str, Any]]:
+    """The accordion's first values, where the settings page names a preset for them."""
+    name = options.default_preset()
+    if not name:
+        return None
+    try:
+        return presets().find(name).values()
+    except ShelfError as error:
+        print(f"HP Sampler: the settings name a preset to begin with that is not here; {error}")
+        return None
+
+
+def _use(p: Any, sampler: str, scheduler: Optional[str]) -> Use:
+    """What a pass with that sampler and schedule type uses of ours."""
+    own = sampler in registration.SAMPLERS
+    found = sd_schedulers.schedulers_map.get(scheduler)
+    automatic = found is None or found.name == "automatic"
+    coupled = own if automatic else found.name in registration.SCHEDULES
+    label = scheduler or "Automatic"
+    return Use(sampler, label, own, registration.SAMPLERS.get(sampler), coupled, not hasattr(p, "init_latent"))
 
 
 def _passes_of(p: Any) -> list[tuple[str, Optional[str]]]:
@@ -137,6 +187,11 @@ def _passes_of(p: Any) -> list[tuple[str, Optional[str]]]:
     if not getattr(p, "enable_hr", False):
         return [first]
     return [first, (p.hr_sampler_name or p.sampler_name, p.hr_scheduler or p.scheduler)]
+
+
+def _steps_of(p: Any) -> list[int]:
+    """Steps of every pass of a request."""
+    return [p.steps, getattr(p, "hr_second_pass_steps", 0) or p.steps]
 
 
 def _takes_a_schedule(sampler: Any) -> bool:
@@ -219,7 +274,9 @@ def on_cfg_denoised(params: Any) -> None:
 
 def install() -> None:
     """Register all of it; called by the script file on every load of the host's scripts."""
-    registration.register()
+    registration.register(options.hidden())
+    script_callbacks.on_before_ui(xyz.register)
+    script_callbacks.on_ui_settings(options.register)
     script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
     script_callbacks.on_cfg_denoised(on_cfg_denoised)
 

@@ -19,8 +19,8 @@ from modules import (
     shared,
 )
 
-from ..profiles import ProfileError
 from ..settings import SettingsError
+from ..shelf import ShelfError
 from ..tuning import Cancelled, Order
 from . import model
 
@@ -66,7 +66,7 @@ class Checkpoint:
     """The checkpoint that is loaded now, a :class:`~hpsampler.tuning.Source`; calls must be made in a turn.
 
     Raises:
-        ProfileError: a model that the method does not cover, or prompts that it cannot be calibrated with.
+        ShelfError: a model that the method does not cover, or prompts that it cannot be calibrated with.
     """
 
     def __init__(self, order: Order) -> None:
@@ -78,14 +78,14 @@ class Checkpoint:
             for prompt in (*order.prompts, order.negative):
                 _, networks = extra_networks.parse_prompt(prompt)
                 if networks:
-                    raise ProfileError(
+                    raise ShelfError(
                         "prompts must not call extra networks, as a calibration is of the checkpoint alone; "
                         f"got {prompt!r}"
                     )
             with _ready():
                 self.noise = model.noise_model(_Batch(order.prompts[:1], order, 1.0).sampler.model_wrap)
         except SettingsError as error:
-            raise ProfileError(str(error)) from None
+            raise ShelfError(str(error)) from None
 
     def denoiser(self, prompts: Sequence[str], negative: str, cfg_scale: float) -> _Denoiser:
         return _Denoiser(self, prompts, cfg_scale)
@@ -106,9 +106,9 @@ class Checkpoint:
         return (torch.cat(rows) / 2 + 0.5).clamp(0, 1)
 
     def check(self) -> None:
-        """Raises ProfileError: another checkpoint was loaded since."""
+        """Raises ShelfError: another checkpoint was loaded since."""
         if not set(self.hashes) & set(model.hashes()):
-            raise ProfileError(
+            raise ShelfError(
                 f"the checkpoint was changed from {self.model_name} to {model.title()} meanwhile; load the first "
                 "again, then resume"
             )

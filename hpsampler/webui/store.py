@@ -6,11 +6,19 @@ from pathlib import Path
 
 from modules import paths
 
+from ..presets import PresetShelf
 from ..profiles import Library
 
-__all__ = ["library"]
+__all__ = ["library", "presets"]
+
+FOLDER = Path(paths.models_path) / "hpsampler"
 
 
 def library() -> Library:
     """The calibrations."""
-    return Library(Path(paths.models_path) / "hpsampler" / "calibrations")
+    return Library(FOLDER / "calibrations")
+
+
+def presets() -> PresetShelf:
+    """The presets that people saved."""
+    return PresetShelf(FOLDER / "presets")

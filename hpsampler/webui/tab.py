@@ -6,17 +6,16 @@ that looks at the status, so that the page follows a calibration which runs in t
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from html import escape
-from pathlib import Path
 from typing import Any, Optional
 
 import gradio as gr
 
-from ..profiles import ProfileError
+from ..shelf import ShelfError
 from ..tuning import DEFAULT_PROMPTS, Order
 from ..workshop import Workshop
+from .files import offered, text_of
 from .report import profile_html, status_html
 
 __all__ = ["TAB_ID", "TAB_TITLE", "build"]
@@ -112,7 +111,7 @@ def _form() -> dict[str, Any]:
         max_lines=12, info="One on each line, of the kind you draw. Every second one judges the fit.",
     )  # fmt: skip
     upload = gr.UploadButton("Prompts from a text file", file_types=[".txt"], elem_id=_id("prompts_file"), size="sm")
-    upload.upload(_text_of, inputs=[upload], outputs=[made["prompts"]])
+    upload.upload(text_of, inputs=[upload], outputs=[made["prompts"]])
     add(gr.Textbox, "negative", "Negative prompt", "")
     with gr.Accordion("Budget", open=False, elem_id=_id("budget")):
         add(
@@ -146,7 +145,7 @@ class _Acts:
     def most(self, *values: Any) -> str:
         try:
             order = Order.of(dict(zip(_ORDER, values)))
-        except ProfileError as error:
+        except ShelfError as error:
             return f"<p role='alert'>{escape(str(error))}</p>"
         return (
             f"<p>{len(order.cells)} to calibrate, at most {order.most_calls():,} UNet calls, each for one picture "
@@ -171,13 +170,13 @@ class _Acts:
     def delete(self, name: Optional[str], sure: bool) -> tuple[Any, ...]:
         def act() -> None:
             if not sure:
-                raise ProfileError("tick Really delete first")
+                raise ShelfError("tick Really delete first")
             self.workshop.delete(_named(name))
 
         return (*self._tried(act), False)
 
     def take(self, file: Any) -> tuple[Any, ...]:
-        return self._tried(lambda: self.workshop.library.take(_text_of(file)).name)
+        return self._tried(lambda: self.workshop.library.take(text_of(file)).name)
 
     def look(self, chosen: Optional[str]) -> tuple[Any, ...]:
         return self._shown(chosen)
@@ -192,19 +191,17 @@ class _Acts:
     def export(self, name: Optional[str]) -> Any:
         try:
             profile = self.workshop.library.get(_named(name))
-        except ProfileError as error:
+        except ShelfError as error:
             gr.Warning(f"HP Sampler: {error}")
             return gr.update(visible=False)
-        path = Path(tempfile.mkdtemp()) / f"{profile.name}.json"
-        path.write_text(profile.to_json(), encoding="utf-8")
-        return gr.update(value=str(path), visible=True)
+        return gr.update(value=offered(profile.name, profile.to_json()), visible=True)
 
     def _tried(self, act: Callable[[], Any]) -> tuple[Any, ...]:
         chosen = None
         try:
             done = act()
             chosen = done if isinstance(done, str) else None
-        except (ProfileError, OSError) as error:
+        except (ShelfError, OSError) as error:
             gr.Warning(f"HP Sampler: {error}")
         return self._shown(chosen, refresh=True)
 
@@ -228,17 +225,5 @@ class _Acts:
 
 def _named(name: Optional[str], what: str = "Calibrations") -> str:
     if not name:
-        raise ProfileError(f"choose one under {what} first")
+        raise ShelfError(f"choose one under {what} first")
     return name
-
-
-def _text_of(file: Any) -> str:
-    """Of an uploaded file: gradio 3 gives an object with a name, gradio 4 the path.
-
-    Raises:
-        ProfileError: not a text.
-    """
-    try:
-        return Path(getattr(file, "name", file)).read_text(encoding="utf-8-sig")
-    except UnicodeError:
-        raise ProfileError("the file must be a text in UTF-8") from None

@@ -29,7 +29,8 @@ def looks_like_a_picture(image):
 
 def test_names_in_the_api(server):
     assert [x["name"] for x in server.get("/sdapi/v1/samplers")][-4:] == SAMPLERS
-    assert {"name": "hp", "label": "HP"}.items() <= server.get("/sdapi/v1/schedulers")[-1].items()
+    types = [(x["name"], x["label"]) for x in server.get("/sdapi/v1/schedulers")]
+    assert types[-2:] == [("hp", "HP"), ("hp_calibrated", "HP calibrated")]
     assert {"hp sampler"} <= set(server.get("/sdapi/v1/scripts")["txt2img"]) & set(
         server.get("/sdapi/v1/scripts")["img2img"]
     )

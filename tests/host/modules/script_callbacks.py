@@ -9,6 +9,8 @@ callbacks_cfg_denoised = []
 callbacks_script_unloaded = []
 callbacks_ui_tabs = []
 callbacks_app_started = []
+callbacks_before_ui = []
+callbacks_ui_settings = []
 reported = []
 
 
@@ -48,7 +50,7 @@ def script_unloaded_callback():
 def clear_callbacks():
     for each in (
         callbacks_cfg_denoiser, callbacks_cfg_denoised, callbacks_script_unloaded, callbacks_ui_tabs,
-        callbacks_app_started,
+        callbacks_app_started, callbacks_before_ui, callbacks_ui_settings,
     ):  # fmt: skip
         each.clear()
 
@@ -71,3 +73,19 @@ def on_ui_tabs(callback, *, name=None):
 
 def on_app_started(callback, *, name=None):
     callbacks_app_started.append(callback)
+
+
+def before_ui_callback():
+    _call(callbacks_before_ui)
+
+
+def ui_settings_callback():
+    _call(callbacks_ui_settings)
+
+
+def on_before_ui(callback, *, name=None):
+    callbacks_before_ui.append(callback)
+
+
+def on_ui_settings(callback, *, name=None):
+    callbacks_ui_settings.append(callback)

@@ -2,6 +2,9 @@
 
 AlwaysVisible = object()
 
+scripts_data = []
+"""Every script file that was loaded, with its ``path`` and ``module``."""
+
 
 class Script:
     infotext_fields = None

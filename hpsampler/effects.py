@@ -1,0 +1,68 @@
+"""Which settings have an effect, given the sampler and the schedule type beside them, and why others have none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+from .recipes import AUTO, Recipe
+from .settings import FIELDS, FREEU_FIELDS, SCHEDULE_FIELDS, UNIPC_FIELDS, Settings
+
+__all__ = ["Use", "idle"]
+
+
+@dataclass(frozen=True)
+class Use:
+    """What one pass uses of ours.
+
+    Attributes:
+        sampler, schedule: as the page names them.
+        own: whether the sampler is one of ours.
+        solver: the one that the sampler fixes; None is the recipe's, or a sampler of the host's.
+        coupled: whether the schedule is ours.
+        from_noise: whether it starts from pure noise (txt2img), and may have a second pass.
+    """
+
+    sampler: str
+    schedule: str
+    own: bool
+    solver: Optional[str]
+    coupled: bool
+    from_noise: bool = True
+
+    def runs_unipc(self, recipe: Recipe) -> bool:
+        return self.own and (self.solver or recipe.solver) == "unipc"
+
+
+def idle(settings: Settings, use: Use, recipe: Recipe) -> dict[str, str]:
+    """The settings without an effect in this pass, by name, each with the reason in words.
+
+    Args:
+        recipe: the one that the settings name, without what was set beside it.
+    """
+    reasons: dict[str, str] = {}
+
+    def rest(names: frozenset[str], reason: str) -> None:
+        for name in names:
+            reasons.setdefault(name, reason)
+
+    unipc = use.runs_unipc(recipe)
+    if not use.from_noise:
+        rest(frozenset({"hires_recipe"}), "img2img has no second pass")
+    if not use.own and not use.coupled:
+        unused = f"{use.sampler} on the schedule type {use.schedule} uses nothing of it"
+        rest(SCHEDULE_FIELDS | UNIPC_FIELDS | {"recipe", "calibration", "hires_recipe"}, unused)
+    if not use.coupled:
+        other = f"the schedule type is {use.schedule} and not HP"
+        rest(SCHEDULE_FIELDS | {"calibration", "analytical_first_step"}, other)
+        if use.solver in ("dpmpp_1s", "dpmpp_2m"):
+            rest(frozenset({"recipe"}), other)
+    if not unipc:
+        rest(UNIPC_FIELDS, "only UniPC has it, and another solver is in use")
+    if not use.from_noise:
+        rest(frozenset({"analytical_first_step"}), "img2img does not start from pure noise")
+    if settings.freeu != "On":
+        rest(FREEU_FIELDS - {"freeu"}, "Free-U is not set to On")
+    if settings.recipe != AUTO or settings.changed(SCHEDULE_FIELDS):
+        rest(frozenset({"calibration"}), "a preset, or a number that is set, says what the schedule is")
+    return {field.name: reasons[field.name] for field in FIELDS if field.name in reasons}

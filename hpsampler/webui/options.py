@@ -1,0 +1,67 @@
+"""The settings page: Settings -> HP Sampler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+from modules import shared
+
+from . import registration
+from .store import presets
+
+__all__ = ["NO_PRESET", "default_preset", "follows_model", "hidden", "plots", "register"]
+
+SECTION = ("hpsampler", "HP Sampler")
+HIDDEN, PRESET, FOLLOW, PLOT = "hpsampler_hidden", "hpsampler_preset", "hpsampler_follow", "hpsampler_plot"
+NO_PRESET = "None"
+
+
+def register() -> None:
+    """Add the page; called by the host for every page it builds."""
+    names = [*registration.SAMPLERS, *registration.SCHEDULES.values()]
+    add = shared.opts.add_option
+    add(
+        HIDDEN,
+        shared.OptionInfo(
+            [], "Samplers and schedule types to leave out of the menus", gr.CheckboxGroup, {"choices": names},
+            section=SECTION,
+        ).needs_reload_ui(),
+    )  # fmt: skip
+    add(
+        PRESET,
+        shared.OptionInfo(
+            NO_PRESET, "Preset that the accordion begins with, switched on", gr.Dropdown,
+            lambda: {"choices": [NO_PRESET, *presets().all_names()]}, section=SECTION,
+        ).info("requests to the API that say nothing of HP Sampler begin with it too").needs_reload_ui(),
+    )  # fmt: skip
+    add(
+        FOLLOW,
+        shared.OptionInfo(False, "Presets follow the model", section=SECTION).info(
+            "while an SDXL model is loaded, SD 1.5's presets stand for SDXL's of the same name, and the other way round"
+        ),
+    )
+    add(PLOT, shared.OptionInfo(True, "Draw the schedule in the accordion", section=SECTION).needs_reload_ui())
+
+
+def _get(name: str, default: Any) -> Any:
+    """An option's value; before the page was ever built it has none."""
+    return shared.opts.data.get(name, default)
+
+
+def hidden() -> frozenset[str]:
+    return frozenset(_get(HIDDEN, []))
+
+
+def default_preset() -> str:
+    """Name of the preset to begin with; empty for none."""
+    name = _get(PRESET, NO_PRESET)
+    return "" if name in (NO_PRESET, None) else str(name)
+
+
+def follows_model() -> bool:
+    return bool(_get(FOLLOW, False))
+
+
+def plots() -> bool:
+    return bool(_get(PLOT, True))
