@@ -285,13 +285,11 @@ def _freeu(request: Request, recipe: Optional[Recipe]) -> tuple[FreeUPlan, ...]:
     coupled = request.schedule_used == HP and (ours or settings.enabled)
     if recipe is None or not (coupled or settings.freeu == "On"):
         return ()
-    if settings.counts_calls or ours:
-        return recipe.freeu
-    total = request.steps * _BUILT_IN[request.sampler].calls
+    total = request.steps * (1 if ours else _BUILT_IN[request.sampler].calls)
     if request.schedule_used != HP:
         # no schedule was coupled to a number of steps: what runs are the calls
-        return settings.resolve(FAMILY, total, request.cfg_scale).freeu
-    return shifted(recipe.freeu, total - recipe.steps)
+        return settings.freeu_plans((), FAMILY, total)
+    return recipe.freeu if settings.counts_calls else shifted(recipe.freeu, total - recipe.steps)
 
 
 def _settings_used(request: Request) -> dict[str, Any]:

@@ -102,7 +102,10 @@ def _warped(start: float, end: float, steps: int, rho: float) -> np.ndarray:
     """``steps + 1`` values from ``start`` to ``end``, evenly spaced in their 1/rho-th power (Karras' formula)."""
     with np.errstate(over="ignore", invalid="ignore"):
         first, last = np.float64(start) ** (1 / rho), np.float64(end) ** (1 / rho)
-        return (first + np.linspace(0, 1, steps + 1) * (last - first)) ** rho
+        values = (first + np.linspace(0, 1, steps + 1) * (last - first)) ** rho
+    # a small rho loses the lesser end among the digits of the greater
+    values[-1] = end if steps else start
+    return values
 
 
 def insert_first_midpoint(noise: NoiseModel, sigmas: torch.Tensor) -> torch.Tensor:

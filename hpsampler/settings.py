@@ -297,7 +297,7 @@ class Settings:
             variant=recipe.variant if self.variant == AS_RECIPE else self.variant,
             order=self.order or recipe.order,
             analytical_first_step=analytical,
-            freeu=self._freeu(recipe, family),
+            freeu=self.freeu_plans(recipe.freeu, family, steps),
         )
 
     def of_second_pass(self) -> Settings:
@@ -334,12 +334,13 @@ class Settings:
         open_ = self.recipe == AUTO and not self.changed(SCHEDULE_FIELDS)
         return open_ and self.calibration != OFF
 
-    def _freeu(self, recipe: Recipe, family: str) -> tuple[FreeUPlan, ...]:
+    def freeu_plans(self, of_recipe: tuple[FreeUPlan, ...], family: str, calls: int) -> tuple[FreeUPlan, ...]:
+        """Free-U in a pass of so many UNet calls: the recipe's, none, or as it was set."""
         if self.freeu == AS_RECIPE:
-            return recipe.freeu
+            return of_recipe
         if self.freeu == "Off":
             return ()
-        first = self.freeu_first - 1 if self.freeu_first else late_start(family, recipe.steps)
+        first = self.freeu_first - 1 if self.freeu_first else late_start(family, calls)
         last = self.freeu_last - 1 if self.freeu_last else None
         if last is not None and not self.freeu_first:
             first = min(first, last)

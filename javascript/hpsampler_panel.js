@@ -33,6 +33,7 @@ const hpSamplerPanel = (() => {
     background: var(--button-secondary-background-fill); color: var(--button-secondary-text-color);}
 .hpsampler-panel button:focus-visible {outline: 2px solid currentColor; outline-offset: 1px;}
 .hpsampler-panel .hps-words {margin: 0.3rem 0; padding-left: 0; list-style: none;}
+.hpsampler-panel ul li {list-style: none !important; margin: 0; padding: 0;}
 .hpsampler-panel .hps-error {border-left: 4px solid #dc2626; padding-left: 0.5rem; font-weight: 600;}
 .hpsampler-panel .hps-note {border-left: 4px solid var(--border-color-primary); padding-left: 0.5rem;}
 .hpsampler-panel table {border-collapse: collapse; font-variant-numeric: tabular-nums;}
@@ -235,10 +236,8 @@ const hpSamplerPanel = (() => {
                 shape(svg, "rect", {class: "hps-skipped", ...skipped});
                 shape(svg, "text", {x: x(0) + 4, y: box.top + 24}, "left out by img2img");
             }
-            for (const [first, final] of view.freeu) {
-                // call 1 leads from point 0 to point 1
-                const from = x(Math.min(view.skipped + first - 1, steps));
-                const to = x(Math.min(view.skipped + final, steps));
+            for (const [first, final] of view.freeuSpans) {
+                const [from, to] = [x(first), x(final)];
                 shape(svg, "rect", {class: "hps-freeu", x: from, width: to - from, y: box.top, height: zero - box.top});
                 shape(svg, "text", {x: from + 3, y: box.top + 11}, "Free-U");
             }
@@ -315,8 +314,7 @@ const hpSamplerPanel = (() => {
         list(state, view) {
             const head = element("tr", {}, ...["Step", "HP", "Karras", "Free-U"].map((text) => element("th", {}, text)));
             const rows = view.sigmas.map((sigma, i) => {
-                const call = i - view.skipped + 1;
-                const on = i < view.sigmas.length - 1 && view.freeu.some(([first, last]) => first <= call && call <= last);
+                const on = view.freeuSpans.some(([first, last]) => first <= i && i < last);
                 const karras = i < view.karras.length ? short(view.karras[i]) : "";
                 const cells = [String(i), short(sigma), karras, on ? "on" : ""];
                 return element("tr", {}, ...cells.map((text) => element("td", {}, text)));
@@ -364,9 +362,15 @@ const hpSamplerPanel = (() => {
 
         // Greyed, but still there to be set: the sampler may be changed after it.
         grey(data, state, view) {
-            for (const name of Object.keys(data.fields)) {
+            for (const [name, field] of Object.entries(data.fields)) {
                 const block = find(`${this.id}_${name}`);
                 if (!block) continue;
+                // gradio leaves a slider's two inputs without a name
+                for (const input of block.querySelectorAll("input")) {
+                    if (!input.labels || !input.labels.length || !input.labels[0].textContent.includes(field.label)) {
+                        input.setAttribute("aria-label", field.label);
+                    }
+                }
                 const reason = state.enabled ? view.idle[name] || "" : "";
                 let told = block.querySelector(":scope > .hps-reason");
                 if (!told && !reason) continue;
@@ -421,6 +425,7 @@ const hpSamplerPanel = (() => {
             document.addEventListener(event, () => all((panel) => panel.update()), {capture: true});
         }
         setInterval(() => document.hidden || all((panel) => panel.update()), LOOK_MS);
+        all((panel) => panel.look());
         window.addEventListener("resize", () => all((panel) => panel.update()));
         // the host loads its model after its page
         const waiting = setInterval(() => {

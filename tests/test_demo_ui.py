@@ -21,6 +21,9 @@ from hpsampler.schedule import insert_first_midpoint
 from hpsampler.settings import FIELDS, Settings, SettingsError
 from hpsampler.solvers import SOLVERS
 
+from .accordion.checks import CHECKS, contrasts
+from .accordion.page import AccordionPage
+
 CHROMIUM = "/usr/bin/chromium"
 PROMPT = "a red star on a navy background"
 
@@ -230,7 +233,13 @@ class TestDrawing:
 
 
 @pytest.fixture(scope="module")
-def address(model):
+def presets(tmp_path_factory):
+    """Folder of the page's presets."""
+    return tmp_path_factory.mktemp("presets")
+
+
+@pytest.fixture(scope="module")
+def address(model, presets):
     """Address of the page, served from a thread."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     from demo.ui import page
@@ -238,7 +247,7 @@ def address(model):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    blocks = page(model).queue()
+    blocks = page(model, presets).queue()
     blocks.launch(server_name="127.0.0.1", server_port=port, quiet=True, prevent_thread_lock=True, show_api=False)
     yield f"http://127.0.0.1:{port}/"
     blocks.close()
@@ -289,6 +298,51 @@ def generate(ui):
     ui.click("#demo_generate")
     ui.wait_for_function("before => document.querySelector('#demo_infotext textarea').value != before", arg=before)
     return text.input_value(), ui.locator("#demo_facts textarea").input_value()
+
+
+PAGE = {"sampler": "#demo_sampler", "schedule": "#demo_schedule", "steps": "#demo_steps", "cfg": "#demo_cfg"}
+
+
+@pytest.fixture
+def accordion(ui):
+    opened = AccordionPage(ui, "demo_hpsampler", PAGE)
+    opened.open()
+    return opened
+
+
+class TestAccordion:
+    @pytest.mark.parametrize("name", CHECKS)
+    def test_it(self, accordion, name):
+        CHECKS[name](accordion)
+
+    def test_a_preset_outlives_the_page(self, accordion, presets):
+        accordion.set("rho", 6.5)
+        accordion.ui.fill(accordion.id("preset_name") + " textarea", "kept")
+        accordion.press("save")
+        (presets / "broken.json").write_text("{")
+        accordion.ui.reload()
+        accordion.ui.wait_for_selector("#demo_generate")
+        accordion.open()
+        accordion.ui.wait_for_function("() => document.querySelector('#demo_hpsampler_preset_said p')")
+        assert "broken.json: not a JSON file" in accordion.said()
+        assert "kept" in accordion.fitting()
+        accordion.choose_at(accordion.id("preset"), "kept")
+        accordion.ui.wait_for_timeout(700)
+        assert accordion.values()["rho"] == 6.5
+        assert (presets / "broken.json").read_text() == "{"
+
+    @pytest.mark.parametrize("theme", ["light", "dark"])
+    def test_it_can_be_seen_in_both_themes(self, ui, address, theme):
+        ui.goto(f"{address}?__theme={theme}")
+        ui.wait_for_selector("#demo_generate")
+        accordion = AccordionPage(ui, "demo_hpsampler", PAGE)
+        accordion.open()
+        accordion.set("recipe", "SD1.5 5 steps UniPC")
+        accordion.settle()
+        assert contrasts(accordion) >= 3
+        folder = os.environ.get("HPS_SCREENSHOTS")
+        if folder:
+            accordion.panel.screenshot(path=Path(folder) / f"panel_{theme}.png")
 
 
 class TestPage:

@@ -550,7 +550,11 @@ def test_renaming(library):
     renamed = library.rename("x", " new  name ")
     assert renamed.name == "new name" and library.get("new name") == renamed and library.names() == ["new name", "y"]
     assert library.rename("y", "y").name == "y" and len(files_of(library)) == 2
-    for wrong, told in (("y", "name must be a new one.*'y' already"), ("off", "name must be one"), ("", "name must be 1")):
+    for wrong, told in (
+        ("y", "name must be a new one.*'y' already"),
+        ("off", "name must be one"),
+        ("", "name must be 1"),
+    ):
         with pytest.raises(ShelfError, match=told):
             library.rename("new name", wrong)
     with pytest.raises(ShelfError, match="no calibration named 'x'; there are: new name, y"):

@@ -141,7 +141,9 @@ def test_names_and_positions_say_the_same(values):
 def test_the_infotext_gives_the_same_image_again(values, this_pass):
     """Written as text, as a picture holds it. Free-U's constants are written only where they were used."""
     wanted = Settings.of([values])
-    written = {key: str(value) for key, value in wanted.infotext(schedule=True, freeu=True, unipc=True, hires=True).items()}
+    written = {
+        key: str(value) for key, value in wanted.infotext(schedule=True, freeu=True, unipc=True, hires=True).items()
+    }
     assert set(written) <= {field.infotext for field in FIELDS} and "HP Recipe" in written
     names = {field.infotext: field.name for field in FIELDS}
     read = Settings.of_names({"enabled": True, **{names[key]: value for key, value in written.items()}})

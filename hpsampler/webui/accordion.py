@@ -20,7 +20,7 @@ from ..presets import PresetShelf
 from ..settings import FIELDS, Field
 from . import preset_row
 
-__all__ = ["TITLE", "Accordion", "Container", "Surroundings", "build"]
+__all__ = ["GROUPS", "TITLE", "Accordion", "Container", "Surroundings", "build"]
 
 TITLE = "HP Sampler"
 
@@ -30,7 +30,7 @@ Container = Callable[..., AbstractContextManager[Any]]
 
 _ALWAYS_SHOWN = ("recipe", "ending")
 
-_GROUPS = (
+GROUPS = (
     ("Schedule", "schedule", ("base_steps", "rho", "truncation_index", "time_rho", "end_sigma")),
     (
         "Free-U",
@@ -99,7 +99,7 @@ def build(prefix: str, container: Container, around: Surroundings) -> Accordion:
         with gr.Row():
             made["calibration"] = _calibration(_FIELDS["calibration"], prefix, begin, around.calibrations)
             made["hires_recipe"] = _component(_FIELDS["hires_recipe"], prefix, begin)
-        for title, suffix, names in _GROUPS:
+        for title, suffix, names in GROUPS:
             with gr.Accordion(title, open=False, elem_id=f"{prefix}_{suffix}"):
                 made.update(_in_pairs(names, prefix, begin))
     accordion = Accordion(enabled, MappingProxyType({each.name: made[each.name] for each in FIELDS}))
@@ -107,9 +107,12 @@ def build(prefix: str, container: Container, around: Surroundings) -> Accordion:
 
     def look() -> tuple[Any, ...]:
         menu = gr.update(choices=_menu(_FIELDS["calibration"], around.calibrations))
-        return json.dumps(around.panel()), menu, gr.update(choices=around.presets.all_names())
+        names, said = row.menu()
+        return json.dumps(around.panel()), menu, names, said
 
-    again.click(look, outputs=[data, made["calibration"], row.chosen], show_progress="hidden", queue=False)
+    # the page is built once, and what it lists may have changed since; its script presses this as it opens
+    outputs = [data, made["calibration"], row.chosen, row.said]
+    again.click(look, outputs=outputs, show_progress="hidden", queue=False)
     return accordion
 
 

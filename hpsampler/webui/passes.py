@@ -151,13 +151,13 @@ class Pass:
         A recipe counts from the end: an img2img pass runs the last part of its schedule, a second-order sampler makes
         two calls a step. What a person set is counted in the calls they see.
         """
-        if self.settings.freeu == "On":
-            recipe = self.recipe or self.resolve(max(total, 1))
-        elif self.recipe is not None and self.follows_recipe:
-            recipe = self.recipe
+        if self.recipe is not None and (self.follows_recipe or self.settings.freeu == "On"):
+            plans = self.recipe.freeu
+            if not self.settings.counts_calls:
+                plans = shifted(plans, total - self.recipe.steps)
+        elif self.settings.freeu == "On":
+            # no schedule was coupled to a number of steps: what runs are the calls
+            plans = self.settings.freeu_plans((), model.family(), max(total, 1))
         else:
             return None
-        plans = recipe.freeu
-        if not self.settings.counts_calls:
-            plans = shifted(plans, total - recipe.steps)
         return next((plan for plan in plans if plan.covers(call)), None)

@@ -37,6 +37,10 @@ class Row:
     exported: Any
     said: Any
 
+    def menu(self) -> tuple[Any, str]:
+        """The menu's names as they are now, and what is to be said of files that cannot be read."""
+        return gr.update(choices=self.shelf.all_names()), _said(self.shelf.read()[1])
+
     def connect(self, enabled: Any, controls: Mapping[str, Any], data: Any, panel: Callable[[], str]) -> None:
         """Let the buttons act on the accordion's ``controls``; ``data`` gets ``panel()`` where presets changed."""
         acts = _Acts(self.shelf, panel)
@@ -80,7 +84,7 @@ def build(prefix: str, shelf: PresetShelf) -> Row:
             export = gr.Button("Export", elem_id=elem_id("export"), scale=1, min_width=80)
             take = gr.UploadButton("Import", file_types=[".json"], elem_id=elem_id("import"), scale=1, min_width=80)
         exported = gr.File(label="Exported", visible=False, elem_id=elem_id("exported"))
-    said = gr.HTML(_said(shelf.read()[1]), elem_id=elem_id("said"))
+    said = gr.HTML(elem_id=elem_id("said"))
     return Row(shelf, chosen, picked, pick, around, name, sure, save, rename, delete, export, take, exported, said)
 
 

@@ -1,0 +1,315 @@
+"""The checks themselves; each takes an :class:`~tests.accordion.page.AccordionPage` whose accordion is open.
+
+``CHECKS`` holds them by name; both pages' tests run them all.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from demo.schedules import stable_diffusion_noise
+from hpsampler.presets import Preset
+from hpsampler.recipes import AUTO, PRESETS
+from hpsampler.settings import FIELDS, Settings
+
+from .page import AccordionPage
+
+STEPS, CFG = 6, 7.0
+
+MOVED = {
+    "recipe": "SD1.5 8 steps", "ending": "One more call", "base_steps": 11, "rho": 6.5, "truncation_index": 5,
+    "time_rho": 1.5, "end_sigma": 0.3, "freeu": "On", "freeu_version": "2", "b1": 1.25, "b2": 1.15, "s1": 0.8,
+    "s2": 0.3, "freeu_first": 3, "freeu_last": 5, "prediction": "noise", "variant": "bh1", "order": 3,
+    "analytical_first_step": "On", "calibration": "Off", "hires_recipe": "SDXL 8 steps",
+}  # fmt: skip
+"""Another value for every control."""
+
+TABLE = stable_diffusion_noise()
+
+
+def begin(at: AccordionPage) -> None:
+    at.number_at(at.controls["steps"]).fill(str(STEPS))
+    at.number_at(at.controls["cfg"]).fill(str(CFG))
+    at.settle()
+
+
+def drawn(**settings) -> list[float]:
+    """What Python says the schedule is."""
+    recipe = Settings.of([settings]).resolve("sd1", STEPS, CFG)
+    return recipe.sigmas(TABLE).tolist()
+
+
+def check_every_control_moves_the_plot_or_says_why_not(at: AccordionPage) -> None:
+    begin(at)
+    assert at.sigmas() == pytest.approx(drawn(), rel=1e-5)
+    defaults = {field.name: field.default for field in FIELDS}
+    assert set(MOVED) == set(defaults)
+    for name, value in MOVED.items():
+        idle = at.idle()
+        at.set(name, value)
+        at.settle()
+        assert at.values() == {**defaults, name: value}, name
+        assert at.words() == "" or name == "recipe", (name, at.words())
+        if name in idle:
+            assert idle[name].startswith("No effect: ")
+            assert at.sigmas() == pytest.approx(drawn(), rel=1e-5), name
+        else:
+            assert at.sigmas() == pytest.approx(drawn(**{name: value}), rel=1e-5), name
+        at.set(name, defaults[name])
+    at.settle()
+    assert at.sigmas() == pytest.approx(drawn(), rel=1e-5)
+
+
+def check_a_slider_is_followed_at_once(at: AccordionPage) -> None:
+    """While it is dragged: the plot has changed when the slider's own event is over, well under 50 ms."""
+    begin(at)
+    times = at.ui.evaluate(
+        """([slider, figure]) => {
+            const input = document.querySelector(slider), plot = document.querySelector(figure), times = [];
+            for (let i = 0; i < 40; i++) {
+                const before = plot.dataset.sigmas, start = performance.now();
+                input.value = 2 + i * 0.1;
+                input.dispatchEvent(new Event("input", {bubbles: true}));
+                times.push(performance.now() - start);
+                if (plot.dataset.sigmas === before) throw new Error(`not followed at ${input.value}`);
+            }
+            return times;
+        }""",
+        [f"{at.id('rho')} input[type=number]", f"{at.id('panel')} .hps-figure"],
+    )
+    times.sort()
+    assert times[len(times) // 2] < 50, times
+    at.set("rho", 0)
+
+
+def check_what_it_is_made_for_is_one_click_away(at: AccordionPage) -> None:
+    begin(at)
+    assert at.offers() == ["5 steps", "✓ 6 steps", "8 steps"]
+    at.panel.get_by_role("button", name="8 steps", exact=True).click()
+    assert at.number_at(at.controls["steps"]).input_value() == "8"
+    at.settle()
+    assert len(at.sigmas()) == 9 and at.offers()[2] == "✓ 8 steps"
+    at.set("recipe", "SD1.5 5 steps")
+    at.settle()
+    assert at.offers() == ["5 steps"] and "is made for 5 steps; it ran with 8" in at.words()
+    at.panel.get_by_role("button", name="5 steps", exact=True).click()
+    at.settle()
+    assert at.words() == "" and at.number_at(at.controls["steps"]).input_value() == "5"
+    assert "left for the VAE" in at.summary()
+
+
+def check_what_has_no_effect_is_greyed_with_the_reason(at: AccordionPage) -> None:
+    begin(at)
+    unipc = {"prediction", "variant", "order", "analytical_first_step"}
+    freeu = {"freeu_version", "b1", "b2", "s1", "s2", "freeu_first", "freeu_last"}
+    assert set(at.idle()) == unipc | freeu
+    assert "only UniPC has it" in at.idle()["order"] and "Free-U is not set to On" in at.idle()["b1"]
+    at.set("freeu", "On")
+    at.choose_at(at.controls["sampler"], "HP UniPC")
+    assert at.idle() == {}
+    described = at.ui.locator(f"{at.id('order')} input").first.get_attribute("aria-describedby")
+    assert described is None
+    at.choose_at(at.controls["sampler"], at.other_sampler)
+    idle = at.idle()
+    assert "rho" in idle and f"{at.other_sampler} on the schedule type Automatic uses nothing of it" in idle["rho"]
+    assert "freeu" not in idle and "does not use this schedule" in at.summary()
+    described = at.ui.locator(f"{at.id('rho')} input").first.get_attribute("aria-describedby")
+    assert described and "uses nothing of it" in at.ui.locator(f"#{described}").inner_text()
+    at.choose_at(at.controls["schedule"], "HP")
+    assert set(at.idle()) == unipc
+    at.switch(False)
+    at.settle()
+    assert at.idle() == {} and "The accordion is off" in at.summary()
+
+
+def check_contradictions_are_said_before_generate(at: AccordionPage) -> None:
+    begin(at)
+    at.set("end_sigma", 0.2)
+    at.set("rho", 5)
+    at.settle()
+    expected = "End sigma (end_sigma=0.2) and rho both say where the schedule ends; set one of them to 0"
+    assert expected in at.words() and "would stop" in at.summary() and at.sigmas() == []
+    at.set("rho", 0)
+    at.set("end_sigma", 0)
+    at.set("truncation_index", 20)
+    at.settle()
+    assert "Truncation index (truncation_index) must be below Base steps = 8, got 20" in at.words()
+    at.set("truncation_index", 0)
+    at.settle()
+    assert at.words() == "" and len(at.sigmas()) == STEPS + 1
+
+
+def check_freeu_and_the_rest_can_be_read_without_the_picture(at: AccordionPage) -> None:
+    begin(at)
+    at.set("recipe", "SD1.5 6 steps UniPC")
+    at.settle()
+    label = at.panel.locator("svg[role=img]").get_attribute("aria-label")
+    assert "Free-U in UNet calls 5 to 6." in label and "cut at point 6" in label and "DPM++ 2M Karras" in label
+    assert at.panel.locator(".hps-freeu").count() == 1
+    at.panel.locator("summary").click()
+    rows = [row.split("\t") for row in at.panel.locator("tr").all_inner_texts()]
+    assert [cell.strip() for cell in rows[0]] == ["Step", "HP", "Karras", "Free-U"] and len(rows) == STEPS + 2
+    assert [row[3].strip() for row in rows[1:]] == ["", "", "", "", "on", "on", ""]
+    numbers = [float(row[1]) for row in rows[1:]]
+    assert numbers == pytest.approx(drawn(recipe="SD1.5 6 steps UniPC"), rel=5e-3)
+
+
+def check_presets_are_kept(at: AccordionPage) -> None:
+    """Saved, loaded, renamed, exported, imported, deleted; never lost, never one over another."""
+    begin(at)
+    ours = {"rho": 6.5, "ending": "To zero", "freeu": "On", "b1": 1.25}
+    for name, value in ours.items():
+        at.set(name, value)
+    at.settle()
+    at.ui.fill(f"{at.id('preset_name')} input, {at.id('preset_name')} textarea", "my five")
+    assert at.press("save") == "Preset my five saved, made for 6 steps, CFG 7, HP Auto."
+    at.settle()
+    assert "my five" in at.fitting()
+    at.choose_at(at.id("preset"), AUTO)
+    at.ui.wait_for_function(f"() => document.querySelector('{at.id('rho')} input[type=number]').value == '0'")
+    assert all(at.values()[name] != value for name, value in ours.items())
+
+    at.panel.get_by_role("button", name="my five", exact=True).click()
+    at.ui.wait_for_function(f"() => document.querySelector('{at.id('rho')} input[type=number]').value == '6.5'")
+    at.settle()
+    assert {name: at.values()[name] for name in ours} == ours
+    assert at.ui.locator(f"{at.id('preset')} input").first.input_value() == "my five"
+
+    at.set("rho", 7)
+    assert "saved" in at.press("save"), "the chosen one is updated"
+    at.choose_at(at.id("preset"), "SD1.5 5 steps")
+    at.ui.wait_for_timeout(700)
+    assert at.values()["recipe"] == "SD1.5 5 steps" and at.values()["rho"] == 0
+    assert "choose it first to save over it" in at.press("save"), "another one is not written over"
+    at.ui.fill(f"{at.id('preset_name')} input, {at.id('preset_name')} textarea", "SDXL 8 steps")
+    assert "name must be one that has no other meaning here" in at.press("save")
+
+    at.choose_at(at.id("preset"), "my five")
+    at.ui.wait_for_timeout(700)
+    assert at.values()["rho"] == 7
+    at.ui.fill(f"{at.id('preset_name')} input, {at.id('preset_name')} textarea", "my six")
+    assert at.press("rename") == "Preset my five is now my six."
+    at.ui.click(at.id("preset_export"))
+    link = at.ui.locator(f"{at.id('preset_exported')} a").first
+    link.wait_for()
+    with at.ui.expect_download() as download:
+        link.click()
+    text = Path(download.value.path()).read_text(encoding="utf-8")
+    assert Preset.from_json(text).name == "my six" and Preset.from_json(text).settings == {**ours, "rho": 7.0}
+
+    at.ui.locator(at.id("preset_import")).locator("xpath=following-sibling::input | .//input").first.or_(
+        at.ui.locator("input[type=file][accept*='.json'] >> nth=0")
+    ).first.set_input_files([{"name": "x.json", "mimeType": "application/json", "buffer": text.encode()}])
+    at.ui.wait_for_function(
+        f"() => document.querySelector('{at.id('preset_said')}').textContent.includes('my six 2 imported')"
+    )
+    assert "tick Really delete first" in at.press("delete")
+    for name in ("my six 2", "my six"):
+        at.choose_at(at.id("preset"), name)
+        at.ui.wait_for_timeout(500)
+        at.ui.check(f"{at.id('preset_sure')} input")
+        assert at.press("delete") == f"Preset {name} deleted."
+    at.settle()
+    assert "my six" not in at.fitting()
+
+
+def check_presets_of_another_family_are_told(at: AccordionPage) -> None:
+    begin(at)
+    assert at.fitting() == [AUTO, *(name for name, each in PRESETS.items() if name[:5] == "SD1.5" and each.steps == 6)]
+    at.choose_at(at.id("preset"), "SDXL 8 steps")
+    at.ui.wait_for_timeout(700)
+    at.settle()
+    assert "(SDXL 8 steps is made for SDXL and 8 steps.)" in at.panel.inner_text()
+    assert at.values()["recipe"] == "SDXL 8 steps"
+
+
+def check_it_can_be_used_without_a_mouse_and_is_named(at: AccordionPage) -> None:
+    begin(at)
+    for field in FIELDS:
+        kind = "input" if field.choices or field.words else "input[type=number]"
+        control = at.ui.locator(f"{at.id(field.name)} {kind}").first
+        named = control.evaluate(
+            "(e) => e.getAttribute('aria-label') || [...(e.labels || [])].map((l) => l.textContent).join(' ')"
+        )
+        assert field.label in named, field.name
+    at.number_at(at.controls["steps"]).fill("5")
+    at.settle()
+    button = at.panel.get_by_role("button", name="8 steps", exact=True)
+    button.focus()
+    at.ui.keyboard.press("Enter")
+    at.settle()
+    assert at.number_at(at.controls["steps"]).input_value() == "8"
+    # one after another in the order in which they are read
+    places = at.ui.evaluate(
+        """(id) => [...document.querySelectorAll(`${id} button, ${id} input`)]
+            .filter((e) => e.offsetParent !== null && e.tabIndex >= 0)
+            .map((e) => e.getBoundingClientRect().top)""",
+        f"#{at.prefix}",
+    )
+    assert len(places) > 30 and not any(b < a - 120 for a, b in pairwise(places)), "two controls a row"
+    jumps = f"() => document.querySelectorAll('#{at.prefix} [tabindex]:not([tabindex=\"0\"])').length"
+    assert at.ui.evaluate(jumps) == 0
+
+
+def shown_at(at: AccordionPage, width: int) -> dict:
+    """How the panel lies at a width of the window: whether anything is cut off, and its smallest text."""
+    at.ui.set_viewport_size({"width": width, "height": 900})
+    at.settle()
+    return json.loads(
+        at.ui.evaluate(
+            f"""() => {{
+            const panel = document.querySelector("{at.id("panel")} .hpsampler-panel");
+            const box = panel.getBoundingClientRect();
+            const texts = [...panel.querySelectorAll("svg[role=img] text")].map((t) => t.getBoundingClientRect());
+            return JSON.stringify({{
+                wide: document.documentElement.scrollWidth > window.innerWidth + 1,
+                outside: texts.filter((t) => t.left < box.left - 3 || t.right > box.right + 3).length,
+                overlapping: texts.some((a, i) => texts.some((b, j) => j > i && a.left < b.right - 1 &&
+                    b.left < a.right - 1 && a.top < b.bottom - 3 && b.top < a.bottom - 3)),
+                size: Math.min(...texts.map((t) => t.height)), inside: box.left >= 0 && box.right <= window.innerWidth,
+            }});
+        }}"""
+        )
+    )
+
+
+def check_it_is_readable_on_a_telephone(at: AccordionPage) -> None:
+    begin(at)
+    shown = shown_at(at, 360)
+    assert shown["inside"] and shown["outside"] == 0 and not shown["overlapping"] and shown["size"] >= 9, shown
+    at.ui.set_viewport_size({"width": 1400, "height": 1100})
+
+
+def contrasts(at: AccordionPage) -> float:
+    """The least contrast (WCAG) of the plot's texts and lines to the page behind them."""
+    return at.ui.evaluate(
+        """(id) => {
+            const panel = document.querySelector(`${id} .hpsampler-panel`);
+            const parsed = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
+            let behind = panel;
+            while (behind.parentElement && (parsed(getComputedStyle(behind).backgroundColor)[3] === 0)) {
+                behind = behind.parentElement;
+            }
+            const light = ([r, g, b]) => {
+                const [x, y, z] = [r, g, b].map((v) => v / 255).map((v) =>
+                    v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+                return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+            };
+            const ground = light(parsed(getComputedStyle(behind).backgroundColor));
+            const colours = [getComputedStyle(panel).color];
+            for (const e of panel.querySelectorAll("svg[role=img] text")) colours.push(getComputedStyle(e).fill);
+            for (const kind of ["hps-ours", "hps-karras", "hps-base"]) {
+                colours.push(getComputedStyle(panel.querySelector(`polyline.${kind}`)).stroke);
+            }
+            return Math.min(...colours.map(parsed).map(light).map((one) =>
+                (Math.max(one, ground) + 0.05) / (Math.min(one, ground) + 0.05)));
+        }""",
+        f"{at.id('panel')}",
+    )
+
+
+CHECKS = {name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_")}
