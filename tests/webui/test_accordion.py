@@ -1,0 +1,321 @@
+"""The accordion's panel, presets, axes and settings page in a running WebUI."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpsampler.presets import Preset
+from hpsampler.settings import ENABLED, FIELDS
+
+from ..accordion.checks import CHECKS, STEPS, begin, contrasts, drawn
+from ..accordion.page import AccordionPage
+from .harness import open_ui
+from .test_page import SETTINGS, generate
+
+TXT2IMG = {
+    "sampler": "#txt2img_sampling", "schedule": "#txt2img_scheduler", "steps": "#txt2img_steps",
+    "cfg": "#txt2img_cfg_scale",
+}  # fmt: skip
+AUTO = {"sampler_name": "HP Auto", "steps": STEPS, "cfg_scale": 7}
+
+
+def hp(**settings):
+    return {"alwayson_scripts": {"HP Sampler": {"args": [settings]}}}
+
+
+@pytest.fixture
+def ui(page, server):
+    page.errors = []
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.route(lambda url: not url.startswith(server.url), lambda route: route.abort())
+    open_ui(page, server)
+    page.wait_for_timeout(1500)
+    yield page
+    assert page.errors == []
+
+
+@pytest.fixture
+def accordion(ui):
+    opened = AccordionPage(ui, "txt2img_hpsampler", TXT2IMG)
+    opened.open()
+    return opened
+
+
+def presets_of(server):
+    return server.data / "models" / "hpsampler" / "presets"
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_it_does_what_it_does_on_the_demonstration_s_page(accordion, name):
+    CHECKS[name](accordion)
+
+
+def test_presets_outlive_the_page_an_update_and_a_broken_file(accordion, ui, server):
+    accordion.set("rho", 6.5)
+    ui.fill(accordion.id("preset_name") + " textarea", "kept")
+    accordion.press("save")
+    broken = presets_of(server) / "broken.json"
+    broken.write_text("{")
+    server.restart_ui()
+    open_ui(ui, server)
+    ui.wait_for_timeout(1500)
+    accordion.open()
+    assert "broken.json: not a JSON file" in accordion.said()
+    accordion.choose_at(accordion.id("preset"), "kept")
+    ui.wait_for_function("() => document.querySelector('#txt2img_hpsampler_rho input[type=number]').value == '6.5'")
+    broken_after = broken.read_text()
+    broken.unlink()
+    (image,), info = server.txt2img(**AUTO, **hp(preset="kept"))
+    assert broken_after == "{" and "HP Rho: 6.5" in info["infotexts"][0]
+    assert np.array_equal(image, server.txt2img(**AUTO, **hp(rho=6.5))[0][0])
+    both = server.txt2img(**AUTO, **hp(preset="kept", rho=4))[1]["infotexts"][0]
+    assert "HP Rho: 4.0" in both, "what is said beside a preset goes before it"
+    status, answer = server.post("/sdapi/v1/txt2img", {**AUTO, **hp(preset="gone"), "width": 64, "height": 64})
+    assert status == 500 and "no preset named 'gone'" in answer["errors"] and "SD1.5 5 steps" in answer["errors"]
+    accordion.ui.check(f"{accordion.id('preset_sure')} input")
+    accordion.press("delete")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_it_can_be_seen_in_both_themes(page, server, theme):
+    page.route(lambda url: not url.startswith(server.url), lambda route: route.abort())
+    page.goto(f"{server.url}/?__theme={theme}", wait_until="domcontentloaded")
+    page.locator("#txt2img_generate").wait_for(state="visible")
+    page.wait_for_timeout(1500)
+    accordion = AccordionPage(page, "txt2img_hpsampler", TXT2IMG)
+    accordion.open()
+    begin(accordion)
+    accordion.set("recipe", "SD1.5 6 steps UniPC")
+    accordion.settle()
+    assert contrasts(accordion) >= 3
+    folder = os.environ.get("HPS_SCREENSHOTS")
+    if folder:
+        page.locator("#txt2img_hpsampler").screenshot(path=Path(folder) / f"webui_{theme}.png")
+
+
+def test_a_picture_s_parameters_paste_into_every_control_and_the_plot(accordion, ui, server):
+    wanted = {**SETTINGS, "hires_recipe": "Auto", "calibration": "Auto"}
+    _, info = server.txt2img(
+        sampler_name="HP UniPC", scheduler="HP", steps=8, cfg_scale=7, enable_hr=True, hr_scale=2,
+        hr_upscaler="Latent", denoising_strength=0.6, **hp(**wanted),
+    )  # fmt: skip
+    ui.fill("#txt2img_prompt textarea", info["infotexts"][0])
+    ui.click("#txt2img_tools #paste")
+    ui.wait_for_timeout(2500)
+    assert accordion.values() == {field.name: wanted.get(field.name, field.default) for field in FIELDS}
+    assert len(accordion.sigmas()) == 9 and accordion.words() == ""
+
+
+def test_generate_draws_what_the_plot_said(accordion, ui, server):
+    begin(accordion)
+    for side in ("width", "height"):
+        ui.locator(f"#txt2img_{side} input[type=number]").fill("64")
+    accordion.set("ending", "One more call")
+    accordion.settle()
+    assert "7 UNet calls" in accordion.summary()
+    start = len(server.log())
+    text = generate(ui)
+    assert "HP Ending: One more call" in text
+    assert server.get("/hps-probe/state")["hooks"] == 0 and "7/7" in server.log()[start:]
+    ui.errors.clear()
+
+
+def test_the_panel_follows_the_model(accordion, ui, server):
+    begin(accordion)
+    assert "SD 1.x, hps-tiny-sd15" in accordion.summary()
+    ui.click("#setting_sd_model_checkpoint input")
+    ui.locator("#setting_sd_model_checkpoint ul.options li").filter(has_text="hps-tiny-sdxl").first.click()
+    ui.wait_for_function(
+        "() => document.querySelector('#txt2img_hpsampler_panel .hps-summary').textContent.includes('SDXL, hps-tiny-sdxl')"
+    )
+    accordion.settle()
+    assert "SDXL 6 steps" in accordion.fitting() and "SD1.5 6 steps" not in accordion.fitting()
+
+
+def test_img2img_shows_the_part_that_runs(ui, server):
+    ui.click("#tabs button:has-text('img2img')")
+    controls = {key: value.replace("txt2img", "img2img") for key, value in TXT2IMG.items()}
+    accordion = AccordionPage(ui, "img2img_hpsampler", controls)
+    accordion.open()
+    accordion.number_at("#img2img_steps").fill("8")
+    accordion.number_at("#img2img_denoising_strength").fill("0.5")
+    accordion.settle()
+    # int(0.5 * 8) + 1 steps of 8
+    assert "5 UNet calls" in accordion.summary() and accordion.panel.locator(".hps-skipped").count() == 1
+    assert "img2img has no second pass" in accordion.idle()["hires_recipe"]
+    image = np.zeros((64, 64, 3), np.uint8)
+    start = len(server.log())
+    server.img2img(image, sampler_name="HP Auto", steps=8, denoising_strength=0.5)
+    assert "5/5" in server.log()[start:]
+
+
+class TestHires:
+    PASS = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.7}
+
+    def test_the_second_pass_has_its_own_recipe(self, server):
+        first = {"recipe": "SD1.5 6 steps UniPC", "freeu": "On", "b1": 1.4}
+        (same,), _ = server.txt2img(**AUTO, **self.PASS, **hp(**first))
+        (own,), info = server.txt2img(**AUTO, **self.PASS, **hp(**first, hires_recipe="Auto"))
+        (preset,), _ = server.txt2img(**AUTO, **self.PASS, **hp(**first, hires_recipe="SD1.5 6 steps"))
+        assert not np.array_equal(same, own) and not np.array_equal(own, preset)
+        assert (
+            "HP Hires recipe: Auto" in info["infotexts"][0] and "HP Recipe: SD1.5 6 steps UniPC" in info["infotexts"][0]
+        )
+
+    def test_it_is_that_recipe_exactly(self, server):
+        (own,), _ = server.txt2img(**AUTO, **self.PASS, **hp(hires_recipe="SD1.5 6 steps"))
+        (auto,), _ = server.txt2img(**AUTO, **self.PASS, **hp(hires_recipe="Auto"))
+        (plain,), info = server.txt2img(**AUTO, **self.PASS)
+        assert np.array_equal(auto, plain), "Auto beside Auto is nothing else"
+        assert not np.array_equal(own, plain) and "HP Hires" not in info["infotexts"][0]
+
+
+def axes(server):
+    info = server.get("/sdapi/v1/script-info")
+    xyz = next(script for script in info if script["name"] == "x/y/z plot" and not script["is_img2img"])
+    return xyz["args"][0]["choices"]
+
+
+def grid(server, *chosen, **payload):
+    """An X/Y/Z plot; each axis is its label and its values, in text or as a list."""
+    labels = axes(server)
+    args = []
+    for label, values in [*chosen, *[("Nothing", "")] * (3 - len(chosen))]:
+        listed = isinstance(values, list)
+        args += [labels.index(label), "" if listed else values, values if listed else []]
+    args += [False, True, False, False, False, False, False, 0, listed]
+    # the last says whether values come from the menus; text axes then have theirs in the menu's list too
+    return server.txt2img(**{**AUTO, **payload}, script_name="x/y/z plot", script_args=args)
+
+
+class TestAxes:
+    def test_there_is_one_for_every_control_and_for_presets(self, server):
+        ours = [label for label in axes(server) if label.startswith("[HP] ")]
+        assert ours == ["[HP] Preset", *(f"[HP] {field.label}" for field in (ENABLED, *FIELDS))]
+        server.restart_ui()
+        assert [label for label in axes(server) if label.startswith("[HP] ")] == ours, "once after Reload UI"
+
+    def test_a_grid_of_three(self, server):
+        images, info = grid(
+            server, ("[HP] Rho", "4, 7"), ("[HP] Ending", "Keep noise, To zero"), ("[HP] Free-U", "Off, On")
+        )
+        cells = info["infotexts"][-8:]
+        found = [
+            (
+                re.search(r"HP Rho: ([\d.]+)", text)[1],
+                re.search(r"HP Ending: ([\w ]+)", text)[1],
+                "HP Free-U: On" in text,
+            )
+            for text in cells
+        ]
+        assert len(set(found)) == 8 and {each[0] for each in found} == {"4.0", "7.0"}
+        pictures = images[-8:]
+        assert len({picture.tobytes() for picture in pictures}) == 8
+        for (rho, ending, freeu), picture in zip(found, pictures):
+            (alone,), _ = server.txt2img(**AUTO, **hp(rho=float(rho), ending=ending, freeu="On" if freeu else "Off"))
+            assert np.abs(alone.astype(int) - picture).max() <= 1, (rho, ending, freeu)
+
+    def test_presets_and_ranges(self, server):
+        _, info = grid(server, ("[HP] Preset", "Auto, SD1.5 6 steps, SD1.5 6 steps UniPC"), ("[HP] Base steps", "8-10"))
+        cells = info["infotexts"][-9:]
+        assert {re.search(r"HP Recipe: ([^,\n]+)", text)[1] for text in cells} == {
+            "Auto", "SD1.5 6 steps", "SD1.5 6 steps UniPC",
+        }  # fmt: skip
+        assert {re.search(r"HP Base steps: (\d+)", text)[1] for text in cells} == {"8", "9", "10"}
+
+    @pytest.mark.parametrize(
+        ("axis", "values", "words"),
+        [
+            ("[HP] Rho", "4, 99", "Rho (rho) must be a number from 0.1 to 50, or 0, got 99.0"),
+            ("[HP] Ending", "Keep noise, Never", "Ending (ending) must be one of Recipe"),
+            ("[HP] Preset", "Auto, mine", "there is no preset named 'mine'"),
+            ("[HP] Enabled", "maybe", "Enabled (enabled) must be true or false"),
+        ],
+    )
+    def test_a_wrong_value_is_refused_before_the_first_cell(self, server, axis, values, words):
+        start = len(server.log())
+        labels = axes(server)
+        args = [labels.index(axis), values, [], 0, "", [], 0, "", [], False, True, False, False, False, False, False, 0,
+                False]  # fmt: skip
+        payload = {"width": 64, "height": 64, **AUTO, "script_name": "x/y/z plot", "script_args": args}
+        status, answer = server.post("/sdapi/v1/txt2img", payload)
+        assert status == 500 and words in answer["errors"], answer
+        assert "Sampling" not in server.log()[start:] and "it/s" not in server.log()[start:]
+
+    def test_the_menus_offer_the_choices(self, ui, server):
+        ui.locator("#script_list input").first.click()
+        ui.locator('[data-testid="dropdown-option"]').filter(has_text="X/Y/Z plot").first.click()
+        ui.wait_for_timeout(800)
+        ui.locator("#script_txt2img_xyz_plot_x_type input").click()
+        ui.locator('[data-testid="dropdown-option"]').filter(
+            has_text=re.compile(r"^\W*\[HP\] Preset\s*$")
+        ).first.click()
+        ui.wait_for_timeout(1200)
+        ui.locator(
+            "#script_txt2img_xyz_plot_x_values_dropdown input, #script_txt2img_xyz_plot_x_values input"
+        ).first.click()
+        shown = ui.locator('[data-testid="dropdown-option"]').all_inner_texts()
+        assert any("SDXL 8 steps" in each for each in shown)
+
+
+class TestSettingsPage:
+    def test_it_is_there_with_its_options(self, ui):
+        ui.click("#tabs button:has-text('Settings')")
+        ui.locator("#settings button", has_text="HP Sampler").first.click()
+        for name in ("hidden", "preset", "follow", "plot"):
+            assert ui.locator(f"#setting_hpsampler_{name}").is_visible(), name
+
+    def test_what_is_hidden_is_not_in_the_menus(self, serve):
+        server = serve(settings={"hpsampler_hidden": ["HP DPM++ 1S", "HP calibrated"], "hpsampler_plot": False})
+        names = [each["name"] for each in server.get("/sdapi/v1/samplers")]
+        labels = [each["label"] for each in server.get("/sdapi/v1/schedulers")]
+        assert "HP DPM++ 1S" not in names and "HP Auto" in names
+        assert "HP calibrated" not in labels and "HP" in labels
+        _, info = server.txt2img(**AUTO)
+        assert "Sampler: HP Auto, Schedule type: HP" in info["infotexts"][0]
+
+    def test_the_accordion_begins_with_a_preset(self, serve, page):
+        mine = Preset.of("my start", {"rho": 6.5, "ending": "To zero"})
+        server = serve(
+            settings={"hpsampler_preset": "my start", "hpsampler_plot": False},
+            files={"models/hpsampler/presets/my-start.json": mine.to_json()},
+        )
+        page.route(lambda url: not url.startswith(server.url), lambda route: route.abort())
+        open_ui(page, server)
+        page.wait_for_timeout(2000)
+        accordion = AccordionPage(page, "txt2img_hpsampler", TXT2IMG)
+        values = accordion.values()
+        assert values["rho"] == 6.5 and values["ending"] == "To zero" and values["b1"] == 1.1
+        assert page.locator("#txt2img_hpsampler .input-accordion-checkbox").is_checked()
+        assert page.locator("#txt2img_hpsampler_panel svg").count() == 0, "the plot is off"
+        said_nothing, info = server.txt2img(**AUTO)
+        assert "HP Rho: 6.5" in info["infotexts"][0], "requests that say nothing begin with it too"
+        assert np.array_equal(said_nothing[0], server.txt2img(**AUTO, **hp(rho=6.5, ending="To zero"))[0][0])
+        _, info = server.txt2img(**AUTO, **hp(rho=4))
+        assert "HP Rho: 4.0" in info["infotexts"][0] and "HP Ending" not in info["infotexts"][0]
+
+    def test_presets_follow_the_model(self, server):
+        xl = hp(recipe="SDXL 6 steps")
+        (as_named,), info = server.txt2img(**AUTO, **xl)
+        assert "HP Recipe: SDXL 6 steps" in info["infotexts"][0] and "note" not in info["infotexts"][0]
+        server.post("/sdapi/v1/options", {"hpsampler_follow": True})
+        (followed,), info = server.txt2img(**AUTO, **xl)
+        assert "HP Recipe: SD1.5 6 steps" in info["infotexts"][0]
+        assert "the preset SDXL 6 steps stood for SD1.5 6 steps" in info["infotexts"][0]
+        server.post("/sdapi/v1/options", {"hpsampler_follow": False})
+        assert np.array_equal(followed, server.txt2img(**AUTO, **hp(recipe="SD1.5 6 steps"))[0][0])
+        assert not np.array_equal(followed, as_named)
+
+
+def test_the_numbers_are_python_s_on_this_model_too(accordion):
+    begin(accordion)
+    accordion.set("recipe", "SD1.5 6 steps")
+    accordion.settle()
+    assert accordion.sigmas() == pytest.approx(drawn(recipe="SD1.5 6 steps"), rel=1e-5)
+    assert json.loads(json.dumps(accordion.sigmas()))
