@@ -139,6 +139,7 @@ const hpSamplerPanel = (() => {
                 width: numberOf(this.page.width, 0),
                 height: numberOf(this.page.height, 0),
                 img2img: Boolean(this.page.denoising),
+                exactSteps: typeof opts === "object" && Boolean(opts.img2img_fix_steps),
                 denoising: numberOf(this.page.denoising, 1),
             };
         }
@@ -265,7 +266,8 @@ const hpSamplerPanel = (() => {
             for (const [px, py] of ours) shape(svg, "circle", {class: "hps-ours-dot", cx: px, cy: py, r: 4});
             const [ex, ey] = ours[steps];
             const told = view.noiseLeft ? `${short(view.endSigma)} left` : "0";
-            shape(svg, "text", {x: Math.min(ex + 7, box.right), y: ey - 8, "text-anchor": "end"}, told);
+            const under = view.noiseLeft && ey < zero - 20;
+            shape(svg, "text", {x: ex - 7, y: under ? ey + 14 : ey - 8, "text-anchor": "end"}, told);
             this.figure.replaceChildren(svg, this.key(view));
             this.figure.dataset.sigmas = JSON.stringify(view.sigmas);
             this.list(state, view);
@@ -434,7 +436,8 @@ const hpSamplerPanel = (() => {
             else if (!document.hidden) all((panel) => panel.look());
         }, RELOAD_MS);
         if (typeof onOptionsChanged === "function") {
-            const watched = () => JSON.stringify([opts.sd_checkpoint_hash, opts.hpsampler_follow, opts.sd_noise_schedule]);
+            const names = ["sd_model_checkpoint", "sd_checkpoint_hash", "hpsampler_follow", "sd_noise_schedule"];
+            const watched = () => JSON.stringify(names.map((name) => opts[name]));
             let last = watched();
             onOptionsChanged(() => {
                 if (watched() === last) return;

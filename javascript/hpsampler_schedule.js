@@ -496,8 +496,16 @@ const hpSamplerSchedule = (() => {
     }
 
     // The steps that img2img leaves out at the start of its schedule, as the host counts them.
+    // The host's "do exactly the amount of steps the slider specifies" runs the last of a longer schedule.
+    function prolonged(state) {
+        if (!state.img2img || !state.exactSteps || !(state.denoising > 0)) return state;
+        const steps = Math.trunc(state.steps / Math.min(state.denoising, 0.999));
+        return {...state, steps, skipped: steps - state.steps};
+    }
+
     function skippedOf(state) {
         if (!state.img2img) return 0;
+        if (state.skipped !== undefined) return state.skipped;
         return Math.max(state.steps - Math.trunc(Math.min(state.denoising, 0.999) * state.steps) - 1, 0);
     }
 
@@ -555,7 +563,8 @@ const hpSamplerSchedule = (() => {
     }
 
     // Everything about one pass. What is refused is told as `error`, and the rest given as far as it is known then.
-    function view(data, state) {
+    function view(data, given) {
+        const state = prolonged(given);
         const table = tableOf(data.noise);
         const use = useOf(data, state);
         const notes = [];

@@ -31,6 +31,7 @@ def mine(name="mine", **around):
 @settings(deadline=None, max_examples=100)
 @given(valid_settings())
 def test_what_is_kept_comes_back_exactly(values):
+    values = {name: value for name, value in values.items() if name != "enabled"}
     preset = Preset.of("mine", values, family="sdxl", steps=6, cfg_scale=5.5, sampler="HP UniPC", schedule="HP")
     again = Preset.from_json(preset.to_json())
     assert again == preset and again.to_json() == preset.to_json()

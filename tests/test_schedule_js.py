@@ -500,6 +500,10 @@ def test_img2img_leaves_out_what_the_webui_leaves_out(page, denoising, steps):
     assert answer["skipped"] == steps - t_enc - 1
     assert answer["calls"] == t_enc + 1 == len(answer["sigmas"][answer["skipped"] :]) - 1
     assert view(page, {**state, "img2img": False})["skipped"] == 0
+    exact = view(page, {**state, "exactSteps": True})
+    if denoising > 0:
+        # all of them, the last of a longer schedule
+        assert exact["calls"] == steps and len(exact["sigmas"]) - 1 == int(steps / min(denoising, 0.999))
 
 
 def test_samplers_of_the_host_that_take_a_schedule_in_their_own_way(page):

@@ -64,6 +64,9 @@ class HPSamplerScript(scripts.Script):
         return accordion.inputs
 
     def process(self, p: Any, *args: Any) -> None:
+        # cells of an X/Y/Z plot are shallow copies of one request, and share what an earlier one wrote
+        keys = {NOTE_KEY, VERSION_KEY, *(field.infotext for field in FIELDS)}
+        p.extra_generation_params = {k: v for k, v in p.extra_generation_params.items() if k not in keys}
         try:
             settings = _settings_of(p, args)
         except SettingsError as error:
@@ -190,8 +193,14 @@ def _passes_of(p: Any) -> list[tuple[str, Optional[str]]]:
 
 
 def _steps_of(p: Any) -> list[int]:
-    """Steps of every pass of a request."""
-    return [p.steps, getattr(p, "hr_second_pass_steps", 0) or p.steps]
+    """Steps of every pass's schedule; a pass that must make an exact number of them runs the last of a longer one."""
+
+    def longer(steps: int) -> int:
+        strength = min(p.denoising_strength or 0, 0.999)
+        return int(steps / strength) if strength > 0 else steps
+
+    exact = hasattr(p, "init_latent") and shared.opts.img2img_fix_steps
+    return [longer(p.steps) if exact else p.steps, longer(getattr(p, "hr_second_pass_steps", 0) or p.steps)]
 
 
 def _takes_a_schedule(sampler: Any) -> bool:

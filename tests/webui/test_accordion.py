@@ -37,7 +37,8 @@ def ui(page, server):
     open_ui(page, server)
     page.wait_for_timeout(1500)
     yield page
-    assert page.errors == []
+    # the host's own page throws this when a width or height is changed, without any extension too
+    assert [error for error in page.errors if "reading 'props'" not in error] == []
 
 
 @pytest.fixture
@@ -122,8 +123,7 @@ def test_generate_draws_what_the_plot_said(accordion, ui, server):
     start = len(server.log())
     text = generate(ui)
     assert "HP Ending: One more call" in text
-    assert server.get("/hps-probe/state")["hooks"] == 0 and "7/7" in server.log()[start:]
-    ui.errors.clear()
+    assert server.get("/hps-probe/state")["hooks"] == 0 and "Total progress: 7it" in server.log()[start:]
 
 
 def test_the_panel_follows_the_model(accordion, ui, server):
@@ -131,9 +131,8 @@ def test_the_panel_follows_the_model(accordion, ui, server):
     assert "SD 1.x, hps-tiny-sd15" in accordion.summary()
     ui.click("#setting_sd_model_checkpoint input")
     ui.locator("#setting_sd_model_checkpoint ul.options li").filter(has_text="hps-tiny-sdxl").first.click()
-    ui.wait_for_function(
-        "() => document.querySelector('#txt2img_hpsampler_panel .hps-summary').textContent.includes('SDXL, hps-tiny-sdxl')"
-    )
+    summary = "document.querySelector('#txt2img_hpsampler_panel .hps-summary').textContent"
+    ui.wait_for_function(f"() => {summary}.includes('SDXL, hps-tiny-sdxl')")
     accordion.settle()
     assert "SDXL 6 steps" in accordion.fitting() and "SD1.5 6 steps" not in accordion.fitting()
 
@@ -155,23 +154,24 @@ def test_img2img_shows_the_part_that_runs(ui, server):
     assert "5/5" in server.log()[start:]
 
 
-class TestHires:
-    PASS = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.7}
+HIRES = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.7}
 
+
+class TestHires:
     def test_the_second_pass_has_its_own_recipe(self, server):
         first = {"recipe": "SD1.5 6 steps UniPC", "freeu": "On", "b1": 1.4}
-        (same,), _ = server.txt2img(**AUTO, **self.PASS, **hp(**first))
-        (own,), info = server.txt2img(**AUTO, **self.PASS, **hp(**first, hires_recipe="Auto"))
-        (preset,), _ = server.txt2img(**AUTO, **self.PASS, **hp(**first, hires_recipe="SD1.5 6 steps"))
+        (same,), _ = server.txt2img(**AUTO, **HIRES, **hp(**first))
+        (own,), info = server.txt2img(**AUTO, **HIRES, **hp(**first, hires_recipe="Auto"))
+        (preset,), _ = server.txt2img(**AUTO, **HIRES, **hp(**first, hires_recipe="SD1.5 6 steps"))
         assert not np.array_equal(same, own) and not np.array_equal(own, preset)
         assert (
             "HP Hires recipe: Auto" in info["infotexts"][0] and "HP Recipe: SD1.5 6 steps UniPC" in info["infotexts"][0]
         )
 
     def test_it_is_that_recipe_exactly(self, server):
-        (own,), _ = server.txt2img(**AUTO, **self.PASS, **hp(hires_recipe="SD1.5 6 steps"))
-        (auto,), _ = server.txt2img(**AUTO, **self.PASS, **hp(hires_recipe="Auto"))
-        (plain,), info = server.txt2img(**AUTO, **self.PASS)
+        (own,), _ = server.txt2img(**AUTO, **HIRES, **hp(hires_recipe="SD1.5 6 steps"))
+        (auto,), _ = server.txt2img(**AUTO, **HIRES, **hp(hires_recipe="Auto"))
+        (plain,), info = server.txt2img(**AUTO, **HIRES)
         assert np.array_equal(auto, plain), "Auto beside Auto is nothing else"
         assert not np.array_equal(own, plain) and "HP Hires" not in info["infotexts"][0]
 
@@ -183,14 +183,13 @@ def axes(server):
 
 
 def grid(server, *chosen, **payload):
-    """An X/Y/Z plot; each axis is its label and its values, in text or as a list."""
+    """An X/Y/Z plot; each axis is its label and its values, as text."""
     labels = axes(server)
     args = []
     for label, values in [*chosen, *[("Nothing", "")] * (3 - len(chosen))]:
-        listed = isinstance(values, list)
-        args += [labels.index(label), "" if listed else values, values if listed else []]
-    args += [False, True, False, False, False, False, False, 0, listed]
-    # the last says whether values come from the menus; text axes then have theirs in the menu's list too
+        args += [labels.index(label), values, []]
+    # pictures beside the grid; the last is "Use text inputs instead of dropdowns"
+    args += [False, True, False, False, False, False, False, 0, True]
     return server.txt2img(**{**AUTO, **payload}, script_name="x/y/z plot", script_args=args)
 
 
@@ -242,7 +241,7 @@ class TestAxes:
         start = len(server.log())
         labels = axes(server)
         args = [labels.index(axis), values, [], 0, "", [], 0, "", [], False, True, False, False, False, False, False, 0,
-                False]  # fmt: skip
+                True]  # fmt: skip
         payload = {"width": 64, "height": 64, **AUTO, "script_name": "x/y/z plot", "script_args": args}
         status, answer = server.post("/sdapi/v1/txt2img", payload)
         assert status == 500 and words in answer["errors"], answer
@@ -257,9 +256,8 @@ class TestAxes:
             has_text=re.compile(r"^\W*\[HP\] Preset\s*$")
         ).first.click()
         ui.wait_for_timeout(1200)
-        ui.locator(
-            "#script_txt2img_xyz_plot_x_values_dropdown input, #script_txt2img_xyz_plot_x_values input"
-        ).first.click()
+        menus = ui.locator("#txt2img_script_container .block:visible", has_text="X values").locator("input")
+        menus.last.click()
         shown = ui.locator('[data-testid="dropdown-option"]').all_inner_texts()
         assert any("SDXL 8 steps" in each for each in shown)
 

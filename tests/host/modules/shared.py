@@ -38,7 +38,7 @@ class Options:
 
 opts = Options(
     hide_samplers=[], sigma_min=0, sigma_max=0, always_discard_next_to_last_sigma=False,
-    use_downcasted_alpha_bar=False, sd_noise_schedule="Default",
+    use_downcasted_alpha_bar=False, img2img_fix_steps=False, sd_noise_schedule="Default",
 )  # fmt: skip
 state = SimpleNamespace(
     time_start=None, interrupted=False, skipped=False, stopping_generation=False, job="", current_latent=None,
