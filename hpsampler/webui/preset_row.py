@@ -74,15 +74,16 @@ def build(prefix: str, shelf: PresetShelf) -> Row:
     pick = gr.Button("Load", visible=False, elem_id=elem_id("pick"))
     around = gr.Textbox(visible=False, elem_id=elem_id("around"))
     with gr.Accordion("Keep presets", open=False, elem_id=elem_id("keep")):
+        name = gr.Textbox(label="Name", max_lines=1, elem_id=elem_id("name"), info="To save or rename.")
+        small: dict[str, Any] = {"size": "sm", "min_width": 80}
         with gr.Row():
-            name = gr.Textbox(label="Name", elem_id=elem_id("name"), info="To save or rename.", scale=3)
-            save = gr.Button("Save", elem_id=elem_id("save"), scale=1, min_width=80)
-            rename = gr.Button("Rename", elem_id=elem_id("rename"), scale=1, min_width=80)
+            save = gr.Button("Save", elem_id=elem_id("save"), **small)
+            rename = gr.Button("Rename", elem_id=elem_id("rename"), **small)
+            export = gr.Button("Export", elem_id=elem_id("export"), **small)
+            take = gr.UploadButton("Import", file_types=[".json"], elem_id=elem_id("import"), **small)
         with gr.Row():
-            sure = gr.Checkbox(False, label="Really delete", elem_id=elem_id("sure"), scale=1, min_width=120)
-            delete = gr.Button("Delete", elem_id=elem_id("delete"), scale=1, min_width=80)
-            export = gr.Button("Export", elem_id=elem_id("export"), scale=1, min_width=80)
-            take = gr.UploadButton("Import", file_types=[".json"], elem_id=elem_id("import"), scale=1, min_width=80)
+            sure = gr.Checkbox(False, label="Really delete", elem_id=elem_id("sure"), min_width=120)
+            delete = gr.Button("Delete", elem_id=elem_id("delete"), **small)
         exported = gr.File(label="Exported", visible=False, elem_id=elem_id("exported"))
     said = gr.HTML(elem_id=elem_id("said"))
     return Row(shelf, chosen, picked, pick, around, name, sure, save, rename, delete, export, take, exported, said)
