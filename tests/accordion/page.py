@@ -122,3 +122,19 @@ class AccordionPage:
             f"() => (document.querySelector('{self.id('preset_said')} p') || {{}}).textContent", timeout=20_000
         )
         return self.said()
+
+    def annotate(self, selectors: list[str]) -> None:
+        """Put numbers beside parts of the page, for the documentation's pictures."""
+        self.ui.evaluate(
+            """(selectors) => selectors.forEach((selector, i) => {
+                const box = document.querySelector(selector).getBoundingClientRect();
+                const badge = document.createElement("div");
+                badge.textContent = i + 1;
+                Object.assign(badge.style, {position: "absolute", left: `${box.right + scrollX - 30}px`,
+                    top: `${box.top + scrollY + 2}px`, width: "24px", height: "24px", borderRadius: "12px",
+                    background: "#be185d", color: "white", font: "bold 14px system-ui", textAlign: "center",
+                    lineHeight: "24px", zIndex: 9999});
+                document.body.append(badge);
+            })""",
+            selectors,
+        )

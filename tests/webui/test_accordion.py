@@ -15,7 +15,7 @@ from hpsampler.settings import ENABLED, FIELDS
 
 from ..accordion.checks import CHECKS, STEPS, begin, contrasts, drawn
 from ..accordion.page import AccordionPage
-from .harness import open_ui
+from .harness import ROOT, open_ui
 from .test_page import SETTINGS, generate
 
 TXT2IMG = {
@@ -98,6 +98,36 @@ def test_it_can_be_seen_in_both_themes(page, server, theme):
     folder = os.environ.get("HPS_SCREENSHOTS")
     if folder:
         page.locator("#txt2img_hpsampler").screenshot(path=Path(folder) / f"webui_{theme}.png")
+
+
+def test_the_documentation_s_picture(accordion, ui):
+    """Numbers where docs/accordion.md explains them."""
+    begin(accordion)
+    accordion.set("recipe", "SD1.5 6 steps UniPC")
+    accordion.set("ending", "To zero")
+    accordion.settle()
+    for suffix in ("schedule", "freeu_group", "unipc_group"):
+        ui.locator(f"{accordion.id(suffix)} .label-wrap").click()
+    panel = f"{accordion.id('panel')} .hpsampler-panel"
+    parts = [
+        ".hps-summary",
+        ".hps-figure > svg",
+        ".hps-key",
+        "details",
+        ".hps-row:nth-of-type(2)",
+        ".hps-row:last-child",
+    ]
+    places = [f"{panel} {part}" for part in parts]
+    rows = ["preset", "preset_keep", "recipe", "ending", "calibration", "hires_recipe", "schedule", "freeu_group"]
+    places += [accordion.id(name) for name in rows]
+    assert all(ui.locator(place).first.is_visible() for place in places)
+    explained = re.findall(r"^(\d+)\. ", (ROOT / "docs" / "accordion.md").read_text(encoding="utf-8"), re.M)
+    assert [int(number) for number in explained] == list(range(1, len(places) + 1))
+    folder = os.environ.get("HPS_SCREENSHOTS")
+    if folder:
+        accordion.annotate(places)
+        box = ui.locator("#txt2img_hpsampler").bounding_box()
+        ui.screenshot(path=Path(folder) / "accordion.png", full_page=True, clip=box)
 
 
 def test_a_picture_s_parameters_paste_into_every_control_and_the_plot(accordion, ui, server):
