@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -314,3 +315,84 @@ def test_weights_come_from_float64_sigmas_where_the_state_is_float16(name):
         return sample(lambda x, sigma: torch.full_like(x, 1000), zeros, levels, **options)
 
     torch.testing.assert_close(run(torch.float16).double(), run(torch.float64), rtol=5e-3, atol=0)
+
+
+class TestStochasticCorrector:
+    """On Gaussian data the exact denoiser is known, and what is drawn must spread as the data do."""
+
+    SPREAD = 0.5
+
+    def draw(self, level, steps=20, count=8000, **own):
+        spread = self.SPREAD
+        sigmas = torch.tensor([*np.geomspace(14.6, 0.03, steps), 0.0])
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(count, 4, generator=generator, dtype=torch.float64) * math.hypot(14.6, spread)
+        calls = []
+
+        def model(x, sigma, **_):
+            return x * (spread**2 / (spread**2 + sigma[:, None] ** 2))
+
+        def noise_sampler(sigma, sigma_next):
+            calls.append((sigma, sigma_next))
+            return torch.randn(count, 4, generator=generator, dtype=torch.float64)
+
+        return sample_unipc(model, x, sigmas, noise_level=level, noise_sampler=noise_sampler, **own), calls
+
+    @pytest.mark.parametrize("prediction", ["data", "noise"])
+    @pytest.mark.parametrize("level", [0.1, 0.3, 1.0])
+    def test_what_is_drawn_spreads_as_the_data_do(self, level, prediction):
+        # the noise form needs finer steps for the same
+        steps = 20 if prediction == "data" else 80
+        plain, none = self.draw(0.0, steps, prediction=prediction)
+        stirred, calls = self.draw(level, steps, prediction=prediction)
+        assert not none and len(calls) == steps - 1, "once for every corrected step"
+        assert all(sigma > sigma_next > 0 for sigma, sigma_next in calls)
+        assert stirred.std() / self.SPREAD > plain.std() / self.SPREAD - 0.02
+        assert stirred.std() / self.SPREAD == pytest.approx(1, abs=0.07)
+        # it is another draw: what a starting noise leads to is less and less decided by it
+        kept = float(torch.corrcoef(torch.stack([plain.flatten(), stirred.flatten()]))[0, 1])
+        assert kept < {0.1: 0.999, 0.3: 0.95, 1.0: 0.5}[level]
+
+    def test_a_level_of_zero_asks_no_noise_and_changes_nothing(self):
+        sigmas = torch.tensor([14.6, 3.0, 0.5, 0.0])
+        x = torch.randn(2, 4) * 14.6
+
+        def model(x, sigma, **_):
+            return x / (1 + sigma[:, None])
+
+        assert torch.equal(sample_unipc(model, x, sigmas), sample_unipc(model, x, sigmas, noise_level=0.0))
+
+    @pytest.mark.parametrize(
+        ("own", "words"),
+        [
+            ({"noise_level": 1.5}, "noise_level must be from 0 to 1, got 1.5"),
+            ({"noise_level": -0.1}, "noise_level must be from 0 to 1"),
+            ({"noise_level": 0.1}, "needs a noise_sampler"),
+            ({"noise_level": 0.1, "noise_sampler": lambda *_: None, "corrector": False}, "and the corrector"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, own, words):
+        with pytest.raises(ValueError, match=words):
+            sample_unipc(lambda x, sigma: x, torch.ones(1, 4), torch.tensor([2.0, 1.0, 0.5]), **own)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.975])
+@pytest.mark.parametrize("sample", [sample_unipc, sample_dpmpp_2m])
+def test_the_analytical_first_step_in_every_multistep_solver(sample, share):
+    """It makes no call, is the formula at the first sigma, and leaves nothing in the history."""
+    sigmas = torch.tensor([14.6, 5.0, 2.0, 0.7, 0.2], dtype=torch.float64)
+    x = torch.randn(3, 4, dtype=torch.float64) * 14.6
+    seen = []
+
+    def model(x, sigma, **_):
+        seen.append(float(sigma[0]))
+        return x / (1 + sigma[:, None] ** 2)
+
+    drawn = sample(model, x, sigmas, analytical_first_step=share)
+    assert seen == sigmas[1:-1].tolist()
+    denoised = x * (1 - share * 14.6 / math.sqrt(1 + 14.6**2))
+    second = x * (5 / 14.6) + denoised * (1 - 5 / 14.6)
+    if sample is sample_dpmpp_2m:
+        # from there on it is the solver begun anew, as there is no past
+        assert torch.allclose(drawn, sample(model, second, sigmas[1:]), rtol=1e-12)
+    assert torch.equal(sample(model, x, sigmas, analytical_first_step=0.0), sample(model, x, sigmas))

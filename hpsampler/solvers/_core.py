@@ -19,7 +19,17 @@ from typing import Any, NamedTuple, Optional, Protocol
 
 import torch
 
-__all__ = ["Callback", "Model", "Run", "Step", "first_order", "log_step", "step_ratio"]
+__all__ = [
+    "Callback",
+    "Model",
+    "NoiseSampler",
+    "Run",
+    "Step",
+    "analytical_output",
+    "first_order",
+    "log_step",
+    "step_ratio",
+]
 
 MIN_STEP_RATIO = 1e-3
 """Past points nearer than this fraction of a step carry no slope, only rounding noise: the order drops instead."""
@@ -32,6 +42,9 @@ class Model(Protocol):
 
 
 Callback = Callable[[dict[str, Any]], object]
+
+NoiseSampler = Callable[[float, float], torch.Tensor]
+"""k-diffusion's: ``noise_sampler(sigma, sigma_next)`` gives unit noise in the shape of x, seeded by image."""
 
 
 class Step(NamedTuple):
@@ -66,6 +79,15 @@ def first_order(sigma: float, sigma_next: float) -> Step:
     x' = (sigma'/sigma) x - expm1(-h) D
     """
     return Step(sigma_next / sigma, (-math.expm1(-log_step(sigma, sigma_next)),))
+
+
+def analytical_output(sigma: float, share: float) -> float:
+    """Weight w of the first output D = w x that is made without a call (GENIE, arXiv 2210.05475, section 3).
+
+    At the first sigma x is nearly pure noise, so the network's noise is taken to be ``share * x / sqrt(1 + sigma^2)``;
+    share 1 is arXiv 2510.02390's, 0.975 that of its second script.
+    """
+    return 1 - share * sigma / math.sqrt(1 + sigma**2)
 
 
 def step_ratio(h_past: float, h: float) -> Optional[float]:

@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 import torch
 
-from ._core import Callback, Model, Run, Step, first_order, log_step, step_ratio
+from ._core import Callback, Model, Run, Step, analytical_output, first_order, log_step, step_ratio
 
 __all__ = ["dpmpp_2m_steps", "sample_dpmpp_1s", "sample_dpmpp_2m"]
 
@@ -57,6 +57,7 @@ def sample_dpmpp_2m(
     disable: Optional[bool] = None,
     extrapolate: bool = False,
     factors: Optional[Sequence[float]] = None,
+    analytical_first_step: float = 0.0,
 ) -> torch.Tensor:
     """Second-order multistep DPM-Solver++ (arXiv 2211.01095, algorithm 2); arguments as :func:`sample_dpmpp_1s`.
 
@@ -70,12 +71,16 @@ def sample_dpmpp_2m(
             and below, harms at 7.5.
         factors: one per step; scales that step's correction by past outputs: 0 is first order, 1 the solver's own. To
             sigma 0 the correction is that of ``extrapolate``, which this overrides.
+        analytical_first_step: above 0 the first step makes no call, see :func:`~hpsampler.solvers.sample_unipc`.
     """
     run = Run.of(x, sigmas, callback)
     extra_args = extra_args or {}
     previous: list[torch.Tensor] = []
-    for i, step in enumerate(dpmpp_2m_steps(run.sigmas, extrapolate, factors)):
-        denoised = model(x, run.rows[i], **extra_args)
+    for i, step in enumerate(dpmpp_2m_steps(run.sigmas, extrapolate, factors, bool(analytical_first_step))):
+        if i == 0 and analytical_first_step:
+            denoised = x * analytical_output(run.sigmas[0], analytical_first_step)
+        else:
+            denoised = model(x, run.rows[i], **extra_args)
         run.report(i, x, denoised)
         x = step(x, [denoised, *previous])
         previous = [denoised]
@@ -83,9 +88,14 @@ def sample_dpmpp_2m(
 
 
 def dpmpp_2m_steps(
-    sigmas: list[float], extrapolate: bool = False, factors: Optional[Sequence[float]] = None
+    sigmas: list[float],
+    extrapolate: bool = False,
+    factors: Optional[Sequence[float]] = None,
+    analytical_first_step: bool = False,
 ) -> list[Step]:
     """The weights of every step of DPM++ 2M on ``sigmas``, in float64.
+
+    What an analytical first step takes the output to be never enters the history.
 
     Raises:
         ValueError: not one factor per step.
@@ -96,16 +106,18 @@ def dpmpp_2m_steps(
         raise ValueError(f"factors must be {len(sigmas) - 1}, one per step, got {len(factors)}")
     steps: list[Step] = []
     h_past = None
-    for (sigma, sigma_next), factor in zip(pairwise(sigmas), factors):
+    for i, ((sigma, sigma_next), factor) in enumerate(zip(pairwise(sigmas), factors)):
         h = log_step(sigma, sigma_next)
         base = first_order(sigma, sigma_next)
         ratio = None if h_past is None else step_ratio(h_past, h)
         # to sigma 0 the ratio is not defined; half the last change is what was measured to gain
-        lean = 0.5 * factor if sigma_next == 0 and steps else factor / (2 * ratio) if ratio is not None else 0.0
+        known = i > analytical_first_step
+        lean = 0.5 * factor if sigma_next == 0 and known else factor / (2 * ratio) if ratio is not None else 0.0
         if lean:
             (whole,) = base.outputs
             steps.append(Step(base.state, (whole * (1 + lean), -whole * lean)))
         else:
             steps.append(base)
-        h_past = h
+        # None: there is no past output to lean on
+        h_past = None if i == 0 and analytical_first_step else h
     return steps

@@ -19,7 +19,18 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 import torch
 
-from ._core import MIN_STEP_RATIO, Callback, Model, Run, Step, first_order, log_step, step_ratio
+from ._core import (
+    MIN_STEP_RATIO,
+    Callback,
+    Model,
+    NoiseSampler,
+    Run,
+    Step,
+    analytical_output,
+    first_order,
+    log_step,
+    step_ratio,
+)  # fmt: skip
 
 __all__ = ["MAX_ORDER", "PREDICTIONS", "VARIANTS", "sample_unipc", "unipc_steps"]
 
@@ -51,7 +62,9 @@ def sample_unipc(
     variant: str = "bh2",
     corrector: bool = True,
     extrapolate: bool = False,
-    analytical_first_step: bool = False,
+    analytical_first_step: float = 0.0,
+    noise_level: float = 0.0,
+    noise_sampler: Optional[NoiseSampler] = None,
 ) -> torch.Tensor:
     """UniPC (arXiv 2302.04867); arguments as :func:`~hpsampler.solvers.sample_dpmpp_1s`.
 
@@ -61,22 +74,33 @@ def sample_unipc(
         variant: B(h), ``"bh1"`` or ``"bh2"``.
         corrector: correct each predicted point but the last with the call made there anyway.
         extrapolate: a last step to sigma 0 gives D + (D - D_prev)/2 instead of D.
-        analytical_first_step: at the first sigma no call is made: its noise is taken to be x / sqrt(1 + sigma^2),
-            which holds only where x is (nearly) pure noise. The call saved is best spent on a point more, see
-            :func:`~hpsampler.schedule.insert_first_midpoint`. Its output never enters a multistep history.
+        analytical_first_step: above 0 no call is made at the first sigma: its noise is taken to be this share (1, or
+            0.975) of x / sqrt(1 + sigma^2), which holds only where x is (nearly) pure noise. The call saved is best
+            spent on a point more, see :func:`~hpsampler.schedule.insert_first_midpoint`. Its output never enters a
+            multistep history.
+        noise_level: eta of the stochastic corrector (arXiv 2510.02390's code, "sample_mix"), 0 to 1: the corrected step
+            from x_s to x_t becomes x_s + (1 + eta^2)(x_t - x_s) + eta sqrt(sigma_s^2 - sigma_t^2) z. The last step
+            stays as it is. The code has 1 + eta, which takes more noise away than it puts back: on a Gaussian the
+            pictures' spread falls from .96 to .71 of the data's at eta .1 and 20 steps, and keeps .96 with the square.
+        noise_sampler: gives z, seeded by image; needed where ``noise_level`` is above 0.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.
     """
     run = Run.of(x, sigmas, callback)
     extra_args = extra_args or {}
-    steps = unipc_steps(run.sigmas, order, prediction, variant, corrector, extrapolate, analytical_first_step)
+    if not 0 <= noise_level <= 1:
+        raise ValueError(f"noise_level must be from 0 to 1, got {noise_level!r}")
+    if noise_level and (noise_sampler is None or not corrector):
+        raise ValueError(f"noise_level={noise_level:g} needs a noise_sampler, and the corrector")
+    analytical = bool(analytical_first_step)
+    steps = unipc_steps(run.sigmas, order, prediction, variant, corrector, extrapolate, analytical)
     past: list[torch.Tensor] = []
     start = x
     for i, step in enumerate(steps):
         sigma = run.sigmas[i]
         if i == 0 and analytical_first_step:
-            denoised = x * (1 - sigma / math.sqrt(1 + sigma**2))
+            denoised = x * analytical_output(sigma, analytical_first_step)
         else:
             denoised = model(x, run.rows[i], **extra_args)
         run.report(i, x, denoised)
@@ -85,10 +109,20 @@ def sample_unipc(
             correct = steps[i - 1].corrector
             if correct is not None:
                 x = correct(start, [output, *past])
+                if noise_level and noise_sampler is not None:
+                    x = _stirred(start, x, run.sigmas[i - 1], sigma, noise_level, noise_sampler)
         past = [output, *past[: MAX_ORDER - 1]]
         start = x
         x = step.predictor(start, past)
     return x
+
+
+def _stirred(
+    start: torch.Tensor, x: torch.Tensor, before: float, sigma: float, level: float, noise_sampler: NoiseSampler
+) -> torch.Tensor:
+    """The corrected point with more of the step taken, and as much noise as that step took away put back."""
+    noise = noise_sampler(before, sigma)
+    return torch.lerp(start, x, 1 + level**2).add_(noise, alpha=level * math.sqrt(before**2 - sigma**2))
 
 
 def unipc_steps(
