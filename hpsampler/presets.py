@@ -10,7 +10,7 @@ from typing import Any
 
 from .recipes import AUTO, FAMILIES, MAX_STEPS, PRESETS, preset_family
 from .settings import ENABLED, FIELDS, LONGEST_TEXT, Settings, SettingsError
-from .shelf import Reader, Shelf, ShelfError, clean_name, parsed
+from .shelf import Reader, Shelf, ShelfError, clean_name, parsed, shown
 
 __all__ = ["FAMILY_LABELS", "Preset", "PresetShelf", "built_in"]
 
@@ -110,11 +110,20 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     if ENABLED.name in values:
         raise ShelfError(f"settings.{ENABLED.name} must not be there: loading a preset switches HP Sampler on")
+    names = [each.name for each in FIELDS]
+    for name in values:
+        if name not in names:
+            raise ShelfError(f"unknown setting {shown(name)}; the names are {', '.join(names)}")
     try:
         settings = Settings.of_names({ENABLED.name: True, **values})
     except SettingsError as error:
         raise ShelfError(str(error).removeprefix("HP Sampler: ")) from None
-    return {each.name: getattr(settings, each.name) for each in settings.changed([each.name for each in FIELDS])}
+    kept = {each.name: getattr(settings, each.name) for each in settings.changed(names)}
+    for name, value in kept.items():
+        # a page cannot show halves of characters, and a picture's text is one line
+        if isinstance(value, str) and not value.isprintable():
+            raise ShelfError(f"settings.{name} must be a text of printable characters, got {shown(value)}")
+    return kept
 
 
 def _label(row: Reader) -> str:

@@ -106,6 +106,7 @@ const hpSamplerPanel = (() => {
             if (area.value !== this.text) {
                 this.text = area.value;
                 this.parsed = JSON.parse(area.value);
+                this.seen = "";
             }
             return this.parsed;
         }
@@ -144,17 +145,18 @@ const hpSamplerPanel = (() => {
             };
         }
 
-        update(force = false) {
-            if (this.place.offsetParent === null) return;
+        update() {
+            const visible = this.place.offsetParent !== null;
+            // what other tabs made meanwhile: calibrations, another model, presets
+            if (visible && !this.visible) this.look();
+            this.visible = visible;
+            if (!visible) return;
             const data = this.data();
-            if (!data || !data.plot) {
-                this.place.hidden = Boolean(data);
-                return;
-            }
+            if (!data) return;
             const state = this.state(data);
             const chosen = this.menu("preset", `${this.id}_preset`, []);
-            const signature = JSON.stringify([state, chosen, this.place.clientWidth]) + this.text.length;
-            if (!force && signature === this.seen) return;
+            const signature = JSON.stringify([state, chosen, this.place.clientWidth]);
+            if (signature === this.seen) return;
             this.seen = signature;
             const view = hpSamplerSchedule.view(data, state);
             this.say(data, state, view);
@@ -190,8 +192,8 @@ const hpSamplerPanel = (() => {
         }
 
         draw(data, state, view) {
-            this.numbers.hidden = this.figure.hidden = Boolean(view.error);
-            if (view.error) {
+            this.numbers.hidden = this.figure.hidden = Boolean(view.error) || !data.plot;
+            if (this.figure.hidden) {
                 this.figure.dataset.sigmas = "[]";
                 return;
             }
@@ -427,7 +429,6 @@ const hpSamplerPanel = (() => {
             document.addEventListener(event, () => all((panel) => panel.update()), {capture: true});
         }
         setInterval(() => document.hidden || all((panel) => panel.update()), LOOK_MS);
-        all((panel) => panel.look());
         window.addEventListener("resize", () => all((panel) => panel.update()));
         // the host loads its model after its page
         const waiting = setInterval(() => {

@@ -198,7 +198,7 @@ class TestSettingsPage:
         names = labels["hpsampler_preset"].component_args()["choices"]
         assert names == ["None", *(each.name for each in built_in())]
 
-    def test_what_is_hidden_is_not_registered(self, webui):
+    def test_what_is_hidden_is_not_in_the_menus(self, webui):
         webui.shared.opts.hpsampler_hidden = ["HP UniPC", "HP calibrated"]
         webui.load()
         assert [each.name for each in webui.sd_samplers.all_samplers] == [
@@ -206,6 +206,7 @@ class TestSettingsPage:
         ]  # fmt: skip
         assert [each.label for each in webui.sd_schedulers.schedulers] == ["Automatic", "Karras", "HP"]
         assert "hp_calibrated" in webui.sd_schedulers.schedulers_map, "pictures still find it"
+        assert webui.sd_samplers.get_sampler_and_scheduler("HP UniPC", "HP")[0] == "HP UniPC"
         host = Host(webui.script.HPSamplerScript())
         webui.shared.opts.hpsampler_hidden = ["HP"]
         webui.load()

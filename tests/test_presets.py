@@ -72,7 +72,16 @@ def file_of(**changes):
         ({"settings": ...}, "settings is missing"),
         ({"settings": []}, "settings must be an object of settings by name"),
         ({"settings": {"rho": 99}}, "Rho (rho) must be a number from 0.1 to 50, or 0, got 99"),
-        ({"settings": {"magic": 1}}, "unknown setting 'magic'"),
+        ({"settings": {"magic": 1}}, "unknown setting 'magic'; the names are recipe, base_steps"),
+        ({"settings": {"x" * 100_000: 1}}, "unknown setting 'xxx"),
+        ({"settings": {"\ud800": 1}}, "unknown setting '\\ud800'"),
+        ({"settings": {"rho": True}}, "Rho (rho) must be a number from 0.1 to 50, or 0, got True"),
+        ({"settings": {"rho": 10**400}}, "Rho (rho) must be a number"),
+        ({"settings": {"rho": "9" * 100_000}}, "Rho (rho) must be a number"),
+        ({"settings": {"order": True}}, "UniPC order (order) must be a whole number"),
+        ({"settings": {"recipe": {}}}, "Recipe (recipe) must be one of"),
+        ({"settings": {"calibration": "half \ud800"}}, "settings.calibration must be a text of printable characters"),
+        ({"settings": {"calibration": "two\nlines"}}, "got 'two\\nlines'"),
         ({"settings": {"enabled": False}}, "settings.enabled must not be there"),
         ({"settings": {"rho": 5, "end_sigma": 0.2}}, "both say where the schedule ends"),
     ],
@@ -107,9 +116,8 @@ def test_a_file_cut_off_anywhere_is_refused_and_left_as_it_is(shelf):
     for length in range(len(whole) - 1):
         path.write_bytes(whole[:length])
         kept, problems = shelf.read()
-        if length < len(whole) - 2:
-            assert [each.name for each in kept] == ["other"] and problems[0].startswith("mine.json: not a JSON file")
-            assert path.read_bytes() == whole[:length]
+        assert [each.name for each in kept] == ["other"] and problems[0].startswith("mine.json: not a JSON file")
+        assert path.read_bytes() == whole[:length]
     path.write_bytes(whole[:40])
     saved = shelf.save(mine())
     assert saved.name == "mine" and path.read_bytes() == whole[:40], "nothing is written over a broken file"
@@ -192,6 +200,8 @@ class TestBuiltIn:
         with pytest.raises(ShelfError, match=r"no preset named 'gone'; there are: Auto, .*, mine"):
             shelf.find("gone")
         with pytest.raises(ShelfError, match="no other meaning"):
-            shelf.save(Preset("SDXL 8 steps", {}))
+            shelf.save(Preset("sdxl 8 STEPS", {}), replacing=True)
+        with pytest.raises(ShelfError, match="no other meaning"):
+            shelf.take(Preset("auto", {}).to_json())
         with pytest.raises(ShelfError, match="no preset named 'Auto'"):
             shelf.delete(AUTO)

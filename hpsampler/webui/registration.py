@@ -33,20 +33,19 @@ def register(hidden: Collection[str] = ()) -> None:
     """Add what is ours, replacing what an earlier load of this extension left.
 
     Args:
-        hidden: samplers to leave out, and labels of schedule types to keep out of the menus.
+        hidden: samplers, and labels of schedule types, to leave out of the menus. Pictures and programs still find
+            them by name, where the host would draw with another one in silence.
     """
     unregister()
     for name, solver in SAMPLERS.items():
-        if name in hidden:
-            continue
         data = sd_samplers_common.SamplerData(name, _constructor(solver), [], {"scheduler": SCHEDULE_NAME})
-        sd_samplers.all_samplers.append(data)
+        if name not in hidden:
+            sd_samplers.all_samplers.append(data)
         sd_samplers.all_samplers_map[name] = data
     for name, label in SCHEDULES.items():
         scheduler = sd_schedulers.Scheduler(name, label, _schedule(name), need_inner_model=True)
         if label not in hidden:
             sd_schedulers.schedulers.append(scheduler)
-        # our samplers, and pictures, still find it by name
         sd_schedulers.schedulers_map[name] = sd_schedulers.schedulers_map[label] = scheduler
     _refresh()
 

@@ -165,7 +165,7 @@ def check_presets_are_kept(at: AccordionPage) -> None:
     for name, value in ours.items():
         at.set(name, value)
     at.settle()
-    at.ui.fill(f"{at.id('preset_name')} input, {at.id('preset_name')} textarea", "my five")
+    at.call("my five")
     assert at.press("save") == "Preset my five saved, made for 6 steps, CFG 7, HP Auto."
     at.settle()
     assert "my five" in at.fitting()
@@ -185,13 +185,13 @@ def check_presets_are_kept(at: AccordionPage) -> None:
     at.ui.wait_for_timeout(700)
     assert at.values()["recipe"] == "SD1.5 5 steps" and at.values()["rho"] == 0
     assert "choose it first to save over it" in at.press("save"), "another one is not written over"
-    at.ui.fill(f"{at.id('preset_name')} input, {at.id('preset_name')} textarea", "SDXL 8 steps")
+    at.call("SDXL 8 steps")
     assert "name must be one that has no other meaning here" in at.press("save")
 
     at.choose_at(at.id("preset"), "my five")
     at.ui.wait_for_timeout(700)
     assert at.values()["rho"] == 7
-    at.ui.fill(f"{at.id('preset_name')} input, {at.id('preset_name')} textarea", "my six")
+    at.call("my six")
     assert at.press("rename") == "Preset my five is now my six."
     at.ui.click(at.id("preset_export"))
     link = at.ui.locator(f"{at.id('preset_exported')} a").first

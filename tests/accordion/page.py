@@ -110,6 +110,10 @@ class AccordionPage:
     def fitting(self) -> list[str]:
         return self.panel.locator("[aria-label='Presets that fit'] button").all_inner_texts()
 
+    def call(self, name: str) -> None:
+        """Write a preset's name."""
+        self.ui.fill(f"{self.id('preset_name')} input, {self.id('preset_name')} textarea", name)
+
     def said(self) -> str:
         """What the row of presets says."""
         return self.ui.locator(self.id("preset_said")).first.inner_text()

@@ -59,7 +59,7 @@ def test_it_does_what_it_does_on_the_demonstration_s_page(accordion, name):
 
 def test_presets_outlive_the_page_an_update_and_a_broken_file(accordion, ui, server):
     accordion.set("rho", 6.5)
-    ui.fill(accordion.id("preset_name") + " textarea", "kept")
+    accordion.call("kept")
     accordion.press("save")
     broken = presets_of(server) / "broken.json"
     broken.write_text("{")
@@ -67,6 +67,7 @@ def test_presets_outlive_the_page_an_update_and_a_broken_file(accordion, ui, ser
     open_ui(ui, server)
     ui.wait_for_timeout(1500)
     accordion.open()
+    ui.wait_for_function("() => document.querySelector('#txt2img_hpsampler_preset_said p')")
     assert "broken.json: not a JSON file" in accordion.said()
     accordion.choose_at(accordion.id("preset"), "kept")
     ui.wait_for_function("() => document.querySelector('#txt2img_hpsampler_rho input[type=number]').value == '6.5'")
@@ -307,6 +308,8 @@ class TestSettingsPage:
         assert "HP calibrated" not in labels and "HP" in labels
         _, info = server.txt2img(**AUTO)
         assert "Sampler: HP Auto, Schedule type: HP" in info["infotexts"][0]
+        _, info = server.txt2img(**{**AUTO, "sampler_name": "HP DPM++ 1S"})
+        assert "Sampler: HP DPM++ 1S" in info["infotexts"][0], "a program still finds it, and no other is drawn with"
 
     def test_the_accordion_begins_with_a_preset(self, serve, page):
         mine = Preset.of("my start", {"rho": 6.5, "ending": "To zero"})
@@ -321,7 +324,9 @@ class TestSettingsPage:
         values = accordion.values()
         assert values["rho"] == 6.5 and values["ending"] == "To zero" and values["b1"] == 1.1
         assert page.locator("#txt2img_hpsampler .input-accordion-checkbox").is_checked()
+        accordion.choose_at(TXT2IMG["sampler"], "HP Auto")
         assert page.locator("#txt2img_hpsampler_panel svg").count() == 0, "the plot is off"
+        assert accordion.offers() and "my start" in accordion.fitting() and accordion.idle(), "the rest is not"
         said_nothing, info = server.txt2img(**AUTO)
         assert "HP Rho: 6.5" in info["infotexts"][0], "requests that say nothing begin with it too"
         assert np.array_equal(said_nothing[0], server.txt2img(**AUTO, **hp(rho=6.5, ending="To zero"))[0][0])

@@ -1,0 +1,377 @@
+"""DPM-Solver-v3 (arXiv 2310.13268): exponential integration around a linear model that was measured beforehand.
+
+With lambda = -log sigma, N = x - D and statistics l, s, b of one model (functions of lambda, per channel or pixel)::
+
+    dx/dlambda = -N = -(l x + f)            f = N - l x = (1 - l) x - D                            (the paper's eq. 6)
+    df/dlambda = s f + b + what is left     g = exp(-S) f - B                                      (eq. 8, 9)
+
+where L, S = integral l, s and B = integral exp(-S) b, all from the step's start. What is left is small, so g hardly
+moves, and a step interpolates g by a polynomial through past points::
+
+    x' = exp(-L) (x - integral exp(L + S) B dl - sum_n g^(n) E_(n+1))     E_(n+1) = integral exp(L + S) d^n / n! dl
+
+with d the distance from the start. VP and VE give one formula: f and b are in the units of x_0.
+The weights are computed once per run in float64 on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, Optional, Protocol, Union
+
+import numpy as np
+import torch
+
+from ._core import Callback, Model, Run, step_ratio
+from .unipc import MAX_ORDER
+
+__all__ = ["PSEUDO_ORDERS", "Coefficients", "dpm_v3_steps", "interpolated", "sample_dpm_v3"]
+
+PSEUDO_ORDERS = ("off", "corrector", "both")
+
+WIDEST_CELL = 0.25
+"""Quadrature cells are no wider than this in lambda: the error of five Lobatto points is then below 1e-13."""
+
+
+class Coefficients(Protocol):
+    """What the solver asks of statistics: a rising grid, and per grid point arrays that broadcast to a latent."""
+
+    @property
+    def lambdas(self) -> np.ndarray: ...
+
+    @property
+    def l(self) -> np.ndarray: ...  # noqa: E743 - the paper's name
+
+    @property
+    def s(self) -> np.ndarray: ...
+
+    @property
+    def b(self) -> np.ndarray: ...
+
+
+class DataPrediction(NamedTuple):
+    """l = 1, s = b = 0: f = -D, so that the polynomial runs through the denoised outputs themselves."""
+
+    lambdas: np.ndarray
+    l: np.ndarray  # noqa: E741 - the paper's name
+    s: np.ndarray
+    b: np.ndarray
+
+
+Weight = Union[float, np.ndarray, torch.Tensor]
+"""A number, or one per element of (channels, height, width)."""
+
+
+class Update(NamedTuple):
+    """``x' = state * x + shift + sum_k outputs[k] * g[k]``; a tensor's worth of weights each, or numbers."""
+
+    state: Weight
+    shift: Weight
+    outputs: tuple[Weight, ...]
+
+    def __call__(self, x: torch.Tensor, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        result = x * self.state
+        if not isinstance(self.shift, float) or self.shift:
+            result += self.shift
+        for output, weight in zip(outputs, self.outputs):
+            if isinstance(weight, float):
+                result.add_(output, alpha=weight)
+            else:
+                result.addcmul_(output, weight)
+        return result
+
+    def on(self, x: torch.Tensor) -> Update:
+        return Update(_on(self.state, x), _on(self.shift, x), tuple(_on(weight, x) for weight in self.outputs))
+
+
+class Carry(NamedTuple):
+    """Moves the origin of g from a step's start to its end: g becomes ``scale * g + shift``."""
+
+    scale: Weight
+    shift: Weight
+
+    def __call__(self, g: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.scale, float) and self.scale == 1 and isinstance(self.shift, float) and self.shift == 0:
+            return g
+        return g * self.scale + self.shift
+
+    def on(self, x: torch.Tensor) -> Carry:
+        return Carry(_on(self.scale, x), _on(self.shift, x))
+
+
+class StepV3(NamedTuple):
+    """Step i.
+
+    Attributes:
+        rest: 1 - l at its start, of f = (1 - l) x - D.
+        predictor: weights of (g_i, g_(i-1), ...); None for a step to sigma 0, where x' = D.
+        corrector: weights of (f', g_i, g_(i-1), ...) with f' found at the predicted point; None: not corrected.
+        carry: moves past g to the end of the step.
+    """
+
+    rest: Weight
+    predictor: Optional[Update]
+    corrector: Optional[Update]
+    carry: Optional[Carry]
+
+    def on(self, x: torch.Tensor) -> StepV3:
+        """With its weights on the device and in the dtype of ``x``."""
+        predictor, corrector, carry = (part and part.on(x) for part in self[1:])
+        return StepV3(_on(self.rest, x), predictor, corrector, carry)
+
+
+def _on(weight: Weight, x: torch.Tensor) -> Weight:
+    if isinstance(weight, np.ndarray):
+        return torch.from_numpy(weight).to(x.device, x.dtype, non_blocking=True)
+    return weight
+
+
+@torch.no_grad()
+def sample_dpm_v3(
+    model: Model,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: Optional[dict[str, Any]] = None,
+    callback: Optional[Callback] = None,
+    disable: Optional[bool] = None,
+    order: int = 2,
+    statistics: Optional[Coefficients] = None,
+    corrector: bool = True,
+    pseudo_order: str = "corrector",
+) -> torch.Tensor:
+    """DPM-Solver-v3 (arXiv 2310.13268, algorithms 1 and 2); arguments as :func:`~hpsampler.solvers.sample_dpmpp_1s`.
+
+    Without statistics l = 1 and s = b = 0, which is data prediction. Order 1 without the corrector is then exactly
+    :func:`~hpsampler.solvers.sample_dpmpp_1s`; order 2 is DPM-Solver++ 2M in its "heun" form (the linear polynomial
+    is integrated exactly, where :func:`~hpsampler.solvers.sample_dpmpp_2m` takes half the step), and a step of order 3
+    is UniPC's predictor of order 3 on data.
+
+    Args:
+        order: of the predictor, 1 to 3; falls at the start and the end of the run, where fewer past points or steps
+            remain. A step to sigma 0 is x0 = D.
+        statistics: l, s, b of this model at this guidance, see :class:`~hpsampler.statistics.Statistics`; linear in
+            lambda between its grid points. Beyond its ends l stays what it was there, and s = b = 0.
+        corrector: correct each predicted point but the last with the call made there anyway; it has one node more
+            than the predictor.
+        pseudo_order: who takes divided differences for the derivatives of g (the paper's section 3.3 and its
+            appendix), which differ from the interpolating polynomial's from three nodes on: formally of second
+            order, and less nervous in few steps. ``"off"``, ``"corrector"`` or ``"both"``.
+
+    Raises:
+        ValueError: naming the argument, its value and what is allowed; statistics that do not fit the latent.
+    """
+    run = Run.of(x, sigmas, callback)
+    extra_args = extra_args or {}
+    if statistics is not None:
+        _check_fit(statistics, x)
+    steps = dpm_v3_steps(run.sigmas, order, statistics, corrector, pseudo_order)
+    past: list[torch.Tensor] = []
+    start = x
+    correct: Optional[Update] = None
+    carry: Optional[Carry] = None
+    for i, step in enumerate(step.on(x) for step in steps):
+        denoised = model(x, run.rows[i], **extra_args)
+        run.report(i, x, denoised)
+        f = torch.addcmul(-denoised, x, step.rest) if torch.is_tensor(step.rest) else x * step.rest - denoised
+        if correct is not None:
+            # f stays what it is at the predicted point: it holds the network's output, which is not asked again
+            x = correct(start, [f, *past])
+        if carry is not None:
+            past = [carry(g) for g in past[: order - 1]]
+        past = [f, *past]
+        start, correct, carry = x, step.corrector, step.carry
+        x = denoised if step.predictor is None else step.predictor(start, past)
+    return x
+
+
+def _check_fit(statistics: Coefficients, x: torch.Tensor) -> None:
+    shape, latent = tuple(statistics.l.shape[1:]), tuple(x.shape[1:])
+    fits = len(shape) <= len(latent) and all(
+        ours in (1, theirs) for ours, theirs in zip(reversed(shape), reversed(latent))
+    )
+    if not fits:
+        raise ValueError(
+            f"statistics must fit a latent of shape {latent}, got them for {shape}; "
+            "their resized(height, width) fits them to another size"
+        )
+
+
+def dpm_v3_steps(
+    sigmas: list[float],
+    order: int,
+    statistics: Optional[Coefficients] = None,
+    corrector: bool = True,
+    pseudo_order: str = "corrector",
+) -> list[StepV3]:
+    """The weights of every step, in float64. ``steps[i].corrector`` corrects the point that step i predicted.
+
+    Raises:
+        ValueError: naming the argument, its value and what is allowed; weights that are not finite.
+    """
+    if order not in range(1, MAX_ORDER + 1) or isinstance(order, bool):
+        raise ValueError(f"order must be 1, 2 or 3, got {order!r}")
+    if pseudo_order not in PSEUDO_ORDERS:
+        raise ValueError(f"pseudo_order must be one of {', '.join(PSEUDO_ORDERS)}, got {pseudo_order!r}")
+    known = statistics if statistics is not None else _data_prediction()
+    count = len(sigmas) - 1
+    lambdas = [-math.log(sigma) if sigma > 0 else math.inf for sigma in sigmas]
+    steps = []
+    for i in range(count):
+        here, target = lambdas[i], lambdas[i + 1]
+        rest = _number(1 - interpolated(known, here)[0])
+        if math.isinf(target):
+            steps.append(StepV3(rest, None, None, None))
+            continue
+        h = target - here
+        # outputs known at point i: its own, and those before it as far as the order reaches
+        nodes = [0.0]
+        for k in range(1, min(order, i + 1, count - i)):
+            distance = step_ratio(here - lambdas[i - k], h)
+            # each node must also lie apart from the one before it
+            if distance is None or step_ratio(lambdas[i - k + 1] - lambdas[i - k], h) is None:
+                break
+            nodes.append(-distance * h)
+        integrals = _integrals(known, here, target, len(nodes) + 1)
+        predict = _predictor(integrals, nodes, pseudo_order == "both")
+        correct = None
+        if corrector and i < count - 1 and h > 0:
+            correct = _corrector(integrals, [0.0, h, *nodes[1:]], pseudo_order != "off")
+        scale = np.exp(integrals.s)
+        step = StepV3(rest, predict, correct, Carry(_number(scale), _number(scale * integrals.b)))
+        if not np.isfinite(sum(np.sum(weight) for weight in predict.outputs) + np.sum(predict.state)):
+            raise ValueError(f"statistics must be smaller: the step from {sigmas[i]:g} to {sigmas[i + 1]:g} overflows")
+        steps.append(step)
+    return steps
+
+
+def _data_prediction() -> DataPrediction:
+    one, zero = np.ones(2), np.zeros(2)
+    return DataPrediction(np.array([0.0, 1.0]), one, zero, zero)
+
+
+def interpolated(statistics: Coefficients, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """l, s and b at lambda = ``level``, linear between grid points; beyond the ends l is held and s = b = 0.
+
+    Nothing was measured there. l must not jump, or f would; and s, held where it does not belong, would grow.
+    """
+    grid = statistics.lambdas
+    l, s, b = (_at(grid, values, level) for values in (statistics.l, statistics.s, statistics.b))  # noqa: E741
+    if grid[0] <= level <= grid[-1]:
+        return l, s, b
+    return l, np.zeros_like(s), np.zeros_like(b)
+
+
+def _at(grid: np.ndarray, values: np.ndarray, level: float) -> np.ndarray:
+    after = min(max(int(np.searchsorted(grid, level)), 1), len(grid) - 1)
+    share = min(max((level - grid[after - 1]) / (grid[after] - grid[after - 1]), 0.0), 1.0)
+    low, high = values[after - 1].astype(np.float64), values[after].astype(np.float64)
+    return low + share * (high - low)
+
+
+class Integrals(NamedTuple):
+    """Over one step, from its start: L, S, B at its end, C = integral exp(L+S) B, and E_1, E_2, ..."""
+
+    l: np.ndarray  # noqa: E741 - the paper's name
+    s: np.ndarray
+    b: np.ndarray
+    c: np.ndarray
+    moments: list[np.ndarray]
+
+
+def _lobatto() -> tuple[np.ndarray, np.ndarray]:
+    """Five Gauss-Lobatto points on [0, 1], and the matrix that integrates their polynomial from 0 to each point."""
+    root = math.sqrt(3 / 7)
+    points = (np.array([-1.0, -root, 0.0, root, 1.0]) + 1) / 2
+    powers = np.arange(5)
+    integrated = points[:, None] ** (powers + 1) / (powers + 1)
+    return points, integrated @ np.linalg.inv(points[:, None] ** powers)
+
+
+def _integrals(statistics: Coefficients, here: float, target: float, moments: int) -> Integrals:
+    """Cell by cell, so that memory does not grow with the grid: l, s and b are straight lines in each cell."""
+    points, integrate = _lobatto()
+    shape = np.broadcast_shapes(statistics.l.shape[1:], statistics.s.shape[1:], statistics.b.shape[1:])
+    sum_l, sum_s, sum_b, sum_c = (np.zeros(shape) for _ in range(4))
+    sums = [np.zeros(shape) for _ in range(moments)]
+    column = (slice(None), *[None] * len(shape))
+
+    def cumulative(values: np.ndarray) -> np.ndarray:
+        return np.tensordot(integrate, values, 1) * width
+
+    for left, right in _cells(statistics.lambdas, here, target):
+        width = right - left
+        inside = statistics.lambdas[0] <= (left + right) / 2 <= statistics.lambdas[-1]
+        lines = []
+        for values in (statistics.l, statistics.s, statistics.b):
+            low, high = (_at(statistics.lambdas, values, level) for level in (left, right))
+            lines.append(low + points[column] * (high - low))
+        l, s, b = lines  # noqa: E741
+        big_l = sum_l + cumulative(l)
+        big_s = sum_s + cumulative(s) if inside else np.broadcast_to(sum_s, big_l.shape)
+        big_b = sum_b + cumulative(np.exp(-big_s) * b) if inside else np.broadcast_to(sum_b, big_l.shape)
+        kernel = np.exp(big_l + big_s)
+        sum_c = sum_c + cumulative(kernel * big_b)[-1]
+        distance = (left - here + points * width)[column]
+        for n in range(moments):
+            sums[n] = sums[n] + cumulative(kernel)[-1]
+            kernel = kernel * distance / (n + 1)
+        sum_l, sum_s, sum_b = big_l[-1], big_s[-1], big_b[-1]
+    return Integrals(sum_l, sum_s, sum_b, sum_c, sums)
+
+
+def _cells(grid: np.ndarray, here: float, target: float) -> list[tuple[float, float]]:
+    """The way from ``here`` to ``target``, either direction, cut at every grid point and into no wide pieces."""
+    low, high = min(here, target), max(here, target)
+    cuts = [low, *grid[(grid > low) & (grid < high)].tolist(), high]
+    fine: list[float] = [low]
+    for left, right in pairwise(cuts):
+        fine += np.linspace(left, right, math.ceil((right - left) / WIDEST_CELL) + 1)[1:].tolist()
+    cells = list(pairwise(fine))
+    return cells if here <= target else [(right, left) for left, right in reversed(cells)]
+
+
+def _predictor(integrals: Integrals, nodes: list[float], pseudo: bool) -> Update:
+    """x' = exp(-L) (x - C - sum_k w_k g_k)."""
+    decay = np.exp(-integrals.l)
+    weights = _weights(nodes, integrals.moments, pseudo)
+    outputs = tuple(_number(-decay * weight) for weight in weights)
+    return Update(_number(decay), _number(-decay * integrals.c), outputs)
+
+
+def _corrector(integrals: Integrals, nodes: list[float], pseudo: bool) -> Update:
+    """The predictor's formula with the target as second node, where g' = exp(-S) f' - B; f' comes first."""
+    decay = np.exp(-integrals.l)
+    newest, target, *past = (-decay * weight for weight in _weights(nodes, integrals.moments, pseudo))
+    shift = -decay * integrals.c - target * integrals.b
+    outputs = (target * np.exp(-integrals.s), newest, *past)
+    return Update(_number(decay), _number(shift), tuple(_number(weight) for weight in outputs))
+
+
+def _weights(nodes: list[float], moments: list[np.ndarray], pseudo: bool) -> list[np.ndarray]:
+    """w_k such that sum_k w_k g_k = sum_n g^(n) E_(n+1), with g at the ``nodes`` (distances, the start's 0 first).
+
+    Either the derivatives are those of the polynomial through all nodes (sum_k w_k d_k^n / n! = E_(n+1)), or
+    g^(n) = n! g[d_0, ..., d_n], the divided difference over the first nodes alone (pseudo-order).
+    """
+    count = len(nodes)
+    if count == 1:
+        return [moments[0]]
+    # in units of the farthest node, so that small steps do not make the system singular
+    unit = max(abs(node) for node in nodes)
+    d = np.array(nodes) / unit
+    right = np.stack([moments[n] * math.factorial(n) / unit**n for n in range(count)])
+    if pseudo:
+        inverse = np.zeros((count, count))
+        for n in range(count):
+            for k in range(n + 1):
+                inverse[k, n] = 1 / np.prod([d[k] - d[j] for j in range(n + 1) if j != k])
+    else:
+        inverse = np.linalg.inv(np.vander(d, increasing=True).T)
+    return list(np.tensordot(inverse, right, 1))
+
+
+def _number(weight: np.ndarray) -> Weight:
+    """A Python number where one does for all elements."""
+    return float(weight.reshape(())) if weight.size == 1 else np.ascontiguousarray(weight)
