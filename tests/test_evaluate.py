@@ -6,9 +6,12 @@ import base64
 import csv
 import io
 import json
+import re
+import shlex
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,6 +34,7 @@ from hpsampler.evaluate import (
 from hpsampler.recipes import PRESETS
 from hpsampler.scores import Estimate, Moments, Reference, Row, ScoreError, average, frechet, frechet_distance
 
+ROOT = Path(__file__).resolve().parents[1]
 HERE = "tests.test_evaluate"
 PROMPTS = ("a red moon", "ein grünes Haus", "月の猫", "🦊 (fox)", "last")
 AUTO_6, KARRAS_20 = "HP Auto/HP/6/5.5", "DPM++ 2M/Karras/20/5.5"
@@ -238,6 +242,26 @@ COCO = {
         {"image_id": 3, "id": 77, "caption": "Ein Hund für drei (3) Bälle."},
     ]
 }
+
+
+class TestThePage:
+    PAGE = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
+
+    def test_its_costs_are_counted(self):
+        for name, texts in NAMED.items():
+            steps = sum(Configuration.parse(text).steps for text in texts)
+            costs = " | ".join(f"{steps * pictures:,}" for pictures in (5000, 10000, 30000))
+            assert f"| `{name}` | {len(texts)} | {steps} | {costs} |" in self.PAGE
+
+    def test_its_commands_are_understood(self, capsys):
+        commands = re.findall(r"^python -m hpsampler\.evaluate (.*)$", self.PAGE, re.M)
+        assert len(commands) == 9
+        for command in commands:
+            # the files are not here, which is the first thing to be found wrong after the configurations
+            line = shlex.split(command)
+            assert main(line if line[0] in ("draw", "score") else ["draw", *line]) == 1
+            said = capsys.readouterr().err
+            assert "No such file" in said or "there is no folder val2014" in said, command
 
 
 class TestPrompts:
@@ -606,8 +630,8 @@ class TestScoring:
         for path, prompt in zip(sorted(folder.glob("*.png")), PROMPTS):
             inputs = processor(text=[prompt], images=Image.open(path), return_tensors="pt", padding=True)
             with torch.no_grad():
-                logits = network(**inputs).logits_per_image
-            expected.append(max(100 * float(logits / network.logit_scale.exp()), 0))
+                cosine = network(**inputs).logits_per_image / network.logit_scale.exp()
+            expected.append(max(100 * cosine.item(), 0))
         assert len(set(expected)) == 4 and float(row["clip"]) == pytest.approx(np.mean(expected), rel=1e-4)
         assert float(row["clip_error"]) == pytest.approx(np.std(expected, ddof=1) / 2, rel=1e-3)
         score = scores.clip_scorer(str(model), "cpu")

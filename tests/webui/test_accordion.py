@@ -127,8 +127,7 @@ def test_the_documentation_s_picture(accordion, ui):
     folder = os.environ.get("HPS_SCREENSHOTS")
     if folder:
         accordion.annotate(places)
-        box = ui.locator("#txt2img_hpsampler").bounding_box()
-        ui.screenshot(path=Path(folder) / "accordion.png", full_page=True, clip=box)
+        ui.locator("#txt2img_hpsampler").screenshot(path=Path(folder) / "accordion.png")
 
 
 def test_a_picture_s_parameters_paste_into_every_control_and_the_plot(accordion, ui, server):
