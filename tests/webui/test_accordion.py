@@ -14,7 +14,7 @@ from hpsampler.presets import Preset
 from hpsampler.settings import ENABLED, FIELDS
 
 from ..accordion.checks import CHECKS, STEPS, begin, contrasts, drawn
-from ..accordion.page import AccordionPage
+from ..accordion.page import OPTION, AccordionPage
 from .harness import ROOT, open_ui
 from .test_page import SETTINGS, generate
 
@@ -29,10 +29,16 @@ def hp(**settings):
     return {"alwayson_scripts": {"HP Sampler": {"args": [settings]}}}
 
 
+def _ours(message):
+    """Whether a line of the browser's console is a complaint about a script of ours."""
+    return message.type in ("error", "warning") and "hpsampler" in f"{message.text} {message.location}"
+
+
 @pytest.fixture
 def ui(page, server):
     page.errors = []
     page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.on("console", lambda message: _ours(message) and page.errors.append(message.text))
     page.route(lambda url: not url.startswith(server.url), lambda route: route.abort())
     open_ui(page, server)
     page.wait_for_timeout(1500)
@@ -276,6 +282,27 @@ class TestAxes:
         status, answer = server.post("/sdapi/v1/txt2img", payload)
         assert status == 500 and words in answer["errors"], answer
         assert "Sampling" not in server.log()[start:] and "it/s" not in server.log()[start:]
+
+    def test_a_grid_of_three_on_the_page(self, ui, server):
+        accordion = AccordionPage(ui, "txt2img_hpsampler", TXT2IMG)
+        accordion.choose_at(TXT2IMG["sampler"], "HP Auto")
+        begin(accordion)
+        for side in ("width", "height"):
+            ui.locator(f"#txt2img_{side} input[type=number]").fill("64")
+        ui.locator("#script_list input").first.click()
+        ui.locator(OPTION).filter(has_text="X/Y/Z plot").first.click()
+        ui.wait_for_timeout(800)
+        ui.check("#script_txt2img_xyz_plot_csv_mode input")
+        chosen = {"x": ("[HP] Rho", "4, 7"), "y": ("[HP] Ending", "Keep noise, To zero"), "z": ("[HP] Preset", "Auto")}
+        for axis, (label, values) in chosen.items():
+            accordion.choose_at(f"#script_txt2img_xyz_plot_{axis}_type", label)
+            ui.wait_for_timeout(800)
+            ui.fill(f"#script_txt2img_xyz_plot_{axis}_values textarea", values)
+        start = len(server.log())
+        text = generate(ui)
+        assert "HP Recipe: Auto, HP Rho: 4.0, HP Ending: Keep noise" in text, "of the first picture"
+        assert "X/Y/Z plot will create 4 images on 1 2x2 grid" in server.log()[start:]
+        assert ui.locator("#txt2img_gallery img").count() >= 1
 
     def test_the_menus_offer_the_choices(self, ui, server):
         ui.locator("#script_list input").first.click()
