@@ -27,7 +27,7 @@ from hpsampler.solvers import SOLVERS
 
 from .oracles_import import k_diffusion, k_diffusion_sampling
 from .schedules import SCHEDULES as WEBUI_SCHEDULES
-from .tiny.model import Denoiser, TinyModel, seeded_noise
+from .tiny.model import Denoiser, TinyModel, noise_sampler, seeded_noise
 from .tiny.pictures import COLOURS, SHAPES, SIDE
 from .tiny.words import unknown_words
 
@@ -190,7 +190,7 @@ def plan(request: Request, noise: NoiseModel) -> Plan:
     assert recipe is not None
     if schedule != HP:
         # what belongs to the HP schedule's ends has nothing to act on
-        recipe = replace(recipe, ending="keep", analytical_first_step=False)
+        recipe = replace(recipe, ending="keep", analytical_first_step=0.0)
     recipe = replace(recipe, solver=OURS[sampler] or recipe.solver)
     options = recipe.options()
     calls = len(sigmas) - 1
@@ -201,6 +201,8 @@ def plan(request: Request, noise: NoiseModel) -> Plan:
             "the ending Extrapolated needs HP DPM++ 2M or HP UniPC with data prediction; "
             "the schedule ended at zero instead",
         )
+    if options.get("noise_level"):
+        options["noise_sampler"] = noise_sampler(request.seeds)
     solver = SOLVERS[recipe.solver]
     return Plan(sigmas, lambda model, x, sigmas: solver(model, x, sigmas, **options), calls, freeu, notes)
 
@@ -298,10 +300,8 @@ def _settings_used(request: Request) -> dict[str, Any]:
         return {}
     if not settings.enabled:
         return {"HP version": __version__}
-    preset = PRESETS.get(settings.recipe)
-    of_recipe = request.sampler == "HP Auto" and preset is not None and preset.solver == "unipc"
-    unipc = OURS.get(request.sampler) == "unipc" or of_recipe
-    return {**settings.infotext(schedule, settings.freeu == "On" or schedule, unipc), "HP version": __version__}
+    solver = (OURS[request.sampler] or _resolve(request).solver) if request.sampler in OURS else ""
+    return {**settings.infotext(schedule, settings.freeu == "On" or schedule, [solver]), "HP version": __version__}
 
 
 def _notes(request: Request) -> tuple[str, ...]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Optional
 
-from .recipes import AUTO, Recipe
-from .settings import FIELDS, FREEU_FIELDS, SCHEDULE_FIELDS, UNIPC_FIELDS, Settings
+from .recipes import AUTO, SOLVER_LABELS, Recipe
+from .settings import FIELDS, FREEU_FIELDS, SCHEDULE_FIELDS, SOLVERS_OF, Settings
 
 __all__ = ["Use", "idle"]
 
@@ -30,8 +31,9 @@ class Use:
     coupled: bool
     from_noise: bool = True
 
-    def runs_unipc(self, recipe: Recipe) -> bool:
-        return self.own and (self.solver or recipe.solver) == "unipc"
+    def runs(self, recipe: Recipe) -> str:
+        """The solver of ours that runs; empty for a sampler of the host's."""
+        return (self.solver or recipe.solver) if self.own else ""
 
 
 def idle(settings: Settings, use: Use, recipe: Recipe) -> dict[str, str]:
@@ -42,27 +44,29 @@ def idle(settings: Settings, use: Use, recipe: Recipe) -> dict[str, str]:
     """
     reasons: dict[str, str] = {}
 
-    def rest(names: frozenset[str], reason: str) -> None:
+    def rest(names: Collection[str], reason: str) -> None:
         for name in names:
             reasons.setdefault(name, reason)
 
-    unipc = use.runs_unipc(recipe)
+    solver = use.runs(recipe)
     if not use.from_noise:
         rest(frozenset({"hires_recipe"}), "img2img has no second pass")
     if not use.own and not use.coupled:
         unused = f"{use.sampler} on the schedule type {use.schedule} uses nothing of it"
-        rest(SCHEDULE_FIELDS | UNIPC_FIELDS | {"recipe", "calibration", "hires_recipe"}, unused)
+        rest(SCHEDULE_FIELDS | set(SOLVERS_OF) | {"recipe", "calibration", "hires_recipe"}, unused)
     if not use.coupled:
         other = f"the schedule type is {use.schedule} and not HP"
         rest(SCHEDULE_FIELDS | {"calibration", "analytical_first_step"}, other)
         if use.solver in ("dpmpp_1s", "dpmpp_2m"):
             rest(frozenset({"recipe"}), other)
-    if not unipc:
-        rest(UNIPC_FIELDS, "only UniPC has it, and another solver is in use")
+    for name, owners in SOLVERS_OF.items():
+        if solver not in owners:
+            told = " and ".join(SOLVER_LABELS[each] for each in owners)
+            rest(frozenset({name}), f"it belongs to {told}, and another solver is in use")
     if not use.from_noise:
         rest(frozenset({"analytical_first_step"}), "img2img does not start from pure noise")
     if settings.freeu != "On":
         rest(FREEU_FIELDS - {"freeu"}, "Free-U is not set to On")
-    if settings.recipe != AUTO or settings.changed(SCHEDULE_FIELDS):
+    if settings.recipe != AUTO or settings.changed(SCHEDULE_FIELDS | {"analytical_first_step"}):
         rest(frozenset({"calibration"}), "a preset, or a number that is set, says what the schedule is")
     return {field.name: reasons[field.name] for field in FIELDS if field.name in reasons}

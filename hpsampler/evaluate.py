@@ -824,7 +824,7 @@ def _options(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     draw.add_argument("--negative", default="", help="negative prompt (default: none, as the paper)")
     for name in ("width", "height"):
         draw.add_argument(f"--{name}", type=_positive, help="in pixels (default: 512, with --named paper-sdxl 1024)")
-    draw.add_argument("--seed", type=int, default=0, help="of the first picture; the next has the next (default: 0)")
+    draw.add_argument("--seed", type=_seed, default=0, help="of the first picture; the next has the next (default: 0)")
     draw.add_argument("--batch", type=_positive, default=1, help="pictures of each prompt, in one request (default: 1)")
     score = parser.add_argument_group("scoring")
     score.add_argument("--references", type=Path, help="folder of real pictures; without it no FID")
@@ -839,11 +839,19 @@ def _options(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _positive(text: str) -> int:
-    value = int(text) if text.isascii() and text.isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
+def _whole_number(text: str, least: int) -> int:
+    value = int(text) if text.isascii() and text.isdigit() else -1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text}")
     return value
+
+
+def _positive(text: str) -> int:
+    return _whole_number(text, 1)
+
+
+def _seed(text: str) -> int:
+    return _whole_number(text, 0)  # the WebUI takes -1 for any seed
 
 
 if __name__ == "__main__":

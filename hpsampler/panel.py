@@ -13,8 +13,19 @@ from typing import Any, Optional
 from .noise import NoiseModel
 from .presets import Preset
 from .profiles import AREA_REACH, CFG_REACH, Profile
-from .recipes import AUTO, FAMILIES, LOW_GUIDANCE, MAX_STEPS, PRESETS, Recipe, counterpart, preset_family, recipe_for
-from .settings import ENDING_LABELS, FIELDS, FREEU_FIELDS, SCHEDULE_FIELDS, UNIPC_FIELDS, Field
+from .recipes import (
+    AUTO,
+    FAMILIES,
+    LOW_GUIDANCE,
+    MAX_STEPS,
+    PRESETS,
+    SOLVER_LABELS,
+    Recipe,
+    counterpart,
+    preset_family,
+    recipe_for,
+)
+from .settings import ANALYTICAL, ENDING_LABELS, FIELDS, FREEU_FIELDS, SCHEDULE_FIELDS, SOLVERS_OF, Field
 
 __all__ = ["panel_data"]
 
@@ -58,8 +69,11 @@ def panel_data(
         "schedules": list(schedules),
         "fields": {field.name: _field(field) for field in FIELDS},
         "groups": {
-            "schedule": sorted(SCHEDULE_FIELDS), "freeu": sorted(FREEU_FIELDS), "unipc": sorted(UNIPC_FIELDS),
+            "schedule": sorted(SCHEDULE_FIELDS), "freeu": sorted(FREEU_FIELDS),
         },
+        "solversOf": {name: list(owners) for name, owners in SOLVERS_OF.items()},
+        "solverLabels": dict(SOLVER_LABELS),
+        "analytical": dict(ANALYTICAL),
         "endings": dict(ENDING_LABELS),
         "recipes": {name: _recipe(recipe) for name, recipe in PRESETS.items()},
         "counterparts": {name: counterpart(name, family) for name in PRESETS} if follow else {},

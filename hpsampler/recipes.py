@@ -50,6 +50,9 @@ extrapolate: by 0, and a multistep solver makes that step as D + (D - D_prev)/2;
 extra_call: it stays, and one model call more than ``steps`` denoises it to 0.
 """
 
+SOLVER_LABELS = MappingProxyType({"dpmpp_1s": "DPM++ 1S", "dpmpp_2m": "DPM++ 2M", "unipc": "UniPC"})
+"""Solvers as people call them."""
+
 LOW_GUIDANCE = 3.0
 PAPER_STEPS = 8
 """Up to here the paper tuned its schedules, and here they are cut early."""
@@ -90,7 +93,9 @@ class Recipe:
         ending: one of ``ENDINGS``.
         solver: a name in :data:`~hpsampler.solvers.SOLVERS`.
         order, prediction, variant: of UniPC, where it is the solver.
-        analytical_first_step: UniPC makes its first step without a call; a point is added so that the calls stay.
+        analytical_first_step: share of the noise in a first step without a call (1, or 0.975; 0 is none) of DPM++ 2M
+            and UniPC; a point is added so that the calls stay.
+        noise_level: of UniPC's stochastic corrector; 0 is none.
         freeu: plans in force, none overlapping; empty is off.
         levels: a schedule calibrated to a model, ``steps + 1`` sigmas that stand in place of all those numbers.
         factors: DPM++ 2M's, one per step, that were calibrated with it.
@@ -109,7 +114,8 @@ class Recipe:
     order: int = 2
     prediction: str = "data"
     variant: str = "bh2"
-    analytical_first_step: bool = False
+    analytical_first_step: float = 0.0
+    noise_level: float = 0.0
     freeu: tuple[FreeUPlan, ...] = ()
     levels: tuple[float, ...] = ()
     factors: tuple[float, ...] = ()
@@ -148,7 +154,10 @@ class Recipe:
         if self.solver == "dpmpp_2m" and self.factors:
             return {"factors": self.factors}
         if self.solver == "dpmpp_2m":
-            return {"extrapolate": self.ending == "extrapolate"}
+            return {
+                "extrapolate": self.ending == "extrapolate",
+                "analytical_first_step": self.analytical_first_step,
+            }
         if self.solver == "unipc":
             return {
                 "order": self.order,
@@ -156,6 +165,7 @@ class Recipe:
                 "variant": self.variant,
                 "extrapolate": self.ending == "extrapolate" and self.prediction == "data",
                 "analytical_first_step": self.analytical_first_step,
+                "noise_level": self.noise_level,
             }
         return {}
 
@@ -232,7 +242,7 @@ def _paper_unipc(
     """The paper's UniPC: noise prediction, bh1, order 2 from 7 steps on."""
     return Recipe(
         name, steps, *cut, solver="unipc", order=2 if steps >= 7 else 1, prediction="noise", variant="bh1",
-        analytical_first_step=analytical, freeu=freeu,
+        analytical_first_step=float(analytical), freeu=freeu,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from .recipes import AUTO, MAX_STEPS, PRESETS, Recipe, counterpart, late_start, 
 from .solvers.unipc import MAX_ORDER, PREDICTIONS, VARIANTS
 
 __all__ = [
-    "ENABLED", "FIELDS", "FREEU_FIELDS", "SCHEDULE_FIELDS", "UNIPC_FIELDS", "Field", "Settings", "SettingsError",
+    "ENABLED", "FIELDS", "FREEU_FIELDS", "SCHEDULE_FIELDS", "SOLVERS_OF", "Field", "Settings", "SettingsError",
 ]  # fmt: skip
 
 AS_RECIPE = "Recipe"
@@ -36,6 +36,10 @@ ENDING_LABELS = MappingProxyType(
 )
 
 
+ANALYTICAL = MappingProxyType({"On": 1.0, "0.975": 0.975, "Off": 0.0})
+"""Shares of the noise in an analytical first step."""
+
+
 class SettingsError(ValueError):
     """A setting that cannot be used; the message is for people."""
 
@@ -46,7 +50,7 @@ class Field:
 
     ``name`` is the API's; ``label`` the page's, and with "HP " before it the infotext's. A number is a whole one where
     ``whole``; ``neutral`` is allowed beside the range ``low`` to ``high``, and means "as the recipe says". A text
-    without ``choices`` is any name, or one of ``words``.
+    without ``choices`` is any name, or one of ``words``. ``formerly`` is what older pictures call it.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Field:
     neutral: Optional[float] = None
     aliases: Mapping[str, str] = field(default_factory=dict)
     words: tuple[str, ...] = ()
+    formerly: str = ""
 
     @property
     def infotext(self) -> str:
@@ -163,8 +168,9 @@ FIELDS: tuple[Field, ...] = (
     Field("variant", "UniPC variant", AS_RECIPE, "B(h) of UniPC; the paper's is bh1.", (AS_RECIPE, *VARIANTS)),
     Field("order", "UniPC order", 0, "1 to 3; 0 = recipe.", low=1, high=MAX_ORDER, neutral=0),
     Field(
-        "analytical_first_step", "UniPC analytical first step", AS_RECIPE,
-        "First step without a UNet call, which is spent on one point more (txt2img).", _SWITCH,
+        "analytical_first_step", "Analytical first step", AS_RECIPE,
+        "First step without a UNet call, which is spent on one point more (txt2img). 0.975: with less of its noise.",
+        (AS_RECIPE, *ANALYTICAL), formerly="HP UniPC analytical first step",
     ),
     Field(
         "calibration", "Calibration", AUTO,
@@ -174,6 +180,11 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "hires_recipe", "Hires recipe", SAME,
         "Second pass of hires. fix. Same: all that is set here. Or a recipe of its own, exact.", (SAME, AUTO, *PRESETS),
+    ),
+    Field(
+        "noise_level", "UniPC noise level", 0.0,
+        "Stochastic corrector: new noise of each picture's own seed in every step but the last; 0 = none.",
+        high=1, step=0.01,
     ),
 )  # fmt: skip
 """Every control of the accordion but its switch, in the order of the page and of the API's positional list."""
@@ -205,6 +216,7 @@ class Settings:
     analytical_first_step: str = AS_RECIPE
     calibration: str = AUTO
     hires_recipe: str = SAME
+    noise_level: float = 0.0
 
     @classmethod
     def of(cls, args: Sequence[Any]) -> Settings:
@@ -254,7 +266,7 @@ class Settings:
         if self.recipe != AUTO:
             self._cut_of(PRESETS[self.recipe])
         if self.names_calibration:
-            others = [FIELDS[0]] if self.recipe != AUTO else self.changed(SCHEDULE_FIELDS)
+            others = self.changed({"recipe", "analytical_first_step"} | SCHEDULE_FIELDS)
             if others:
                 listed = ", ".join(f"{each.label} ({each.name}={getattr(self, each.name)})" for each in others)
                 raise SettingsError(
@@ -284,9 +296,6 @@ class Settings:
         if not self.enabled:
             return recipe
         recipe = self._cut_of(recipe)
-        analytical = recipe.analytical_first_step
-        if self.analytical_first_step != AS_RECIPE:
-            analytical = self.analytical_first_step == "On"
         return replace(
             recipe,
             rho=self.rho or recipe.rho,
@@ -296,7 +305,8 @@ class Settings:
             prediction=recipe.prediction if self.prediction == AS_RECIPE else self.prediction,
             variant=recipe.variant if self.variant == AS_RECIPE else self.variant,
             order=self.order or recipe.order,
-            analytical_first_step=analytical,
+            analytical_first_step=ANALYTICAL.get(self.analytical_first_step, recipe.analytical_first_step),
+            noise_level=self.noise_level,
             freeu=self.freeu_plans(recipe.freeu, family, steps),
         )
 
@@ -331,7 +341,7 @@ class Settings:
     @property
     def takes_calibration(self) -> bool:
         """Whether a calibrated schedule may stand in for the recipe's; a preset and numbers that were set are exact."""
-        open_ = self.recipe == AUTO and not self.changed(SCHEDULE_FIELDS)
+        open_ = self.recipe == AUTO and not self.changed(SCHEDULE_FIELDS | {"analytical_first_step"})
         return open_ and self.calibration != OFF
 
     def freeu_plans(self, of_recipe: tuple[FreeUPlan, ...], family: str, calls: int) -> tuple[FreeUPlan, ...]:
@@ -355,19 +365,33 @@ class Settings:
         """The fields among ``names`` that were set to something else than their default."""
         return [each for each in FIELDS if each.name in names and getattr(self, each.name) != each.default]
 
-    def infotext(self, schedule: bool, freeu: bool, unipc: bool, hires: bool = False) -> dict[str, Any]:
-        """What was set and used, by infotext key; the recipe always, as it tells that the accordion was on."""
+    def infotext(self, schedule: bool, freeu: bool, solvers: Collection[str], hires: bool = False) -> dict[str, Any]:
+        """What was set and used, by infotext key; the recipe always, as it tells that the accordion was on.
+
+        Args:
+            schedule, freeu, hires: whether our schedule, Free-U and a second pass are in use.
+            solvers: those of ours that are.
+        """
         used = (
             (frozenset({"hires_recipe"}) if hires else frozenset())
             | (SCHEDULE_FIELDS if schedule else frozenset())
             | (FREEU_FIELDS if freeu and self.freeu == "On" else frozenset({"freeu"}) if freeu else frozenset())
-            | (UNIPC_FIELDS if unipc else frozenset())
+            | {name for name, owners in SOLVERS_OF.items() if set(owners) & set(solvers)}
         )
         return {each.infotext: getattr(self, each.name) for each in (FIELDS[0], *self.changed(used))}
 
 
 SCHEDULE_FIELDS = frozenset({"base_steps", "rho", "truncation_index", "time_rho", "ending", "end_sigma"})
 FREEU_FIELDS = frozenset({"freeu", "freeu_version", "b1", "b2", "s1", "s2", "freeu_first", "freeu_last"})
-UNIPC_FIELDS = frozenset({"prediction", "variant", "order", "analytical_first_step"})
+SOLVERS_OF = MappingProxyType(
+    {
+        "prediction": ("unipc",),
+        "variant": ("unipc",),
+        "order": ("unipc",),
+        "noise_level": ("unipc",),
+        "analytical_first_step": ("dpmpp_2m", "unipc"),
+    }
+)
+"""Fields that belong to some of our solvers alone."""
 
 assert tuple(each.name for each in fields(Settings)) == (ENABLED.name, *(each.name for each in FIELDS))

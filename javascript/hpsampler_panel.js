@@ -7,7 +7,6 @@ const hpSamplerPanel = (() => {
     const RELOAD_MS = 5000;
     const SVG = "http://www.w3.org/2000/svg";
     const FAMILIES = {sd1: "SD 1.x", sd2: "SD 2.x", sdxl: "SDXL"};
-    const SOLVERS = {dpmpp_1s: "DPM++ 1S", dpmpp_2m: "DPM++ 2M", unipc: "UniPC"};
     const STYLE = `
 .hpsampler-panel {font-size: 0.85rem; line-height: 1.35; color: var(--body-text-color);}
 .hpsampler-panel svg {display: block; width: 100%; height: 230px; overflow: visible;}
@@ -169,7 +168,7 @@ const hpSamplerPanel = (() => {
         say(data, state, view) {
             const model = data.model ? `${FAMILIES[data.family]}, ${data.model}` : "no model is loaded yet: SD 1.x's table";
             const end = view.noiseLeft ? `${short(view.endSigma)}, left for the VAE` : "0";
-            const solver = SOLVERS[view.recipe && view.recipe.solver] || "";
+            const solver = (view.recipe && data.solverLabels[view.recipe.solver]) || "";
             const parts = [];
             if (view.error) {
                 parts.push("The generation would stop:");

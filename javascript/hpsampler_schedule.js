@@ -153,7 +153,7 @@ const hpSamplerSchedule = (() => {
     const takesCalibration = (data, settings) =>
         settings.recipe === AUTO &&
         settings.calibration !== OFF &&
-        !changed(data, settings, data.groups.schedule).length;
+        !changed(data, settings, [...data.groups.schedule, "analytical_first_step"]).length;
 
     // Settings that contradict each other.
     function check(data, settings) {
@@ -173,7 +173,7 @@ const hpSamplerSchedule = (() => {
         if (settings.recipe !== AUTO) withCut(settings, data.recipes[settings.recipe]);
         if (namesCalibration(settings)) {
             const preset = settings.recipe !== AUTO;
-            const others = preset ? ["recipe"] : changed(data, settings, data.groups.schedule);
+            const others = changed(data, settings, ["recipe", ...data.groups.schedule, "analytical_first_step"]);
             if (others.length) {
                 const shown = (name, value) =>
                     typeof value === "string" || data.fields[name].whole ? String(value) : float(value);
@@ -229,7 +229,7 @@ const hpSamplerSchedule = (() => {
         if (!settings.enabled) return named;
         const recipe = withCut(settings, named);
         const set = (name) => (settings[name] === AS_RECIPE ? recipe[name] : settings[name]);
-        const analytical = settings.analytical_first_step;
+        const analytical = data.analytical[settings.analytical_first_step];
         return {
             ...recipe,
             rho: settings.rho || recipe.rho,
@@ -239,7 +239,7 @@ const hpSamplerSchedule = (() => {
             prediction: set("prediction"),
             variant: set("variant"),
             order: settings.order || recipe.order,
-            analytical_first_step: analytical === AS_RECIPE ? recipe.analytical_first_step : analytical === "On",
+            analytical_first_step: analytical === undefined ? recipe.analytical_first_step : analytical,
             freeu: plansOf(data, settings, recipe),
         };
     }
@@ -473,23 +473,25 @@ const hpSamplerSchedule = (() => {
     function idle(data, settings, use, recipe) {
         const reasons = {};
         const rest = (names, reason) => names.forEach((name) => (reasons[name] = reasons[name] || reason));
-        const {schedule, unipc, freeu} = data.groups;
+        const {schedule, freeu} = data.groups;
         if (!use.fromNoise) rest(["hires_recipe"], "img2img has no second pass");
         if (!use.own && !use.coupled) {
             const unused = `${use.sampler} on the schedule type ${use.schedule} uses nothing of it`;
-            rest([...schedule, ...unipc, "recipe", "calibration", "hires_recipe"], unused);
+            rest([...schedule, ...Object.keys(data.solversOf), "recipe", "calibration", "hires_recipe"], unused);
         }
         if (!use.coupled) {
             const other = `the schedule type is ${use.schedule} and not HP`;
             rest([...schedule, "calibration", "analytical_first_step"], other);
             if (use.solver === "dpmpp_1s" || use.solver === "dpmpp_2m") rest(["recipe"], other);
         }
-        if (!use.own || (use.solver || recipe.solver) !== "unipc") {
-            rest(unipc, "only UniPC has it, and another solver is in use");
+        const solver = use.own ? use.solver || recipe.solver : "";
+        for (const [name, owners] of Object.entries(data.solversOf)) {
+            const told = owners.map((each) => data.solverLabels[each]).join(" and ");
+            if (!owners.includes(solver)) rest([name], `it belongs to ${told}, and another solver is in use`);
         }
         if (!use.fromNoise) rest(["analytical_first_step"], "img2img does not start from pure noise");
         if (settings.freeu !== "On") rest(freeu.filter((name) => name !== "freeu"), "Free-U is not set to On");
-        if (settings.recipe !== AUTO || changed(data, settings, schedule).length) {
+        if (settings.recipe !== AUTO || changed(data, settings, [...schedule, "analytical_first_step"]).length) {
             rest(["calibration"], "a preset, or a number that is set, says what the schedule is");
         }
         return reasons;
@@ -641,7 +643,8 @@ const hpSamplerSchedule = (() => {
         answer.calls = use.own ? run : null;
         answer.freeu = freeuOf(data, settings, use, state, asked ? recipe : null, made);
         let inserted = 0;
-        if (unipc && recipe.analytical_first_step) {
+        const analytical = use.own && data.solversOf.analytical_first_step.includes(recipe.solver);
+        if (analytical && recipe.analytical_first_step) {
             if (use.fromNoise) {
                 found.sigmas = withFirstMidpoint(table, found.sigmas);
                 inserted = 1;

@@ -14,7 +14,7 @@ from ..schedules import stable_diffusion_noise
 from .networks import WEIGHTS, Classifier, TinyDiffusion, read_weights
 from .pictures import SIDE, Picture, answers, truth
 
-__all__ = ["LATENT", "Denoiser", "TinyModel", "seeded_noise"]
+__all__ = ["LATENT", "Denoiser", "TinyModel", "noise_sampler", "seeded_noise"]
 
 LATENT = (4, SIDE // 8, SIDE // 8)
 
@@ -136,6 +136,17 @@ class Denoiser:
         eps = unet(torch.cat([scaled, scaled]), torch.cat([timestep, timestep]), context=self.contexts)
         conditional, unconditional = eps.chunk(2)
         return x - level * (unconditional + self.cfg_scale * (conditional - unconditional))
+
+
+def noise_sampler(seeds: Sequence[int], shape: tuple[int, ...] = LATENT) -> Callable[[float, float], torch.Tensor]:
+    """For a solver's new noise: what each seed's own generator gives after :func:`seeded_noise`."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def noise(*_: float) -> torch.Tensor:
+        return torch.stack([torch.randn(shape, generator=each) for each in generators])
+
+    noise()
+    return noise
 
 
 def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...] = LATENT) -> torch.Tensor:

@@ -121,7 +121,7 @@ def _stirred(
     start: torch.Tensor, x: torch.Tensor, before: float, sigma: float, level: float, noise_sampler: NoiseSampler
 ) -> torch.Tensor:
     """The corrected point with more of the step taken, and as much noise as that step took away put back."""
-    noise = noise_sampler(before, sigma)
+    noise = noise_sampler(before, sigma).to(x)
     return torch.lerp(start, x, 1 + level**2).add_(noise, alpha=level * math.sqrt(before**2 - sigma**2))
 
 

@@ -31,13 +31,17 @@ Container = Callable[..., AbstractContextManager[Any]]
 _ALWAYS_SHOWN = ("recipe", "ending")
 
 GROUPS = (
-    ("Schedule", "schedule", ("base_steps", "rho", "truncation_index", "time_rho", "end_sigma")),
+    (
+        "Schedule",
+        "schedule",
+        ("base_steps", "rho", "truncation_index", "time_rho", "end_sigma", "analytical_first_step"),
+    ),
     (
         "Free-U",
         "freeu_group",
         ("freeu", "freeu_version", "freeu_first", "freeu_last", "b1", "b2", "s1", "s2"),
     ),
-    ("UniPC", "unipc_group", ("prediction", "variant", "order", "analytical_first_step")),
+    ("UniPC", "unipc_group", ("prediction", "variant", "order", "noise_level")),
 )
 """Title, end of the ``elem_id`` and fields of each part that opens by itself."""
 

@@ -105,7 +105,7 @@ def _sample(
     recipe = this.recipe
     if recipe is None:
         # another schedule type: what belongs to the HP schedule's ends has nothing to act on
-        recipe = replace(this.resolve(len(sigmas) - 1), ending="keep", analytical_first_step=False)
+        recipe = replace(this.resolve(len(sigmas) - 1), ending="keep", analytical_first_step=0.0)
     if solver is not None:
         recipe = replace(recipe, solver=solver)
     options = recipe.options()
@@ -123,8 +123,11 @@ def _sample(
             sigmas = insert_first_midpoint(model.noise_model(model_wrap), sigmas)
             callback = _without_first(callback)
         else:
-            options["analytical_first_step"] = False
+            options["analytical_first_step"] = 0.0
             this.request.tell("the analytical first step starts from pure noise; it was left out here")
+    if options.get("noise_level"):
+        # the host's own: seeded by picture, so a batch is its pictures
+        options["noise_sampler"] = lambda sigma, sigma_next: denoiser.p.rng.next().to(x)
     return SOLVERS[recipe.solver](denoiser, x, sigmas, extra_args, callback, **options)
 
 

@@ -16,7 +16,7 @@ from modules.ui_components import InputAccordion
 from .. import __version__
 from ..effects import Use
 from ..freeu import FreeU, decoder_stages
-from ..recipes import PRESETS
+from ..recipes import PRESETS, recipe_for
 from ..settings import FIELDS, OFF, SCHEDULE_FIELDS, Field, Settings, SettingsError
 from ..shelf import ShelfError
 from ..workshop import Workshop
@@ -80,14 +80,11 @@ class HPSamplerScript(scripts.Script):
             return
         if settings.enabled:
             recipes = [PRESETS.get(each.recipe) for each in (settings, settings.of_second_pass())]
-            unipc = any(
-                use.own
-                and (use.solver == "unipc" or (recipe is not None and not use.solver and recipe.solver == "unipc"))
-                for use, recipe in zip(uses, recipes)
-            )
+            # Auto's is DPM++ 2M whatever the steps and the guidance
+            solvers = {use.runs(recipe or recipe_for("sd1", 1, 7.0)) for use, recipe in zip(uses, recipes)}
             hires = len(uses) > 1 and (uses[1].own or uses[1].coupled)
             freeu = settings.freeu == "On" or schedule
-            p.extra_generation_params.update(settings.infotext(schedule, freeu, unipc, hires))
+            p.extra_generation_params.update(settings.infotext(schedule, freeu, solvers, hires))
             for use, recipe, steps in zip(uses, recipes, _steps_of(p)):
                 if recipe is not None and use.coupled and recipe.steps != steps:
                     _tell(p, f"the recipe {recipe.name} is made for {recipe.steps} steps; it ran with {steps}")
@@ -251,7 +248,7 @@ def _reader(field: Field) -> Callable[[dict[str, Any]], Any]:
             return None
         # what says nothing of a calibration was drawn without one
         default = OFF if field.infotext == CALIBRATION_KEY and library().names() else field.default
-        value = params.get(field.infotext, default)
+        value = params.get(field.infotext, params.get(field.formerly, default))
         try:
             return field.parse(value)
         except SettingsError as error:

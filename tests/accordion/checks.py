@@ -14,6 +14,7 @@ import pytest
 from demo.schedules import stable_diffusion_noise
 from hpsampler.presets import Preset
 from hpsampler.recipes import AUTO, PRESETS
+from hpsampler.schedule import insert_first_midpoint
 from hpsampler.settings import FIELDS, Settings
 
 from .page import AccordionPage
@@ -24,7 +25,7 @@ MOVED = {
     "recipe": "SD1.5 8 steps", "ending": "One more call", "base_steps": 11, "rho": 6.5, "truncation_index": 5,
     "time_rho": 1.5, "end_sigma": 0.3, "freeu": "On", "freeu_version": "2", "b1": 1.25, "b2": 1.15, "s1": 0.8,
     "s2": 0.3, "freeu_first": 3, "freeu_last": 5, "prediction": "noise", "variant": "bh1", "order": 3,
-    "analytical_first_step": "On", "calibration": "Off", "hires_recipe": "SDXL 8 steps",
+    "analytical_first_step": "On", "calibration": "Off", "hires_recipe": "SDXL 8 steps", "noise_level": 0.1,
 }  # fmt: skip
 """Another value for every control."""
 
@@ -40,7 +41,8 @@ def begin(at: AccordionPage) -> None:
 def drawn(**settings) -> list[float]:
     """What Python says the schedule is."""
     recipe = Settings.of([settings]).resolve("sd1", STEPS, CFG)
-    return recipe.sigmas(TABLE).tolist()
+    sigmas = recipe.sigmas(TABLE)
+    return (insert_first_midpoint(TABLE, sigmas) if recipe.analytical_first_step else sigmas).tolist()
 
 
 def check_every_control_moves_the_plot_or_says_why_not(at: AccordionPage) -> None:
@@ -104,10 +106,10 @@ def check_what_it_is_made_for_is_one_click_away(at: AccordionPage) -> None:
 
 def check_what_has_no_effect_is_greyed_with_the_reason(at: AccordionPage) -> None:
     begin(at)
-    unipc = {"prediction", "variant", "order", "analytical_first_step"}
+    unipc = {"prediction", "variant", "order", "noise_level"}
     freeu = {"freeu_version", "b1", "b2", "s1", "s2", "freeu_first", "freeu_last"}
     assert set(at.idle()) == unipc | freeu
-    assert "only UniPC has it" in at.idle()["order"] and "Free-U is not set to On" in at.idle()["b1"]
+    assert "it belongs to UniPC" in at.idle()["order"] and "Free-U is not set to On" in at.idle()["b1"]
     at.set("freeu", "On")
     at.choose_at(at.controls["sampler"], "HP UniPC")
     assert at.idle() == {}
@@ -120,7 +122,7 @@ def check_what_has_no_effect_is_greyed_with_the_reason(at: AccordionPage) -> Non
     described = at.ui.locator(f"{at.id('rho')} input").first.get_attribute("aria-describedby")
     assert described and "uses nothing of it" in at.ui.locator(f"#{described}").inner_text()
     at.choose_at(at.controls["schedule"], "HP")
-    assert set(at.idle()) == unipc
+    assert set(at.idle()) == {*unipc, "analytical_first_step"}
     at.switch(False)
     at.settle()
     assert at.idle() == {} and "The accordion is off" in at.summary()

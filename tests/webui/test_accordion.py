@@ -378,3 +378,33 @@ def test_the_numbers_are_python_s_on_this_model_too(accordion):
     accordion.settle()
     assert accordion.sigmas() == pytest.approx(drawn(recipe="SD1.5 6 steps"), rel=1e-5)
     assert json.loads(json.dumps(accordion.sigmas()))
+
+
+def test_new_noise_is_of_each_picture_s_own_seed(server):
+    stirred = hp(noise_level=0.3)
+    unipc = {**AUTO, "sampler_name": "HP UniPC"}
+    both, info = server.txt2img(**unipc, **stirred, batch_size=2, seed=5)
+    assert "HP UniPC noise level: 0.3" in info["infotexts"][0]
+    plain, _ = server.txt2img(**unipc, seed=5)
+    for i in range(2):
+        (alone,), _ = server.txt2img(**unipc, **stirred, seed=5 + i)
+        assert np.abs(alone.astype(int) - both[-2:][i]).max() <= 1
+    assert np.abs(both[-2].astype(int) - plain[0]).max() > 3
+    (again,), _ = server.txt2img(**unipc, **stirred, seed=5)
+    assert np.abs(again.astype(int) - both[-2]).max() <= 1
+
+
+def test_the_analytical_first_step_of_dpmpp_2m(server):
+    start = len(server.log())
+    (with_it,), info = server.txt2img(**AUTO, **hp(analytical_first_step="0.975"))
+    assert "HP Analytical first step: 0.975" in info["infotexts"][0] and "6/6" in server.log()[start:]
+    assert not np.array_equal(with_it, server.txt2img(**AUTO, **hp(analytical_first_step="On"))[0][0])
+    assert not np.array_equal(with_it, server.txt2img(**AUTO)[0][0])
+
+
+def test_an_older_picture_s_analytical_first_step_is_pasted(accordion, ui):
+    ours = "HP Recipe: Auto, HP UniPC analytical first step: On, HP version: 0.3.0"
+    ui.fill("#txt2img_prompt textarea", f"a moon\nSteps: 6, Sampler: HP UniPC, Seed: 1, {ours}")
+    ui.click("#txt2img_tools #paste")
+    ui.wait_for_timeout(2500)
+    assert accordion.values()["analytical_first_step"] == "On"
