@@ -27,6 +27,7 @@ ORDER = (
     "solvers",
     "calibration",
     "shelf",
+    "statistics",
     "profiles",
     "tuning",
     "workshop",
@@ -56,7 +57,8 @@ def is_adapter(file: Path) -> bool:
 @pytest.mark.parametrize("file", [file for file in CODE if not is_adapter(file)], ids=lambda file: file.stem)
 def test_the_core_knows_torch_and_numpy_only(file):
     outside = {module.partition(".")[0] for level, module in imports(file) if level == 0}
-    allowed = {"torch", "numpy"} | ({"scipy"} if file.stem == "calibration" else set())  # for its least squares
+    own = {"calibration": {"scipy"}, "statistics": {"safetensors"}}  # for least squares; for files
+    allowed = {"torch", "numpy", *own.get(file.stem, ())}
     assert outside <= {*allowed, *sys.stdlib_module_names}, file
 
 

@@ -2,15 +2,16 @@
 
 With lambda = -log sigma, N = x - D and statistics l, s, b of one model (functions of lambda, per channel or pixel)::
 
-    dx/dlambda = -N = -(l x + f)            f = N - l x = (1 - l) x - D                            (the paper's eq. 6)
-    df/dlambda = s f + b + what is left     g = exp(-S) f - B                                      (eq. 8, 9)
+    dx/dlambda = -N = -(l x + f)            f = N - l x = (1 - l) x - D
+    df/dlambda = s f + b + what is left     g = exp(-S) f - B
 
 where L, S = integral l, s and B = integral exp(-S) b, all from the step's start. What is left is small, so g hardly
 moves, and a step interpolates g by a polynomial through past points::
 
     x' = exp(-L) (x - integral exp(L + S) B dl - sum_n g^(n) E_(n+1))     E_(n+1) = integral exp(L + S) d^n / n! dl
 
-with d the distance from the start. VP and VE give one formula: f and b are in the units of x_0.
+with d the distance from the start (the paper's sections 3.1 and 3.2, whose alphas fall out in VE form: f and b are in
+the units of x_0). Past values of g are carried from one step's start to the next: g becomes exp(S) (g + B).
 The weights are computed once per run in float64 on the CPU.
 """
 
@@ -60,7 +61,7 @@ class DataPrediction(NamedTuple):
     b: np.ndarray
 
 
-Weight = Union[float, np.ndarray, torch.Tensor]
+Weight = Union[float, torch.Tensor]
 """A number, or one per element of (channels, height, width)."""
 
 
@@ -118,14 +119,13 @@ class StepV3(NamedTuple):
 
     def on(self, x: torch.Tensor) -> StepV3:
         """With its weights on the device and in the dtype of ``x``."""
-        predictor, corrector, carry = (part and part.on(x) for part in self[1:])
-        return StepV3(_on(self.rest, x), predictor, corrector, carry)
+        predictor, corrector = (update and update.on(x) for update in (self.predictor, self.corrector))
+        return StepV3(_on(self.rest, x), predictor, corrector, self.carry and self.carry.on(x))
 
 
 def _on(weight: Weight, x: torch.Tensor) -> Weight:
-    if isinstance(weight, np.ndarray):
-        return torch.from_numpy(weight).to(x.device, x.dtype, non_blocking=True)
-    return weight
+    # the dtype first: not every device knows float64
+    return weight.to(x.dtype).to(x.device, non_blocking=True) if isinstance(weight, torch.Tensor) else weight
 
 
 @torch.no_grad()
@@ -141,7 +141,7 @@ def sample_dpm_v3(
     corrector: bool = True,
     pseudo_order: str = "corrector",
 ) -> torch.Tensor:
-    """DPM-Solver-v3 (arXiv 2310.13268, algorithms 1 and 2); arguments as :func:`~hpsampler.solvers.sample_dpmpp_1s`.
+    """DPM-Solver-v3 (arXiv 2310.13268, section 3); arguments as :func:`~hpsampler.solvers.sample_dpmpp_1s`.
 
     Without statistics l = 1 and s = b = 0, which is data prediction. Order 1 without the corrector is then exactly
     :func:`~hpsampler.solvers.sample_dpmpp_1s`; order 2 is DPM-Solver++ 2M in its "heun" form (the linear polynomial
@@ -152,12 +152,17 @@ def sample_dpm_v3(
         order: of the predictor, 1 to 3; falls at the start and the end of the run, where fewer past points or steps
             remain. A step to sigma 0 is x0 = D.
         statistics: l, s, b of this model at this guidance, see :class:`~hpsampler.statistics.Statistics`; linear in
-            lambda between its grid points. Beyond its ends l stays what it was there, and s = b = 0.
+            lambda between its grid points, beyond them see :func:`interpolated`.
         corrector: correct each predicted point but the last with the call made there anyway; it has one node more
             than the predictor.
-        pseudo_order: who takes divided differences for the derivatives of g (the paper's section 3.3 and its
-            appendix), which differ from the interpolating polynomial's from three nodes on: formally of second
-            order, and less nervous in few steps. ``"off"``, ``"corrector"`` or ``"both"``.
+        pseudo_order: who takes divided differences for the derivatives of g (the paper's section 3.3), which differ
+            from the interpolating polynomial's from three nodes on: of second order, but less nervous with few steps.
+            ``"off"``, ``"corrector"`` (the paper's advice) or ``"both"``. Over three problems of demo/problems.py,
+            guidance 1 to 7.5 and 5 to 10 steps, "off" had some 20 % less error with statistics per element,
+            "corrector" some 25 % less with those per channel.
+
+    With statistics measured at that guidance, 5 steps at 7.5 on those problems have an error of 0.08 to 0.24 of the
+    data's RMS where DPM++ 2M has 1.8 to 3.6. Order 3 is for no guidance: at 3 and above it can blow up.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed; statistics that do not fit the latent.
@@ -166,15 +171,16 @@ def sample_dpm_v3(
     extra_args = extra_args or {}
     if statistics is not None:
         _check_fit(statistics, x)
-    steps = dpm_v3_steps(run.sigmas, order, statistics, corrector, pseudo_order)
+    # all weights travel before the first call: a copy between calls would wait for the device
+    steps = [step.on(x) for step in dpm_v3_steps(run.sigmas, order, statistics, corrector, pseudo_order)]
     past: list[torch.Tensor] = []
     start = x
     correct: Optional[Update] = None
     carry: Optional[Carry] = None
-    for i, step in enumerate(step.on(x) for step in steps):
+    for i, step in enumerate(steps):
         denoised = model(x, run.rows[i], **extra_args)
         run.report(i, x, denoised)
-        f = torch.addcmul(-denoised, x, step.rest) if torch.is_tensor(step.rest) else x * step.rest - denoised
+        f = (x * step.rest).sub_(denoised)
         if correct is not None:
             # f stays what it is at the predicted point: it holds the network's output, which is not asked again
             x = correct(start, [f, *past])
@@ -210,7 +216,7 @@ def dpm_v3_steps(
     Raises:
         ValueError: naming the argument, its value and what is allowed; weights that are not finite.
     """
-    if order not in range(1, MAX_ORDER + 1) or isinstance(order, bool):
+    if type(order) is not int or not 1 <= order <= MAX_ORDER:
         raise ValueError(f"order must be 1, 2 or 3, got {order!r}")
     if pseudo_order not in PSEUDO_ORDERS:
         raise ValueError(f"pseudo_order must be one of {', '.join(PSEUDO_ORDERS)}, got {pseudo_order!r}")
@@ -240,7 +246,7 @@ def dpm_v3_steps(
             correct = _corrector(integrals, [0.0, h, *nodes[1:]], pseudo_order != "off")
         scale = np.exp(integrals.s)
         step = StepV3(rest, predict, correct, Carry(_number(scale), _number(scale * integrals.b)))
-        if not np.isfinite(sum(np.sum(weight) for weight in predict.outputs) + np.sum(predict.state)):
+        if not all(np.isfinite(part).all() for part in (integrals.l, integrals.b, integrals.c, *integrals.moments)):
             raise ValueError(f"statistics must be smaller: the step from {sigmas[i]:g} to {sigmas[i + 1]:g} overflows")
         steps.append(step)
     return steps
@@ -248,26 +254,35 @@ def dpm_v3_steps(
 
 def _data_prediction() -> DataPrediction:
     one, zero = np.ones(2), np.zeros(2)
-    return DataPrediction(np.array([0.0, 1.0]), one, zero, zero)
+    return DataPrediction(np.array([-1e4, 1e4]), one, zero, zero)  # a grid that no float's logarithm leaves
 
 
 def interpolated(statistics: Coefficients, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """l, s and b at lambda = ``level``, linear between grid points; beyond the ends l is held and s = b = 0.
+    """l, s and b at lambda = ``level``, linear between grid points.
 
-    Nothing was measured there. l must not jump, or f would; and s, held where it does not belong, would grow.
+    Beyond the grid nothing was measured. With r = exp(-2 |distance to the grid|), 1 - l falls as r above the highest
+    sigma and l as r below the lowest, as they do for any data of finite variance (l = sigma^2 / (v + sigma^2) of a
+    Gaussian); s and b fall as r on both sides. So nothing jumps (f would, with l) and nothing grows.
     """
-    grid = statistics.lambdas
-    l, s, b = (_at(grid, values, level) for values in (statistics.l, statistics.s, statistics.b))  # noqa: E741
-    if grid[0] <= level <= grid[-1]:
-        return l, s, b
-    return l, np.zeros_like(s), np.zeros_like(b)
+    l, s, b = _along(statistics, level, level, np.zeros(1))  # noqa: E741
+    return l[0], s[0], b[0]
 
 
-def _at(grid: np.ndarray, values: np.ndarray, level: float) -> np.ndarray:
-    after = min(max(int(np.searchsorted(grid, level)), 1), len(grid) - 1)
-    share = min(max((level - grid[after - 1]) / (grid[after] - grid[after - 1]), 0.0), 1.0)
-    low, high = values[after - 1].astype(np.float64), values[after].astype(np.float64)
-    return low + share * (high - low)
+def _along(statistics: Coefficients, left: float, right: float, points: np.ndarray) -> list[np.ndarray]:
+    """l, s and b at ``left + points * (right - left)``, where no grid point lies between the two."""
+    grid, middle = statistics.lambdas, (left + right) / 2
+    known = (statistics.l, statistics.s, statistics.b)
+    column = (slice(None), *[None] * (statistics.l.ndim - 1))
+    if grid[0] <= middle <= grid[-1]:
+        after = min(max(int(np.searchsorted(grid, middle)), 1), len(grid) - 1)
+        levels = left + points * (right - left)
+        share = ((levels - grid[after - 1]) / (grid[after] - grid[after - 1]))[column]
+        ends = [values[after - 1 : after + 1].astype(np.float64) for values in known]
+        return [low + share * (high - low) for low, high in ends]
+    end = 0 if middle < grid[0] else -1
+    decay = np.exp(-2 * np.abs(left + points * (right - left) - grid[end]))[column]
+    l, s, b = (decay * values[end].astype(np.float64) for values in known)  # noqa: E741
+    return [l + (1 - decay) if end == 0 else l, s, b]
 
 
 class Integrals(NamedTuple):
@@ -290,7 +305,7 @@ def _lobatto() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _integrals(statistics: Coefficients, here: float, target: float, moments: int) -> Integrals:
-    """Cell by cell, so that memory does not grow with the grid: l, s and b are straight lines in each cell."""
+    """Cell by cell, so that memory does not grow with the grid; l, s and b are smooth in each cell."""
     points, integrate = _lobatto()
     shape = np.broadcast_shapes(statistics.l.shape[1:], statistics.s.shape[1:], statistics.b.shape[1:])
     sum_l, sum_s, sum_b, sum_c = (np.zeros(shape) for _ in range(4))
@@ -302,15 +317,10 @@ def _integrals(statistics: Coefficients, here: float, target: float, moments: in
 
     for left, right in _cells(statistics.lambdas, here, target):
         width = right - left
-        inside = statistics.lambdas[0] <= (left + right) / 2 <= statistics.lambdas[-1]
-        lines = []
-        for values in (statistics.l, statistics.s, statistics.b):
-            low, high = (_at(statistics.lambdas, values, level) for level in (left, right))
-            lines.append(low + points[column] * (high - low))
-        l, s, b = lines  # noqa: E741
+        l, s, b = _along(statistics, left, right, points)  # noqa: E741
         big_l = sum_l + cumulative(l)
-        big_s = sum_s + cumulative(s) if inside else np.broadcast_to(sum_s, big_l.shape)
-        big_b = sum_b + cumulative(np.exp(-big_s) * b) if inside else np.broadcast_to(sum_b, big_l.shape)
+        big_s = sum_s + cumulative(s)
+        big_b = sum_b + cumulative(np.exp(-big_s) * b)
         kernel = np.exp(big_l + big_s)
         sum_c = sum_c + cumulative(kernel * big_b)[-1]
         distance = (left - here + points * width)[column]
@@ -374,4 +384,4 @@ def _weights(nodes: list[float], moments: list[np.ndarray], pseudo: bool) -> lis
 
 def _number(weight: np.ndarray) -> Weight:
     """A Python number where one does for all elements."""
-    return float(weight.reshape(())) if weight.size == 1 else np.ascontiguousarray(weight)
+    return float(weight.reshape(())) if weight.size == 1 else torch.from_numpy(np.ascontiguousarray(weight))
