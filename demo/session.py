@@ -20,9 +20,9 @@ import torch
 from hpsampler import __version__
 from hpsampler.freeu import FreeUPlan
 from hpsampler.noise import NoiseModel
-from hpsampler.recipes import PRESETS, Recipe, shifted
+from hpsampler.recipes import AUTO, PRESETS, Recipe, shifted
 from hpsampler.schedule import insert_first_midpoint
-from hpsampler.settings import SCHEDULE_FIELDS, Settings, SettingsError
+from hpsampler.settings import NO_STATISTICS, OFF, SCHEDULE_FIELDS, Settings, SettingsError
 from hpsampler.solvers import SOLVERS
 
 from .oracles_import import k_diffusion, k_diffusion_sampling
@@ -43,7 +43,7 @@ AUTOMATIC, HP = "Automatic", "HP"
 MAX_STEPS, MAX_CFG, MAX_PICTURES, MAX_SEED = 150, 30.0, 16, 2**32 - 1
 
 OURS: Mapping[str, Optional[str]] = MappingProxyType(
-    {"HP Auto": None, "HP DPM++ 1S": "dpmpp_1s", "HP DPM++ 2M": "dpmpp_2m", "HP UniPC": "unipc"}
+    {"HP Auto": None, "HP DPM++ 1S": "dpmpp_1s", "HP DPM++ 2M": "dpmpp_2m", "HP UniPC": "unipc", "HP DPM-v3": "dpm_v3"}
 )
 """The extension's samplers and the solver behind each; None is the recipe's own."""
 
@@ -104,6 +104,9 @@ class Request:
         if self.settings.names_calibration:
             named = self.settings.calibration
             raise SettingsError(f"Calibration (calibration) must be Auto or Off on this page, got {named!r}")
+        if self.settings.statistics not in (AUTO, OFF):
+            named = self.settings.statistics
+            raise SettingsError(f"Statistics (statistics) must be Auto or Off on this page, got {named!r}")
 
     @property
     def seeds(self) -> list[int]:
@@ -201,6 +204,10 @@ def plan(request: Request, noise: NoiseModel) -> Plan:
             "the ending Extrapolated needs HP DPM++ 2M or HP UniPC with data prediction; "
             "the schedule ended at zero instead",
         )
+    if recipe.solver == "dpm_v3":
+        options["corrector"] = False
+        if settings.statistics != OFF:
+            notes += (NO_STATISTICS,)
     if options.get("noise_level"):
         options["noise_sampler"] = noise_sampler(request.seeds)
     solver = SOLVERS[recipe.solver]

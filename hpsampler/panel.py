@@ -25,7 +25,16 @@ from .recipes import (
     preset_family,
     recipe_for,
 )
-from .settings import ANALYTICAL, ENDING_LABELS, FIELDS, FREEU_FIELDS, SCHEDULE_FIELDS, SOLVERS_OF, Field
+from .settings import (
+    ANALYTICAL,
+    ENDING_LABELS,
+    FIELDS,
+    FREEU_FIELDS,
+    NO_STATISTICS,
+    SCHEDULE_FIELDS,
+    SOLVERS_OF,
+    Field,
+)
 
 __all__ = ["panel_data"]
 
@@ -42,6 +51,7 @@ def panel_data(
     presets: Sequence[Preset] = (),
     profiles: Sequence[Profile] = (),
     hashes: Collection[str] = (),
+    measured: bool = False,
     follow: bool = False,
     plot: bool = True,
     problem: str = "",
@@ -55,6 +65,7 @@ def panel_data(
         presets: the built-in and a person's own.
         profiles: calibrations; those of other models are left out.
         hashes: of the loaded model.
+        measured: whether there are statistics of the loaded model, for DPM-Solver-v3.
         follow: whether presets follow the model.
         plot: whether the schedule is drawn.
         problem: why the loaded model cannot be sampled with ours; empty where it can.
@@ -80,6 +91,7 @@ def panel_data(
         "auto": _auto(family),
         "presets": [_preset(each, family) for each in presets],
         "calibrations": [row for each in profiles for row in _calibrations(each, frozenset(hashes), noise)],
+        "noStatistics": "" if measured else NO_STATISTICS,
         "reach": {"cfg": CFG_REACH, "area": AREA_REACH},
         "offered": list(OFFERED_STEPS),
         "maxSteps": MAX_STEPS,

@@ -50,7 +50,7 @@ extrapolate: by 0, and a multistep solver makes that step as D + (D - D_prev)/2;
 extra_call: it stays, and one model call more than ``steps`` denoises it to 0.
 """
 
-SOLVER_LABELS = MappingProxyType({"dpmpp_1s": "DPM++ 1S", "dpmpp_2m": "DPM++ 2M", "unipc": "UniPC"})
+SOLVER_LABELS = MappingProxyType({"dpmpp_1s": "DPM++ 1S", "dpmpp_2m": "DPM++ 2M", "unipc": "UniPC", "dpm_v3": "DPM-v3"})
 """Solvers as people call them."""
 
 LOW_GUIDANCE = 3.0
@@ -92,7 +92,8 @@ class Recipe:
         end_sigma: where the schedule ends, instead of the three before.
         ending: one of ``ENDINGS``.
         solver: a name in :data:`~hpsampler.solvers.SOLVERS`.
-        order, prediction, variant: of UniPC, where it is the solver.
+        order: of UniPC and DPM-Solver-v3, where one is the solver.
+        prediction, variant: of UniPC.
         analytical_first_step: share of the noise in a first step without a call (1, or 0.975; 0 is none) of DPM++ 2M
             and UniPC; a point is added so that the calls stay.
         noise_level: of UniPC's stochastic corrector; 0 is none.
@@ -167,6 +168,8 @@ class Recipe:
                 "analytical_first_step": self.analytical_first_step,
                 "noise_level": self.noise_level,
             }
+        if self.solver == "dpm_v3":
+            return {"order": self.order}
         return {}
 
     def cut_sigma(self) -> float:

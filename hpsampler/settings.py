@@ -24,6 +24,8 @@ __all__ = [
 AS_RECIPE = "Recipe"
 OFF = "Off"
 SAME = "Same"
+
+NO_STATISTICS = "there are no statistics of this model, so DPM-v3 ran without them, as a plain multistep solver"
 LONGEST_TEXT = 400
 
 ENDING_LABELS = MappingProxyType(
@@ -166,7 +168,7 @@ FIELDS: tuple[Field, ...] = (
         (AS_RECIPE, *PREDICTIONS),
     ),
     Field("variant", "UniPC variant", AS_RECIPE, "B(h) of UniPC; the paper's is bh1.", (AS_RECIPE, *VARIANTS)),
-    Field("order", "UniPC order", 0, "1 to 3; 0 = recipe.", low=1, high=MAX_ORDER, neutral=0),
+    Field("order", "UniPC order", 0, "And of DPM-v3: 1 to 3; 0 = recipe.", low=1, high=MAX_ORDER, neutral=0),
     Field(
         "analytical_first_step", "Analytical first step", AS_RECIPE,
         "First step without a UNet call, which is spent on one point more (txt2img). 0.975: with less of its noise.",
@@ -185,6 +187,11 @@ FIELDS: tuple[Field, ...] = (
         "noise_level", "UniPC noise level", 0.0,
         "Stochastic corrector: new noise of each picture's own seed in every step but the last; 0 = none.",
         high=1, step=0.01,
+    ),
+    Field(
+        "statistics", "Statistics", AUTO,
+        "HP DPM-v3 alone. Auto: those of the loaded model, nearest in CFG. Off: without. Or some by their name.",
+        words=(AUTO, OFF),
     ),
 )  # fmt: skip
 """Every control of the accordion but its switch, in the order of the page and of the API's positional list."""
@@ -217,6 +224,7 @@ class Settings:
     calibration: str = AUTO
     hires_recipe: str = SAME
     noise_level: float = 0.0
+    statistics: str = AUTO
 
     @classmethod
     def of(cls, args: Sequence[Any]) -> Settings:
@@ -376,7 +384,8 @@ class Settings:
             (frozenset({"hires_recipe"}) if hires else frozenset())
             | (SCHEDULE_FIELDS if schedule else frozenset())
             | (FREEU_FIELDS if freeu and self.freeu == "On" else frozenset({"freeu"}) if freeu else frozenset())
-            | {name for name, owners in SOLVERS_OF.items() if set(owners) & set(solvers)}
+            # which statistics were used, not what was asked, is the pass's to write
+            | {name for name, owners in SOLVERS_OF.items() if set(owners) & set(solvers)} - {"statistics"}
         )
         return {each.infotext: getattr(self, each.name) for each in (FIELDS[0], *self.changed(used))}
 
@@ -387,8 +396,9 @@ SOLVERS_OF = MappingProxyType(
     {
         "prediction": ("unipc",),
         "variant": ("unipc",),
-        "order": ("unipc",),
+        "order": ("unipc", "dpm_v3"),
         "noise_level": ("unipc",),
+        "statistics": ("dpm_v3",),
         "analytical_first_step": ("dpmpp_2m", "unipc"),
     }
 )

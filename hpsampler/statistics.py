@@ -14,6 +14,7 @@ products are enough: they do not need l beforehand, and their size does not depe
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -21,7 +22,7 @@ import re
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
@@ -38,10 +39,16 @@ __all__ = [
     "Source",
     "Statistics",
     "StatisticsError",
+    "best_for",
     "calls_needed",
     "convert_published",
+    "kept_in",
+    "labelled",
     "load_published",
     "load_statistics",
+    "opened",
+    "pick",
+    "sources_in",
 ]
 
 FORMAT, VERSION = "hpsampler-statistics", 1
@@ -241,6 +248,13 @@ def load_statistics(path: Path) -> Statistics:
     with _told_of(path):
         source = Source.read(Reader(about).at("source"))
         return Statistics(tensors["lambdas"], tensors["l"], tensors["s"], tensors["b"], source)
+
+
+def _source_of(path: Path) -> Source:
+    """Raises StatisticsError: the file cannot be read, or says it wrongly."""
+    _, about = _load(path, FORMAT, "statistics file", ())
+    with _told_of(path):
+        return Source.read(Reader(about).at("source"))
 
 
 def load_published(folder: Path, noise: NoiseModel, source: Optional[Source] = None) -> Statistics:
@@ -606,3 +620,80 @@ def _least_squares(mean: dict[str, np.ndarray], l: np.ndarray, slope_l: np.ndarr
     moves = variance > 1e-9 * (mean["n n"] + l**2 * mean["x x"])
     s = np.where(moves, covariance / np.where(moves, variance, 1), 0.0)
     return s, slope - s * f
+
+
+def kept_in(folder: Path) -> dict[str, Path]:
+    """Statistics in a folder by name: our files, and folders in the published layout."""
+    ours = {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+    return {**{path.parent.name: path.parent for path in sorted(folder.glob("*/sb.npz"))}, **ours}
+
+
+def opened(path: Path, noise: NoiseModel) -> Statistics:
+    """Either layout. Raises StatisticsError: see :func:`load_statistics` and :func:`load_published`."""
+    return load_published(path, noise) if path.is_dir() else load_statistics(path)
+
+
+def labelled(name: str, statistics: Statistics) -> str:
+    """By which a picture names them: ``my model 1a2b3c4d``, with the start of a hash of their numbers."""
+    whole = hashlib.sha256()
+    for values in (statistics.lambdas, statistics.l, statistics.s, statistics.b):
+        whole.update(np.ascontiguousarray(values, np.float64).tobytes())
+    return f"{name} {whole.hexdigest()[:8]}"
+
+
+def pick(folder: Path, wanted: str, noise: NoiseModel) -> tuple[str, Statistics]:
+    """Those of a name, or of a picture's label, and their label.
+
+    Raises:
+        StatisticsError: there are none, they cannot be read, or are others than the picture's.
+    """
+    kept = kept_in(folder)
+    name, _, told = wanted.rpartition(" ")
+    by_label = wanted not in kept and name in kept and re.fullmatch(r"[0-9a-f]{8}", told) is not None
+    if wanted not in kept and not by_label:
+        raise StatisticsError(f"there are no statistics {wanted!r} here; there are: {', '.join(kept) or 'none yet'}")
+    name = name if by_label else wanted
+    found = opened(kept[name], noise)
+    label = labelled(name, found)
+    if by_label and label != wanted:
+        raise StatisticsError(f"the statistics {name!r} here are others than the picture's: {label}, not {wanted}")
+    return label, found
+
+
+def sources_in(folder: Path, hashes: Collection[str]) -> tuple[dict[str, Source], list[str]]:
+    """Where those of a model come from, by name, and a sentence for each file that does not say it.
+
+    Only what files say of themselves is read, not their numbers. The published layout says nothing of its model.
+    """
+    sources, problems = {}, []
+    for name, path in kept_in(folder).items():
+        if path.is_dir():
+            continue
+        try:
+            source = _source_of(path)
+        except StatisticsError as error:
+            problems.append(str(error))
+            continue
+        if source.model_hash in hashes:
+            sources[name] = source
+    return sources, problems
+
+
+def best_for(
+    folder: Path, hashes: Collection[str], cfg_scale: float, noise: NoiseModel
+) -> tuple[Optional[tuple[str, Statistics]], list[str]]:
+    """Those of a model that were measured nearest to a guidance scale, and a sentence for each that cannot be read."""
+    sources, problems = sources_in(folder, hashes)
+
+    def distance(name: str) -> float:
+        own = sources[name].cfg_scale
+        return math.inf if own is None else abs(own - cfg_scale)
+
+    for name in sorted(sources, key=lambda name: (distance(name), name)):
+        try:
+            found = opened(kept_in(folder)[name], noise)
+        except StatisticsError as error:
+            problems.append(str(error))
+            continue
+        return (labelled(name, found), found), problems
+    return None, problems

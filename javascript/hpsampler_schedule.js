@@ -636,6 +636,7 @@ const hpSamplerSchedule = (() => {
                     "the schedule ended at zero instead"
             );
         }
+        if (use.own && recipe.solver === "dpm_v3" && settings.statistics === AUTO && data.noStatistics) tell(data.noStatistics);
         const run = asked ? found.sigmas.length - 1 - answer.skipped : state.steps - answer.skipped;
         const toZero = !asked || found.sigmas[found.sigmas.length - 1] === 0;
         // of the host's, those of two calls a step make one in a last step to zero

@@ -14,7 +14,7 @@ from hpsampler.settings import FIELDS, Settings
 from tests.host.processing import Host, Img2Img, Txt2Img
 from tests.tiny import tiny_checkpoint
 
-OURS = ["HP Auto", "HP DPM++ 1S", "HP DPM++ 2M", "HP UniPC"]
+OURS = ["HP Auto", "HP DPM++ 1S", "HP DPM++ 2M", "HP UniPC", "HP DPM-v3"]
 
 
 @pytest.fixture

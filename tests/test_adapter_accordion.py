@@ -202,7 +202,7 @@ class TestSettingsPage:
         webui.shared.opts.hpsampler_hidden = ["HP UniPC", "HP calibrated"]
         webui.load()
         assert [each.name for each in webui.sd_samplers.all_samplers] == [
-            "Euler", "HP Auto", "HP DPM++ 1S", "HP DPM++ 2M",
+            "Euler", "HP Auto", "HP DPM++ 1S", "HP DPM++ 2M", "HP DPM-v3",
         ]  # fmt: skip
         assert [each.label for each in webui.sd_schedulers.schedulers] == ["Automatic", "Karras", "HP"]
         assert "hp_calibrated" in webui.sd_schedulers.schedulers_map, "pictures still find it"

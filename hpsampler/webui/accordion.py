@@ -41,7 +41,7 @@ GROUPS = (
         "freeu_group",
         ("freeu", "freeu_version", "freeu_first", "freeu_last", "b1", "b2", "s1", "s2"),
     ),
-    ("UniPC", "unipc_group", ("prediction", "variant", "order", "noise_level")),
+    ("UniPC and DPM-v3", "unipc_group", ("prediction", "variant", "order", "noise_level", "statistics")),
 )
 """Title, end of the ``elem_id`` and fields of each part that opens by itself."""
 
@@ -57,14 +57,14 @@ class Surroundings:
             ``denoising``; those that it has.
         panel: the plot's data, see :func:`~hpsampler.panel.panel_data`.
         presets: where presets are kept.
-        calibrations: names of those there are.
+        menus: names of what there is, by the field that takes one (calibrations, statistics).
         begin_with: values to begin with, by name of field; None is every field's default, and the switch off.
     """
 
     page: Mapping[str, str]
     panel: Callable[[], Mapping[str, Any]]
     presets: PresetShelf
-    calibrations: Callable[[], Sequence[str]] = tuple
+    menus: Mapping[str, Callable[[], Sequence[str]]] = field(default_factory=dict)
     begin_with: Optional[Mapping[str, Any]] = field(default=None)
 
 
@@ -101,7 +101,7 @@ def build(prefix: str, container: Container, around: Surroundings) -> Accordion:
         row = preset_row.build(prefix, around.presets)
         made.update(_in_pairs(_ALWAYS_SHOWN, prefix, begin))
         with gr.Row():
-            made["calibration"] = _calibration(_FIELDS["calibration"], prefix, begin, around.calibrations)
+            made["calibration"] = _component(_FIELDS["calibration"], prefix, begin)
             made["hires_recipe"] = _component(_FIELDS["hires_recipe"], prefix, begin)
         for title, suffix, names in GROUPS:
             with gr.Accordion(title, open=False, elem_id=f"{prefix}_{suffix}"):
@@ -109,13 +109,15 @@ def build(prefix: str, container: Container, around: Surroundings) -> Accordion:
     accordion = Accordion(enabled, MappingProxyType({each.name: made[each.name] for each in FIELDS}))
     row.connect(accordion.enabled, accordion.controls, data, lambda: json.dumps(around.panel()))
 
+    named = [each.name for each in FIELDS if each.words]
+
     def look() -> tuple[Any, ...]:
-        menu = gr.update(choices=_menu(_FIELDS["calibration"], around.calibrations))
+        menus = [gr.update(choices=_menu(_FIELDS[name], around.menus.get(name, tuple))) for name in named]
         names, said = row.menu()
-        return json.dumps(around.panel()), menu, names, said
+        return json.dumps(around.panel()), *menus, names, said
 
     # the page is built once, and what it lists may have changed since; its script presses this as it opens
-    outputs = [data, made["calibration"], row.chosen, row.said]
+    outputs = [data, *(made[name] for name in named), row.chosen, row.said]
     again.click(look, outputs=outputs, show_progress="hidden", queue=False)
     return accordion
 
@@ -134,15 +136,17 @@ def _menu(field: Field, names: Callable[[], Sequence[str]]) -> list[str]:
     return [*field.words, *names()]
 
 
-def _calibration(field: Field, prefix: str, begin: Mapping[str, Any], names: Callable[[], Sequence[str]]) -> Any:
-    """A menu that also takes what a picture says."""
+def _named(field: Field, prefix: str, begin: Mapping[str, Any]) -> Any:
+    """A menu that also takes what a picture says; its names come as the page opens."""
     return gr.Dropdown(
-        choices=_menu(field, names), allow_custom_value=True, label=field.label, info=field.help,
+        choices=list(field.words), allow_custom_value=True, label=field.label, info=field.help,
         value=begin.get(field.name, field.default), elem_id=f"{prefix}_{field.name}",
     )  # fmt: skip
 
 
 def _component(field: Field, prefix: str, begin: Mapping[str, Any]) -> Any:
+    if field.words:
+        return _named(field, prefix, begin)
     value = begin.get(field.name, field.default)
     common = {"label": field.label, "value": value, "elem_id": f"{prefix}_{field.name}", "info": field.help}
     if field.choices:

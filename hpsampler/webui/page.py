@@ -12,8 +12,9 @@ from ..noise import NoiseModel
 from ..panel import panel_data
 from ..presets import built_in
 from ..settings import SettingsError
+from ..statistics import sources_in
 from . import model, options, registration
-from .store import library, presets
+from .store import library, presets, statistics_folder
 
 __all__ = ["PAGE", "panel"]
 
@@ -51,8 +52,11 @@ def panel() -> dict[str, Any]:
         family, noise, problem = model.family(), _table(loaded), ""
     except (SettingsError, ValueError, AttributeError) as error:
         return panel_data(model.title(), "sd1", _usual_table(), problem=str(error), **common)
-    profiles = library().read()[0]
-    return panel_data(model.title(), family, noise, profiles=profiles, hashes=model.hashes(), problem=problem, **common)
+    profiles, hashes = library().read()[0], model.hashes()
+    measured = bool(sources_in(statistics_folder(), hashes)[0])
+    return panel_data(
+        model.title(), family, noise, profiles=profiles, hashes=hashes, measured=measured, problem=problem, **common
+    )
 
 
 def _table(loaded: Any) -> NoiseModel:

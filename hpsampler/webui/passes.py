@@ -15,12 +15,14 @@ from typing import Any, Optional
 import torch
 
 from ..freeu import FreeUPlan
+from ..noise import NoiseModel
 from ..profiles import Target
 from ..recipes import AUTO, Recipe, shifted
-from ..settings import OFF, Settings, SettingsError
+from ..settings import NO_STATISTICS, OFF, Settings, SettingsError
 from ..shelf import ShelfError
+from ..statistics import Statistics, StatisticsError, best_for, pick
 from . import model
-from .store import library
+from .store import library, statistics_folder
 
 __all__ = ["Pass", "Request"]
 
@@ -37,7 +39,7 @@ class Request:
         solver: the one that the chosen sampler fixes; None is the recipe's, or a sampler of the host's.
         own: whether the sampler is one of ours.
         tell: tells the person something about the finished image.
-        record: writes something into the image's infotext.
+        record, record_statistics: write which calibration, which statistics were used into the image's infotext.
     """
 
     cfg_scale: float
@@ -48,6 +50,7 @@ class Request:
     own: bool
     tell: Callable[[str], object]
     record: Callable[[str], object]
+    record_statistics: Callable[[str], object] = print
 
 
 class Pass:
@@ -68,6 +71,7 @@ class Pass:
                 ) from None
         self.recipe: Optional[Recipe] = None
         """Set once the HP schedule was asked for; None while another schedule type is in use."""
+        self._statistics: Optional[tuple[str, Statistics]] = None
         self.follows_recipe = settings.enabled
         """Whether the recipe's Free-U applies: with the accordion on, or with one of our own samplers."""
 
@@ -144,6 +148,47 @@ class Pass:
             self.request.tell(f"the calibration {profile.label(fitted)} was used although {misfit}")
         self.request.record(profile.label(fitted))
         return profile.recipe(fitted, recipe)
+
+    def find_statistics(self, noise: NoiseModel) -> None:
+        """Choose DPM-Solver-v3's statistics before the first UNet call.
+
+        Raises:
+            SettingsError: some were named that are not here, or cannot be read.
+        """
+        wanted, tell = self.settings.statistics, self.request.tell
+        if wanted == OFF:
+            pass
+        elif wanted != AUTO:
+            try:
+                self._statistics = pick(statistics_folder(), wanted, noise)
+            except StatisticsError as error:
+                raise SettingsError(
+                    f"HP Sampler: Statistics (statistics) must be {AUTO}, {OFF} or some that are here; {error}"
+                ) from None
+        else:
+            self._statistics, problems = best_for(statistics_folder(), model.hashes(), self.request.cfg_scale, noise)
+            for problem in problems:
+                tell(f"statistics that cannot be read were left out: {problem}")
+        if self._statistics is None:
+            self.request.record_statistics(OFF)
+            if wanted != OFF:
+                tell(NO_STATISTICS)
+            return
+        label, found = self._statistics
+        self.request.record_statistics(label)
+        if found.source.cfg_scale and abs(found.source.cfg_scale - self.request.cfg_scale) > 1e-6:
+            tell(f"the statistics {label} were measured at CFG {found.source.cfg_scale:g}")
+
+    def statistics_for(self, height: int, width: int) -> dict[str, Any]:
+        """DPM-Solver-v3's arguments for latents of that size."""
+        if self._statistics is None:
+            # without them the corrector gains nothing, and harms under strong guidance
+            return {"statistics": None, "corrector": False}
+        found = self._statistics[1]
+        note = found.size_note(height, width)
+        if note:
+            self.request.tell(note.rstrip("."))
+        return {"statistics": found.resized(height, width)}
 
     def freeu_plan(self, call: int, total: int) -> Optional[FreeUPlan]:
         """Free-U at the UNet call of that index, in a pass of ``total`` calls.

@@ -23,7 +23,7 @@ SCHEDULES = MappingProxyType({SCHEDULE_NAME: "HP", CALIBRATED_NAME: "HP calibrat
 """Schedule types: name and label."""
 
 SAMPLERS = MappingProxyType(
-    {"HP Auto": None, "HP DPM++ 1S": "dpmpp_1s", "HP DPM++ 2M": "dpmpp_2m", "HP UniPC": "unipc"}
+    {"HP Auto": None, "HP DPM++ 1S": "dpmpp_1s", "HP DPM++ 2M": "dpmpp_2m", "HP UniPC": "unipc", "HP DPM-v3": "dpm_v3"}
 )
 """Sampler names and the solver behind each; None is the recipe's own. No aliases: the host resolves none of them, it
 would silently run another sampler."""
@@ -125,6 +125,8 @@ def _sample(
         else:
             options["analytical_first_step"] = 0.0
             this.request.tell("the analytical first step starts from pure noise; it was left out here")
+    if recipe.solver == "dpm_v3":
+        options.update(this.statistics_for(*x.shape[-2:]))
     if options.get("noise_level"):
         # the host's own: seeded by picture, so a batch is its pictures
         options["noise_sampler"] = lambda sigma, sigma_next: denoiser.p.rng.next().to(x)

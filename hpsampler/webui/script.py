@@ -26,7 +26,7 @@ from .api import add_routes
 from .page import PAGE, panel
 from .passes import Pass, Request
 from .source import Checkpoint, Turns
-from .store import library, presets
+from .store import library, menus, presets
 
 __all__ = ["HPSamplerScript", "install"]
 
@@ -35,6 +35,7 @@ ATTRIBUTE = "hpsampler_settings"
 
 _BY_NAME = MappingProxyType({field.name: field for field in FIELDS})
 RECIPE_KEY, CALIBRATION_KEY = _BY_NAME["recipe"].infotext, _BY_NAME["calibration"].infotext
+STATISTICS_KEY = _BY_NAME["statistics"].infotext
 NOTE_KEY, VERSION_KEY = "HP note", "HP version"
 
 PRESET_NAME = "preset"
@@ -54,7 +55,7 @@ class HPSamplerScript(scripts.Script):
 
     def ui(self, is_img2img: bool) -> list[Any]:
         tab_name = "img2img" if is_img2img else "txt2img"
-        around = Surroundings(PAGE[tab_name], panel, presets(), library().names, _begin_with())
+        around = Surroundings(PAGE[tab_name], panel, presets(), menus(), _begin_with())
         accordion = build(f"{tab_name}_hpsampler", InputAccordion, around)
         self.infotext_fields = [
             PasteField(accordion.enabled, _needs_accordion),
@@ -113,11 +114,14 @@ class HPSamplerScript(scripts.Script):
             solver=use.solver,
             own=use.own,
             tell=partial(_tell, p),
-            record=partial(_record, p),
+            record=partial(_record, p, CALIBRATION_KEY),
+            record_statistics=partial(_record, p, STATISTICS_KEY),
         )
         this = Pass(settings, request)
         if use.own or use.coupled or settings.freeu == "On":
-            this.resolve(p.steps)
+            recipe = this.resolve(p.steps)
+            if use.runs(recipe) == "dpm_v3":
+                this.find_statistics(model.noise_model(p.sampler.model_wrap))
             try:
                 decoder_stages(model.unet())
             except ValueError as error:
@@ -214,11 +218,11 @@ def _tell(p: Any, text: str) -> None:
         p.extra_generation_params[NOTE_KEY] = f"{said}; {text}" if said else text
 
 
-def _record(p: Any, label: str) -> None:
-    """Write into the infotext which calibrated schedule a pass ran on; a second pass may have another."""
-    said = p.extra_generation_params.get(CALIBRATION_KEY)
+def _record(p: Any, key: str, label: str) -> None:
+    """Write into the infotext what a pass ran on; a second pass may have another."""
+    said = p.extra_generation_params.get(key)
     if label not in (said or "").split("; "):
-        p.extra_generation_params[CALIBRATION_KEY] = f"{said}; {label}" if said else label
+        p.extra_generation_params[key] = f"{said}; {label}" if said else label
 
 
 def _needs_accordion(params: dict[str, Any]) -> bool:
@@ -226,7 +230,7 @@ def _needs_accordion(params: dict[str, Any]) -> bool:
 
     One that Auto drew without a calibration needs it as soon as there are calibrations, which Auto would use now.
     """
-    if RECIPE_KEY in params or CALIBRATION_KEY in params:
+    if any(key in params for key in (RECIPE_KEY, CALIBRATION_KEY, STATISTICS_KEY)):
         return True
     return VERSION_KEY in params and bool(library().names())
 

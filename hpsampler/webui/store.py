@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from modules import paths
 
 from ..presets import PresetShelf
 from ..profiles import Library
+from ..statistics import kept_in
 
-__all__ = ["library", "presets"]
+__all__ = ["library", "menus", "presets", "statistics_folder"]
 
 FOLDER = Path(paths.models_path) / "hpsampler"
 
@@ -17,6 +19,16 @@ FOLDER = Path(paths.models_path) / "hpsampler"
 def library() -> Library:
     """The calibrations."""
     return Library(FOLDER / "calibrations")
+
+
+def statistics_folder() -> Path:
+    """Where DPM-Solver-v3's statistics lie."""
+    return FOLDER / "statistics"
+
+
+def menus() -> dict[str, Callable[[], list[str]]]:
+    """Names that people may choose from, by the field that takes one."""
+    return {"calibration": lambda: library().names(), "statistics": lambda: list(kept_in(statistics_folder()))}
 
 
 def presets() -> PresetShelf:

@@ -13,7 +13,7 @@ from modules import scripts
 
 from ..settings import ENABLED, FIELDS, Field, SettingsError
 from ..shelf import ShelfError
-from .store import library, presets
+from .store import menus, presets
 
 __all__ = ["PRESET_AXIS", "axes_of", "register"]
 
@@ -64,7 +64,7 @@ def _choices(field: Field) -> Callable[[], list[str]] | None:
     if field.name == ENABLED.name:
         return lambda: ["True", "False"]
     if field.words:
-        return lambda: [*field.words, *library().names()]
+        return lambda: [*field.words, *menus()[field.name]()]
     return (lambda: list(field.choices)) if field.choices else None
 
 

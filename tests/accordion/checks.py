@@ -26,6 +26,7 @@ MOVED = {
     "time_rho": 1.5, "end_sigma": 0.3, "freeu": "On", "freeu_version": "2", "b1": 1.25, "b2": 1.15, "s1": 0.8,
     "s2": 0.3, "freeu_first": 3, "freeu_last": 5, "prediction": "noise", "variant": "bh1", "order": 3,
     "analytical_first_step": "On", "calibration": "Off", "hires_recipe": "SDXL 8 steps", "noise_level": 0.1,
+    "statistics": "Off",
 }  # fmt: skip
 """Another value for every control."""
 
@@ -106,13 +107,13 @@ def check_what_it_is_made_for_is_one_click_away(at: AccordionPage) -> None:
 
 def check_what_has_no_effect_is_greyed_with_the_reason(at: AccordionPage) -> None:
     begin(at)
-    unipc = {"prediction", "variant", "order", "noise_level"}
+    unipc = {"prediction", "variant", "order", "noise_level", "statistics"}
     freeu = {"freeu_version", "b1", "b2", "s1", "s2", "freeu_first", "freeu_last"}
     assert set(at.idle()) == unipc | freeu
-    assert "it belongs to UniPC" in at.idle()["order"] and "Free-U is not set to On" in at.idle()["b1"]
+    assert "it belongs to UniPC and DPM-v3" in at.idle()["order"] and "Free-U is not set to On" in at.idle()["b1"]
     at.set("freeu", "On")
     at.choose_at(at.controls["sampler"], "HP UniPC")
-    assert at.idle() == {}
+    assert set(at.idle()) == {"statistics"}
     described = at.ui.locator(f"{at.id('order')} input").first.get_attribute("aria-describedby")
     assert described is None
     at.choose_at(at.controls["sampler"], at.other_sampler)

@@ -13,7 +13,7 @@ from hpsampler.settings import FIELDS
 
 from .harness import decode, encode
 
-SAMPLERS = ["HP Auto", "HP DPM++ 1S", "HP DPM++ 2M", "HP UniPC"]
+SAMPLERS = ["HP Auto", "HP DPM++ 1S", "HP DPM++ 2M", "HP UniPC", "HP DPM-v3"]
 PLAIN = {"sampler_name": "Euler", "scheduler": "Karras", "steps": 8}
 
 
@@ -28,7 +28,7 @@ def looks_like_a_picture(image):
 
 
 def test_names_in_the_api(server):
-    assert [x["name"] for x in server.get("/sdapi/v1/samplers")][-4:] == SAMPLERS
+    assert [x["name"] for x in server.get("/sdapi/v1/samplers")][-5:] == SAMPLERS
     types = [(x["name"], x["label"]) for x in server.get("/sdapi/v1/schedulers")]
     assert types[-2:] == [("hp", "HP"), ("hp_calibrated", "HP calibrated")]
     assert {"hp sampler"} <= set(server.get("/sdapi/v1/scripts")["txt2img"]) & set(

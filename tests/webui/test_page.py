@@ -12,7 +12,7 @@ from hpsampler.settings import FIELDS
 
 from .harness import WebUI, open_ui
 
-SAMPLERS = ["HP Auto", "HP DPM++ 1S", "HP DPM++ 2M", "HP UniPC"]
+SAMPLERS = ["HP Auto", "HP DPM++ 1S", "HP DPM++ 2M", "HP UniPC", "HP DPM-v3"]
 SETTINGS = {
     "recipe": "SD1.5 8 steps", "ending": "To zero", "base_steps": 11, "rho": 6.5, "truncation_index": 8,
     "time_rho": 1.1, "freeu": "On", "freeu_version": "2", "b1": 1.25, "b2": 1.15, "s1": 0.8, "s2": 0.3,
@@ -85,7 +85,7 @@ def test_the_dropdowns_have_ours_once(ui, selector):
     ui.wait_for_timeout(500)
     names = options_of(ui, selector)
     assert len(names) == len(set(names))
-    assert names[-2:] == ["HP", "HP calibrated"] if "scheduler" in selector else names[-4:] == SAMPLERS
+    assert names[-2:] == ["HP", "HP calibrated"] if "scheduler" in selector else names[-5:] == SAMPLERS
 
 
 @pytest.mark.parametrize("tab", ["txt2img", "img2img"])
@@ -184,7 +184,7 @@ def test_five_ui_reloads(server: WebUI, page):
     open_ui(page, server)
     page.wait_for_timeout(1500)
     shown = options_of(page, "#txt2img_sampling")
-    assert len(shown) == len(set(shown)) and shown[-4:] == SAMPLERS
+    assert len(shown) == len(set(shown)) and shown[-5:] == SAMPLERS
     freeu = {"alwayson_scripts": {"HP Sampler": {"args": [{"freeu": "On", "freeu_first": 1}]}}}
     server.txt2img(sampler_name="HP Auto", steps=6, **freeu)
     assert server.get("/hps-probe/state")["hooks"] == 0
