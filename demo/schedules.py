@@ -25,8 +25,7 @@ ALIGN_YOUR_STEPS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.3
 
 def stable_diffusion_noise() -> NoiseModel:
     """Stable Diffusion's own noise table: scaled-linear betas from 0.00085 to 0.012."""
-    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-    return NoiseModel.from_alphas_cumprod(np.cumprod(1 - betas))
+    return NoiseModel.of_stable_diffusion()
 
 
 def _to_zero(sigmas: np.ndarray) -> torch.Tensor:

@@ -83,6 +83,12 @@ class NoiseModel:
         return cls(table, sigmas)
 
     @classmethod
+    def of_stable_diffusion(cls) -> NoiseModel:
+        """Stable Diffusion's own, of every family: 1000 betas, linear in their square roots from 0.00085 to 0.012."""
+        betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+        return cls.from_alphas_cumprod(np.cumprod(1 - betas))
+
+    @classmethod
     def from_sigmas(cls, sigmas: ArrayLike) -> NoiseModel:
         """From a model's VE sigmas in either direction; a 0 (k-diffusion appends one) is dropped.
 

@@ -35,10 +35,12 @@ from .shelf import Reader, ShelfError, parsed, shown
 from .solvers.dpm_v3 import interpolated
 
 __all__ = [
+    "RESERVED",
     "Estimator",
     "Source",
     "Statistics",
     "StatisticsError",
+    "about",
     "best_for",
     "calls_needed",
     "convert_published",
@@ -52,6 +54,9 @@ __all__ = [
 ]
 
 FORMAT, VERSION = "hpsampler-statistics", 1
+RESERVED = ("Auto", "Off")
+"""Names that mean something else in menus."""
+
 SUMS_FORMAT = "hpsampler-statistics-sums"
 
 MAX_BYTES = 2**31
@@ -250,11 +255,23 @@ def load_statistics(path: Path) -> Statistics:
         return Statistics(tensors["lambdas"], tensors["l"], tensors["s"], tensors["b"], source)
 
 
-def _source_of(path: Path) -> Source:
-    """Raises StatisticsError: the file cannot be read, or says it wrongly."""
-    _, about = _load(path, FORMAT, "statistics file", ())
-    with _told_of(path):
-        return Source.read(Reader(about).at("source"))
+def about(path: Path) -> tuple[Source, tuple[int, ...]]:
+    """What statistics say of themselves, either layout: where they come from, and the shape of each of l, s and b.
+
+    Their numbers are not read; a folder in the published layout says what its name says, and no shape.
+
+    Raises:
+        StatisticsError: the file cannot be read, or says it wrongly.
+    """
+    if path.is_dir():
+        return _named_source(path.name), ()
+    with _open(path, FORMAT, "statistics file", ("l",)) as (file, said):
+        return Source.read(Reader(said).at("source")), tuple(file.get_slice("l").get_shape())
+
+
+def _named_source(folder: str) -> Source:
+    named = PUBLISHED_NAME.fullmatch(folder)
+    return Source(cfg_scale=float(named[1]), samples=int(named[3])) if named else Source()
 
 
 def load_published(folder: Path, noise: NoiseModel, source: Optional[Source] = None) -> Statistics:
@@ -351,22 +368,31 @@ def _save(path: Path, tensors: dict[str, np.ndarray], about: dict[str, Any]) -> 
 
 def _load(path: Path, form: str, kind: str, names: tuple[str, ...]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The tensors of those names, and what the file says of itself."""
+    with _open(path, form, kind, names) as (file, said):
+        return {name: file.get_tensor(name) for name in names}, said
+
+
+@contextlib.contextmanager
+def _open(path: Path, form: str, kind: str, names: tuple[str, ...]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The file, which holds numbers of those names, and what it says of itself.
+
+    Raises:
+        StatisticsError: what is wrong with the file, also by what is read of it meanwhile; or that it cannot be read.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         if path.stat().st_size > MAX_BYTES:
             raise StatisticsError(f"{path.name}: it must be at most {MAX_BYTES >> 30} GB")
         with safe_open(path, framework="numpy") as file, _told_of(path):
-            about = parsed((file.metadata() or {}).get("about", "{}"), kind, form, VERSION)
+            said = parsed((file.metadata() or {}).get("about", "{}"), kind, form, VERSION)
             missing = [name for name in names if name not in file.keys()]  # noqa: SIM118 - it is no mapping
             if missing:
                 raise StatisticsError(f"it must hold {', '.join(names)}, it lacks {', '.join(missing)}")
-            tensors = {}
             for name in names:
                 if file.get_slice(name).get_dtype() not in ("F32", "F64"):
                     raise StatisticsError(f"{name} must be float32 or float64, got {file.get_slice(name).get_dtype()}")
-                tensors[name] = file.get_tensor(name)
-            return tensors, about
+            yield file, said
     except FileNotFoundError:
         raise StatisticsError(f"{path.name}: there is no such file in {path.parent}") from None
     except (OSError, SafetensorError) as error:
@@ -624,8 +650,9 @@ def _least_squares(mean: dict[str, np.ndarray], l: np.ndarray, slope_l: np.ndarr
 
 def kept_in(folder: Path) -> dict[str, Path]:
     """Statistics in a folder by name: our files, and folders in the published layout."""
-    ours = {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
-    return {**{path.parent.name: path.parent for path in sorted(folder.glob("*/sb.npz"))}, **ours}
+    found = {path.parent.name: path.parent for path in folder.glob("*/sb.npz")}
+    found.update((path.stem, path) for path in folder.glob("*.safetensors") if path.is_file())
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
 def opened(path: Path, noise: NoiseModel) -> Statistics:
@@ -648,16 +675,20 @@ def pick(folder: Path, wanted: str, noise: NoiseModel) -> tuple[str, Statistics]
         StatisticsError: there are none, they cannot be read, or are others than the picture's.
     """
     kept = kept_in(folder)
-    name, _, told = wanted.rpartition(" ")
-    by_label = wanted not in kept and name in kept and re.fullmatch(r"[0-9a-f]{8}", told) is not None
-    if wanted not in kept and not by_label:
-        raise StatisticsError(f"there are no statistics {wanted!r} here; there are: {', '.join(kept) or 'none yet'}")
-    name = name if by_label else wanted
-    found = opened(kept[name], noise)
-    label = labelled(name, found)
-    if by_label and label != wanted:
-        raise StatisticsError(f"the statistics {name!r} here are others than the picture's: {label}, not {wanted}")
-    return label, found
+    if wanted in kept:
+        found = opened(kept[wanted], noise)
+        return labelled(wanted, found), found
+    name, _, digest = wanted.rpartition(" ")
+    by_label = re.fullmatch(r"[0-9a-f]{8}", digest) is not None
+    # what was renamed since is known by its numbers
+    for each in sorted(kept, key=lambda each: each != name) if by_label else ():
+        with contextlib.suppress(StatisticsError):
+            found = opened(kept[each], noise)
+            if labelled(name, found) == wanted:
+                return labelled(each, found), found
+    if by_label and name in kept:
+        raise StatisticsError(f"the statistics {name!r} here are others than the picture's {wanted!r}")
+    raise StatisticsError(f"there are no statistics {wanted!r} here; there are: {', '.join(kept) or 'none yet'}")
 
 
 def sources_in(folder: Path, hashes: Collection[str]) -> tuple[dict[str, Source], list[str]]:
@@ -670,7 +701,7 @@ def sources_in(folder: Path, hashes: Collection[str]) -> tuple[dict[str, Source]
         if path.is_dir():
             continue
         try:
-            source = _source_of(path)
+            source, _ = about(path)
         except StatisticsError as error:
             problems.append(str(error))
             continue

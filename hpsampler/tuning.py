@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Optional, Protocol
@@ -37,7 +37,7 @@ from .shelf import ShelfError, clean_name, shown
 from .solvers import sample_dpmpp_2m
 from .solvers._core import Model
 
-__all__ = ["DEFAULT_PROMPTS", "Cancelled", "Order", "Progress", "Source", "Tuning", "starts"]
+__all__ = ["DEFAULT_PROMPTS", "Cancelled", "Job", "Order", "Progress", "Source", "Tuning", "starts"]
 
 DEFAULT_PROMPTS = tuple(
     line for line in (Path(__file__).parent / "prompts.txt").read_text(encoding="utf-8").splitlines() if line.strip()
@@ -86,32 +86,14 @@ class Order:
         Raises:
             ShelfError: naming the field, its value and what is allowed.
         """
-        known = {each.name for each in fields(cls)}
-        for name in values:
-            if name not in known:
-                raise ShelfError(f"unknown field {shown(name)}; the fields are {', '.join(sorted(known))}")
-        if "name" not in values:
-            raise ShelfError("name is missing")
-        checked: dict[str, Any] = {"name": clean_name(values["name"], Library.reserved)}
-        for name, (low, high) in _WHOLE.items():
-            if name in values:
-                checked[name] = _number(name, values[name], low, high, whole=True)
-        for name in ("width", "height"):
-            if checked.get(name, 512) % 8:
-                raise ShelfError(f"{name} must be a multiple of 8, got {checked[name]}")
+        checked = checked_values(cls, values, Library.reserved, _WHOLE)
         if "steps" in values:
             checked["steps"] = tuple(
-                sorted({int(_number("steps", each, 2, 20, whole=True)) for each in _several("steps", values["steps"])})
+                sorted({int(number("steps", each, 2, 20, whole=True)) for each in _several("steps", values["steps"])})
             )
         if "cfg_scales" in values:
             scales = _several("cfg_scales", values["cfg_scales"])
-            checked["cfg_scales"] = tuple(sorted({float(_number("cfg_scales", each, 1, 30)) for each in scales}))
-        if "prompts" in values:
-            checked["prompts"] = _prompts(values["prompts"])
-        if "negative" in values:
-            if not isinstance(values["negative"], str):
-                raise ShelfError(f"negative must be a text, got {shown(values['negative'])}")
-            checked["negative"] = values["negative"].strip()
+            checked["cfg_scales"] = tuple(sorted({float(number("cfg_scales", each, 1, 30)) for each in scales}))
         return cls(**checked)
 
     @property
@@ -145,6 +127,37 @@ def _least_calls(steps: int) -> int:
     return (4 + 1 + 1 + 1) * steps + (steps - 1) ** 2
 
 
+def checked_values(
+    kind: type, values: Mapping[str, Any], reserved: Collection[str], whole: Mapping[str, tuple[int, int]]
+) -> dict[str, Any]:
+    """What every order has of ``values``, checked: its name, whole numbers with their ranges, size, prompts.
+
+    Args:
+        kind: the order's dataclass.
+        reserved: names that mean something else.
+    """
+    known = {each.name for each in fields(kind)}
+    for name in values:
+        if name not in known:
+            raise ShelfError(f"unknown field {shown(name)}; the fields are {', '.join(sorted(known))}")
+    if "name" not in values:
+        raise ShelfError("name is missing")
+    checked: dict[str, Any] = {"name": clean_name(values["name"], reserved)}
+    for name, (low, high) in whole.items():
+        if name in values:
+            checked[name] = number(name, values[name], low, high, whole=True)
+    for name in ("width", "height"):
+        if checked.get(name, 512) % 8:
+            raise ShelfError(f"{name} must be a multiple of 8, got {checked[name]}")
+    if "prompts" in values:
+        checked["prompts"] = _prompts(values["prompts"])
+    if "negative" in values:
+        if not isinstance(values["negative"], str):
+            raise ShelfError(f"negative must be a text, got {shown(values['negative'])}")
+        checked["negative"] = values["negative"].strip()
+    return checked
+
+
 def _several(name: str, value: Any) -> list[Any]:
     if isinstance(value, str):
         value = value.replace(",", " ").split()
@@ -155,17 +168,18 @@ def _several(name: str, value: Any) -> list[Any]:
     return list(value)
 
 
-def _number(name: str, value: Any, low: float, high: float, whole: bool = False) -> Any:
+def number(name: str, value: Any, low: float, high: float, whole: bool = False) -> Any:
+    """A number, or the text of one. Raises ShelfError: naming the field, its value and what is allowed."""
     allowed = f"{name} must be a {'whole ' if whole else ''}number from {low} to {high}, got {shown(value)}"
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ShelfError(allowed)
     try:
-        number = float(value)
+        found = float(value)
     except (ValueError, OverflowError):
         raise ShelfError(allowed) from None
-    if not low <= number <= high or (whole and not number.is_integer()):
+    if not low <= found <= high or (whole and not found.is_integer()):
         raise ShelfError(allowed)
-    return int(number) if whole else number
+    return int(found) if whole else found
 
 
 def _prompts(value: Any) -> tuple[str, ...]:
@@ -224,7 +238,54 @@ class Progress:
         return self.seconds / self.calls * max(self.of - self.calls, 0) if self.calls else None
 
 
-class Tuning:
+class Job:
+    """What calls the model in turns, counts and times its calls, and can be cancelled.
+
+    Args:
+        turn: runs a function when it may use the model, such as between two pictures of a queue.
+    """
+
+    progress: Progress
+
+    def __init__(self, turn: Callable[[Callable[[], Any]], Any]) -> None:
+        self.turn = turn
+
+    def cancel(self) -> None:
+        """Stop before the next call of the model."""
+        self.progress.cancelled = True
+
+    def _counted(self, model: Model) -> Model:
+        def call(x: torch.Tensor, sigma: torch.Tensor, /, **extra_args: Any) -> torch.Tensor:
+            def work() -> torch.Tensor:
+                # the wait for the turn is not the model's
+                began = time.perf_counter()
+                denoised = model(x, sigma, **extra_args)
+                self.progress.seconds += time.perf_counter() - began
+                self.progress.calls += len(x)
+                return denoised
+
+            return self._turn(work)
+
+        return call
+
+    def _turn(self, work: Callable[[], Any]) -> Any:
+        """One use of the model, unless it was cancelled before or while waiting."""
+
+        def checked() -> Any:
+            self._check_cancelled()
+            # here and not around the turn, which may run it in another thread
+            with torch.no_grad():
+                return work()
+
+        self._check_cancelled()
+        return self.turn(checked)
+
+    def _check_cancelled(self) -> None:
+        if self.progress.cancelled:
+            raise Cancelled
+
+
+class Tuning(Job):
     """Carries out an order.
 
     Args:
@@ -248,7 +309,8 @@ class Tuning:
         cache: Optional[Path] = None,
         turn: Callable[[Callable[[], Any]], Any] = lambda work: work(),
     ) -> None:
-        self.order, self.source, self.keep, self.cache, self.turn = order, source, keep, cache, turn
+        super().__init__(turn)
+        self.order, self.source, self.keep, self.cache = order, source, keep, cache
         self.profile = profile or Profile(
             name=order.name,
             # a file's name may hold bytes that no text has
@@ -271,10 +333,6 @@ class Tuning:
         profile = self.profile
         fitted = [(each.cfg_scale, each.steps) for each in profile.fitted]
         return fitted + [(each.cfg_scale, each.steps) for each in profile.refused]
-
-    def cancel(self) -> None:
-        """Stop before the next call of the model."""
-        self.progress.cancelled = True
 
     def run(self) -> Profile:
         """Calibrate all cells that are not done yet.
@@ -383,36 +441,6 @@ class Tuning:
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         return self._turn(lambda: self.source.decode(latents))
-
-    def _counted(self, model: Model) -> Model:
-        def call(x: torch.Tensor, sigma: torch.Tensor, /, **extra_args: Any) -> torch.Tensor:
-            def work() -> torch.Tensor:
-                # the wait for the turn is not the model's
-                began = time.perf_counter()
-                denoised = model(x, sigma, **extra_args)
-                self.progress.seconds += time.perf_counter() - began
-                self.progress.calls += len(x)
-                return denoised
-
-            return self._turn(work)
-
-        return call
-
-    def _turn(self, work: Callable[[], Any]) -> Any:
-        """One use of the model, unless it was cancelled before or while waiting."""
-
-        def checked() -> Any:
-            self._check_cancelled()
-            # here and not around the turn, which may run it in another thread
-            with torch.no_grad():
-                return work()
-
-        self._check_cancelled()
-        return self.turn(checked)
-
-    def _check_cancelled(self) -> None:
-        if self.progress.cancelled:
-            raise Cancelled
 
     def _yardstick(self, held_out: Trajectories) -> float:
         noise = self.source.noise

@@ -1,8 +1,7 @@
-"""Where calibrations are made: one at a time, in a thread of its own; what is unfinished lies in files and survives.
+"""Where calibrations and statistics are made: one at a time, in a thread of its own; what is unfinished lies in files.
 
-Beside the library's profiles a folder ``unfinished`` holds one folder for each calibration that was begun and has not
-ended: the order, and the reference endpoints that were paid for already. What is finished of it is a profile like any
-other and in use.
+Beside what is kept a folder ``unfinished`` holds one folder for each order that was begun and has not ended: the order,
+and what was paid for already. What is finished of a calibration is a profile like any other and in use.
 """
 
 from __future__ import annotations
@@ -15,24 +14,39 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, ClassVar, Generic, Optional, Protocol, TypeVar
 
+from .measuring import Measuring, Survey
 from .profiles import Library, Profile
-from .shelf import ShelfError, write_atomically
-from .tuning import Cancelled, Order, Progress, Source, Tuning
+from .shelf import Shelf, ShelfError, clean_name, write_atomically
+from .statistics import RESERVED, StatisticsError, about, kept_in
+from .statistics import Source as Origin
+from .tuning import Cancelled, Job, Order, Progress, Source, Tuning
 
-__all__ = ["Status", "Unfinished", "Workshop"]
+__all__ = ["CalibrationWorkshop", "StatisticsWorkshop", "Status", "Unfinished", "Workshop"]
 
 IDLE, RUNNING, STOPPED, FINISHED, FAILED = "idle", "running", "stopped", "finished", "failed"
 
 Turn = Callable[[Callable[[], Any]], Any]
 
 
-@dataclass(frozen=True)
-class Unfinished:
-    """A calibration that was begun."""
+class AnyOrder(Protocol):
+    """What all orders have; frozen dataclasses."""
 
-    order: Order
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str: ...
+
+
+O = TypeVar("O", bound=AnyOrder)  # noqa: E741 - one letter, as type variables are
+
+
+@dataclass(frozen=True)
+class Unfinished(Generic[O]):
+    """An order that was begun."""
+
+    order: O
     model: str
     folder: Path
 
@@ -42,50 +56,76 @@ class Unfinished:
 
 
 @dataclass(frozen=True)
-class Status:
-    """What the workshop does, for those who watch.
+class Status(Generic[O]):
+    """What a workshop does, for those who watch.
 
     Attributes:
         state: idle, running, stopped, finished or failed.
         message: a sentence for people.
-        progress: of the latest calibration, also after its end.
+        progress: of the latest order, also after its end.
     """
 
     state: str
-    order: Optional[Order]
+    order: Optional[O]
     message: str
     progress: Progress
 
 
-class Workshop:
-    """Carries out orders.
+class Workshop(Generic[O]):
+    """Carries out orders. A subclass says of what kind.
 
     Args:
-        library: where profiles are kept.
+        folder: where what it makes is kept.
         source: makes a source for an order, of the model that is loaded now.
         turns: for each order, what runs a function when it may use the model.
     """
 
+    kind: ClassVar[str]
+    """What people call one of what it makes, with its article."""
+
     def __init__(
-        self, library: Library, source: Callable[[Order], Source], turns: Callable[[], Turn] = lambda: _at_once
+        self, folder: Path, source: Callable[[O], Source], turns: Callable[[], Turn] = lambda: _at_once
     ) -> None:
-        self.library, self._source, self._turns = library, source, turns
+        self.folder, self._source, self._turns = folder, source, turns
         self._lock = threading.Lock()
         self._thread: Optional[threading.Thread] = None
-        self._tuning: Optional[Tuning] = None
-        self._order: Optional[Order] = None
-        self._state, self._message = IDLE, "Nothing was calibrated since the start."
+        self._job: Optional[Job] = None
+        self._order: Optional[O] = None
+        self._state, self._message = IDLE, "Nothing was begun since the start."
         self._stopping = False
+
+    # ---- what a subclass says ----
+
+    @staticmethod
+    def order_of(values: Mapping[str, Any]) -> O:
+        """An order from named values. Raises ShelfError: naming the field, its value and what is allowed."""
+        raise NotImplementedError
+
+    def names(self) -> list[str]:
+        """Of what is kept."""
+        raise NotImplementedError
+
+    def _begun(self, order: O, source: Source, folder: Path, turn: Turn) -> tuple[Job, Callable[[], str]]:
+        """The job, and what does it and then says in a few words what came of it."""
+        raise NotImplementedError
+
+    def _renamed(self, name: str, new_name: str) -> str:
+        raise NotImplementedError
+
+    def _deleted(self, name: str) -> None:
+        raise NotImplementedError
+
+    # ---- the rest ----
 
     @property
     def running(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    def status(self) -> Status:
-        tuning = self._tuning
-        return Status(self._state, self._order, self._message, tuning.progress if tuning else Progress())
+    def status(self) -> Status[O]:
+        job = self._job
+        return Status(self._state, self._order, self._message, job.progress if job else Progress())
 
-    def start(self, order: Order) -> Order:
+    def start(self, order: O) -> O:
         """Begin an order; where its name is taken it gets the next free one.
 
         Returns:
@@ -97,12 +137,12 @@ class Workshop:
         """
         with self._lock:
             self._check_free()
-            taken = {*self.library.names(), *(each.name for each in self.unfinished())}
-            order = Order.of({**_values(order), "name": self.library.free_name(order.name, taken)})
+            taken = {*self.names(), *(each.name for each in self.unfinished())}
+            order = self.order_of({**_values(order), "name": Shelf.free_name(order.name, taken)})
             self._begin(order)
         return order
 
-    def resume(self, name: str) -> Order:
+    def resume(self, name: str) -> O:
         """Go on with an unfinished one. Raises ShelfError: none of that name, or another is under way."""
         with self._lock:
             self._check_free()
@@ -113,8 +153,8 @@ class Workshop:
     def stop(self, wait: Optional[float] = None) -> None:
         """Stop before the next call of the model; what is finished is kept, the rest can be resumed."""
         self._stopping = True
-        if self._tuning is not None:
-            self._tuning.cancel()
+        if self._job is not None:
+            self._job.cancel()
         if wait is not None and self._thread is not None:
             self._thread.join(wait)
 
@@ -124,84 +164,82 @@ class Workshop:
             self._thread.join(seconds)
         return not self.running
 
-    def unfinished(self) -> list[Unfinished]:
+    def unfinished(self) -> list[Unfinished[O]]:
         """All that were begun and have not ended; a folder that cannot be read is left out, and left as it is."""
         found = []
-        for path in sorted(self._folder.glob("*/order.json")):
+        for path in sorted(self._unfinished_folder.glob("*/order.json")):
             try:
                 data = json.loads(path.read_text(encoding="utf-8"))
-                found.append(Unfinished(Order.of(data["order"]), str(data["model"]), path.parent))
+                found.append(Unfinished(self.order_of(data["order"]), str(data["model"]), path.parent))
             except (OSError, ValueError, KeyError, TypeError):
                 continue
         return found
 
     def discard(self, name: str) -> None:
-        """Forget an unfinished one; its profile, with what is finished, stays. Raises ShelfError."""
+        """Forget an unfinished one; what is finished of it stays. Raises ShelfError."""
         self._check_not_running(name)
         shutil.rmtree(self._unfinished(name).folder)
 
-    def rename(self, name: str, new_name: str) -> Profile:
-        """Of a profile, and of what is unfinished of it. Raises ShelfError."""
+    def rename(self, name: str, new_name: str) -> str:
+        """Of what is kept, and of what is unfinished of it; the name it has then. Raises ShelfError."""
         self._check_not_running(name)
         others = {each.name: each for each in self.unfinished()}
         if new_name in others:
-            raise ShelfError(f"name must be a new one; an unfinished calibration is named {new_name!r}")
-        profile = self.library.rename(name, new_name)
+            raise ShelfError(f"name must be a new one; an unfinished order is named {new_name!r}")
+        new_name = self._renamed(name, new_name)
         if name in others:
             left = others[name]
-            _write_order(left.folder, Order.of({**_values(left.order), "name": profile.name}), left.model)
-        return profile
+            _write_order(left.folder, self.order_of({**_values(left.order), "name": new_name}), left.model)
+        return new_name
 
     def delete(self, name: str) -> None:
-        """Of a profile, and of what is unfinished of it. Raises ShelfError."""
+        """Of what is kept, and of what is unfinished of it. Raises ShelfError."""
         self._check_not_running(name)
-        self.library.delete(name)
+        self._deleted(name)
         for each in self.unfinished():
             if each.name == name:
                 shutil.rmtree(each.folder)
 
     @property
-    def _folder(self) -> Path:
-        return self.library.folder / "unfinished"
+    def _unfinished_folder(self) -> Path:
+        return self.folder / "unfinished"
 
-    def _unfinished(self, name: str) -> Unfinished:
+    def _unfinished(self, name: str) -> Unfinished[O]:
         for each in self.unfinished():
             if each.name == name:
                 return each
         listed = ", ".join(each.name for each in self.unfinished()) or "none"
-        raise ShelfError(f"there is no unfinished calibration named {name!r}; there are: {listed}")
+        raise ShelfError(f"nothing unfinished is named {name!r}; there are: {listed}")
 
     def _check_free(self) -> None:
         if self.running:
             assert self._order is not None
-            raise ShelfError(f"the calibration {self._order.name!r} is under way; stop it first, or let it end")
+            raise ShelfError(f"{self._order.name!r} is under way; stop it first, or let it end")
 
     def _check_not_running(self, name: str) -> None:
         if self.running and self._order is not None and self._order.name == name:
-            raise ShelfError(f"the calibration {name!r} is under way; stop it first")
+            raise ShelfError(f"{name!r} is under way; stop it first")
 
-    def _begin(self, order: Order) -> None:
-        self._order, self._tuning, self._stopping = order, None, False
+    def _begin(self, order: O) -> None:
+        self._order, self._job, self._stopping = order, None, False
         self._state, self._message = RUNNING, "Waiting for the model."
-        self._thread = threading.Thread(target=self._work, args=(order,), name="HP Sampler calibration", daemon=True)
+        self._thread = threading.Thread(target=self._work, args=(order,), name=f"HP Sampler {self.kind}", daemon=True)
         self._thread.start()
 
-    def _work(self, order: Order) -> None:
+    def _work(self, order: O) -> None:
         turn = self._turns()
         try:
             source = turn(lambda: self._source(order))
             folder = self._folder_of(order, source)
-            tuning = Tuning(order, source, self._kept(order, source), self._keep, folder, turn)
-            self._tuning = tuning
+            self._job, do = self._begun(order, source, folder, turn)
             if self._stopping:
-                tuning.cancel()
-            self._message = f"Calibrating to {source.model_name}."
-            profile = tuning.run()
+                self._job.cancel()
+            self._message = f"Making {self.kind} of {source.model_name}."
+            made = do()
             shutil.rmtree(folder)
-            made, refused = len(profile.fitted), len(profile.refused)
-            self._end(FINISHED, f"{order.name} is ready: {made} calibrated, {refused} refused.")
+            self._end(FINISHED, f"{order.name} is ready: {made}.")
         except Cancelled:
-            self._end(STOPPED, f"{order.name} was stopped; what is finished is in use, the rest can be resumed.")
+            self._end(STOPPED, f"{order.name} was stopped; what is finished is kept, the rest can be resumed.")
         except ShelfError as error:
             self._end(FAILED, f"{order.name}: {error}.")
         except Exception as error:
@@ -210,6 +248,54 @@ class Workshop:
 
     def _end(self, state: str, message: str) -> None:
         self._state, self._message = state, message
+
+    def _folder_of(self, order: O, source: Source) -> Path:
+        """The folder of an order, made where it is new. Raises ShelfError: it was begun with another model."""
+        for each in self.unfinished():
+            if each.name == order.name:
+                if each.model != source.model_name:
+                    raise _begun_with(each.model, source)
+                return each.folder
+        stem = re.sub(r"[^A-Za-z0-9]+", "-", order.name).strip("-").lower() or "order"
+        taken = {path.name for path in self._unfinished_folder.glob("*")}
+        folder = self._unfinished_folder / Shelf.free_name(stem, taken, "-")
+        folder.mkdir(parents=True)
+        _write_order(folder, order, source.model_name)
+        return folder
+
+
+class CalibrationWorkshop(Workshop[Order]):
+    """Makes calibrations. ``library`` is where their profiles are kept."""
+
+    kind = "a calibration"
+
+    def __init__(
+        self, library: Library, source: Callable[[Order], Source], turns: Callable[[], Turn] = lambda: _at_once
+    ) -> None:
+        super().__init__(library.folder, source, turns)
+        self.library = library
+
+    @staticmethod
+    def order_of(values: Mapping[str, Any]) -> Order:
+        return Order.of(values)
+
+    def names(self) -> list[str]:
+        return self.library.names()
+
+    def _begun(self, order: Order, source: Source, folder: Path, turn: Turn) -> tuple[Job, Callable[[], str]]:
+        tuning = Tuning(order, source, self._kept(order, source), self._keep, folder, turn)
+
+        def do() -> str:
+            profile = tuning.run()
+            return f"{len(profile.fitted)} calibrated, {len(profile.refused)} refused"
+
+        return tuning, do
+
+    def _renamed(self, name: str, new_name: str) -> str:
+        return self.library.rename(name, new_name).name
+
+    def _deleted(self, name: str) -> None:
+        self.library.delete(name)
 
     def _keep(self, profile: Profile) -> None:
         self.library.save(profile, replacing=True)
@@ -220,41 +306,81 @@ class Workshop:
         Raises:
             ShelfError: it is of another model.
         """
-        if order.name not in self.library.names():
+        if order.name not in self.names():
             return None
         profile = self.library.get(order.name)
         if not set(profile.hashes) & set(source.hashes):
-            raise ShelfError(
-                f"it was begun with the model {profile.model}, and {source.model_name} is loaded now; load the first "
-                "again, then resume"
-            )
+            raise _begun_with(profile.model, source)
         return profile
 
-    def _folder_of(self, order: Order, source: Source) -> Path:
-        """The folder of an order, made where it is new. Raises ShelfError: it was begun with another model."""
-        for each in self.unfinished():
-            if each.name == order.name:
-                if each.model != source.model_name:
-                    raise ShelfError(
-                        f"it was begun with the model {each.model}, and {source.model_name} is loaded now; load the "
-                        "first again, then resume"
-                    )
-                return each.folder
-        stem = re.sub(r"[^A-Za-z0-9]+", "-", order.name).strip("-").lower() or "calibration"
-        folder = self._folder / self.library.free_name(stem, {path.name for path in self._folder.glob("*")}, "-")
-        folder.mkdir(parents=True)
-        _write_order(folder, order, source.model_name)
-        return folder
+
+class StatisticsWorkshop(Workshop[Survey]):
+    """Makes statistics for DPM-Solver-v3, one file each in ``folder``."""
+
+    kind = "statistics"
+
+    @staticmethod
+    def order_of(values: Mapping[str, Any]) -> Survey:
+        return Survey.of(values)
+
+    def names(self) -> list[str]:
+        return list(kept_in(self.folder))
+
+    def _begun(self, order: Survey, source: Source, folder: Path, turn: Turn) -> tuple[Job, Callable[[], str]]:
+        measuring = Measuring(order, source, folder, turn)
+
+        def do() -> str:
+            found = measuring.run()
+            found.save(self._path_of(order.name))
+            return f"{found.source.samples} pictures' trajectories, {len(found.lambdas)} grid points"
+
+        return measuring, do
+
+    def about(self, name: str) -> tuple[Origin, tuple[int, ...]]:
+        """Where one of those that are kept comes from, and its shape. Raises ShelfError: none such, or unreadable."""
+        try:
+            return about(self._kept_path(name))
+        except StatisticsError as error:
+            raise ShelfError(str(error)) from None
+
+    def _path_of(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def _renamed(self, name: str, new_name: str) -> str:
+        path, new_name = self._kept_path(name), clean_name(new_name, RESERVED)
+        if new_name != name and new_name in self.names():
+            raise ShelfError(f"name must be a new one; there are statistics named {new_name!r} already")
+        path.rename(self.folder / new_name if path.is_dir() else self._path_of(new_name))
+        return new_name
+
+    def _deleted(self, name: str) -> None:
+        path = self._kept_path(name)
+        if path.is_dir():
+            raise ShelfError(f"{name!r} is a folder in the published layout; delete it where it lies: {path}")
+        path.unlink()
+
+    def _kept_path(self, name: str) -> Path:
+        kept = kept_in(self.folder)
+        if name not in kept:
+            raise ShelfError(f"there are no statistics named {name!r}; there are: {', '.join(kept) or 'none yet'}")
+        return kept[name]
+
+
+def _begun_with(model: str, source: Source) -> ShelfError:
+    return ShelfError(
+        f"it was begun with the model {model}, and {source.model_name} is loaded now; load the first again, then resume"
+    )
 
 
 def _at_once(work: Callable[[], Any]) -> Any:
     return work()
 
 
-def _values(order: Order) -> Mapping[str, Any]:
-    return {**asdict(order), "prompts": list(order.prompts)}
+def _values(order: AnyOrder) -> dict[str, Any]:
+    found = asdict(order)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
-def _write_order(folder: Path, order: Order, model: str) -> None:
+def _write_order(folder: Path, order: AnyOrder, model: str) -> None:
     text = json.dumps({"order": _values(order), "model": model}, indent=1)
     write_atomically(folder / "order.json", text + "\n")

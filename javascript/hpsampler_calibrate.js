@@ -1,21 +1,22 @@
-// Keeps the Calibrate tab's status fresh: once when the tab is opened, then for as long as a calibration is under way.
+// Keeps the Calibrate tab's status fresh: once when a part of it is opened, then for as long as something is under way.
 (() => {
     const EVERY_MS = 1500;
-    let opened = false;
+    const PARTS = ["hpsampler_calibrate", "hpsampler_statistics"];
+    const opened = new Set();
 
-    function look() {
-        const tab = gradioApp().querySelector("#tab_hpsampler_calibrate");
-        const visible = tab && tab.offsetParent !== null && !document.hidden;
+    function look(part) {
+        const shown = gradioApp().querySelector(`#${part}_status`);
+        const visible = shown && shown.offsetParent !== null && !document.hidden;
         if (!visible) {
-            opened = false;
+            opened.delete(part);
             return;
         }
-        const status = tab.querySelector(".hpsampler-status");
-        if (opened && status && status.dataset.state !== "running") return;
-        opened = true;
-        const button = tab.querySelector("#hpsampler_calibrate_look");
+        const status = shown.querySelector(".hpsampler-status");
+        if (opened.has(part) && status && status.dataset.state !== "running") return;
+        opened.add(part);
+        const button = gradioApp().querySelector(`#${part}_look`);
         if (button) button.click();
     }
 
-    onUiLoaded(() => setInterval(look, EVERY_MS));
+    onUiLoaded(() => setInterval(() => PARTS.forEach(look), EVERY_MS));
 })();

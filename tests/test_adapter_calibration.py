@@ -17,6 +17,7 @@ import pytest
 import torch
 from fastapi import FastAPI
 
+from hpsampler.measuring import Survey
 from hpsampler.profiles import Fitted, Library, Profile
 from hpsampler.recipes import recipe_for
 from hpsampler.tuning import Cancelled, Order
@@ -287,7 +288,7 @@ class TestRoutes:
             ("post", "calibrations", {"format": "x"}, "not a calibration of HP Sampler"),
             ("post", "calibrate", {"name": "a", "steps": [1]}, "steps must be"),
             ("post", "calibrate/resume", {}, "name must be a text"),
-            ("post", "calibrate/discard", {"name": "none"}, "no unfinished calibration named 'none'"),
+            ("post", "calibrate/discard", {"name": "none"}, "nothing unfinished is named 'none'"),
             ("patch", "calibrations/mine", {"name": "Off"}, "name must be one"),
         ],
     )
@@ -324,8 +325,10 @@ def test_a_calibration_from_the_tab_s_values_to_a_picture(webui, host, library):
     """On the stand-in's checkpoint, whose UNet is random: whatever comes of it is kept or refused with numbers."""
     tab = importlib.import_module("hpsampler.webui.tab")
     source = importlib.import_module("hpsampler.webui.source")
-    workshop = importlib.import_module("hpsampler.workshop").Workshop(library, source.Checkpoint, source.Turns)
-    acts = tab._Acts(workshop)
+    workshop = importlib.import_module("hpsampler.workshop").CalibrationWorkshop(
+        library, source.Checkpoint, source.Turns
+    )
+    acts = tab._Calibrations(tab.TAB_ID, workshop)
     values = {
         "name": "from the tab", "steps": "4", "cfg_scales": "7", "width": 64, "height": 64, "prompts": "a\nb\nc\nd",
         "negative": "", "trajectories": 4, "runs": 30, "batch": 4, "seed": 1,
@@ -351,8 +354,11 @@ def test_the_tab_has_every_field_of_an_order_once_and_what_its_script_presses(we
     ((page, title, name),) = build()
     assert (title, name) == ("Calibrate", "hpsampler_calibrate")
     ids = [each.elem_id for each in page.blocks.values() if getattr(each, "elem_id", None)]
-    assert len(ids) == len(set(ids)) and all(each.startswith(f"{name}_") for each in ids)
-    fields = {each.name for each in dataclasses.fields(Order)}
-    assert {f"{name}_{field}" for field in fields} <= set(ids)
+    assert len(ids) == len(set(ids))
     script = (Path(__file__).parents[1] / "javascript" / "hpsampler_calibrate.js").read_text(encoding="utf-8")
-    assert f"#tab_{name}" in script and f"#{name}_look" in script and f"{name}_look" in ids
+    parts = {"hpsampler_calibrate": Order, "hpsampler_statistics": Survey}
+    assert all(each.startswith(tuple(f"{part}_" for part in parts)) for each in ids)
+    for part, kind in parts.items():
+        fields = {each.name for each in dataclasses.fields(kind)}
+        assert {f"{part}_{field}" for field in fields} <= set(ids)
+        assert f'"{part}"' in script and {f"{part}_look", f"{part}_status"} <= set(ids)

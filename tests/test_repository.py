@@ -30,6 +30,7 @@ ORDER = (
     "statistics",
     "profiles",
     "tuning",
+    "measuring",
     "workshop",
     "settings",
     "presets",
@@ -57,7 +58,7 @@ def is_adapter(file: Path) -> bool:
 @pytest.mark.parametrize("file", [file for file in CODE if not is_adapter(file)], ids=lambda file: file.stem)
 def test_the_core_knows_torch_and_numpy_only(file):
     outside = {module.partition(".")[0] for level, module in imports(file) if level == 0}
-    own = {"calibration": {"scipy"}, "statistics": {"safetensors"}}  # for least squares; for files
+    own = {"calibration": {"scipy"}, "statistics": {"safetensors"}, "npnet": {"safetensors"}}
     allowed = {"torch", "numpy", *own.get(file.stem, ())}
     assert outside <= {*allowed, *sys.stdlib_module_names}, file
 

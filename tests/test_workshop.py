@@ -11,7 +11,7 @@ import pytest
 from hpsampler.profiles import Library
 from hpsampler.shelf import ShelfError
 from hpsampler.tuning import Cancelled
-from hpsampler.workshop import Workshop
+from hpsampler.workshop import CalibrationWorkshop
 
 from .test_tuning import Exact, order, tuned
 
@@ -31,7 +31,7 @@ class Gate:
 
 
 def workshop(tmp_path, source=None, **own):
-    return Workshop(Library(tmp_path / "calibrations"), lambda order: source or Exact(), **own)
+    return CalibrationWorkshop(Library(tmp_path / "calibrations"), lambda order: source or Exact(), **own)
 
 
 def ended(shop, state):
@@ -156,7 +156,7 @@ def test_an_order_that_cannot_begin_leaves_nothing(tmp_path):
     def refuse(order):
         raise ShelfError("prompts must not call extra networks")
 
-    shop = Workshop(Library(tmp_path / "calibrations"), refuse)
+    shop = CalibrationWorkshop(Library(tmp_path / "calibrations"), refuse)
     shop.start(order(**QUICK))
     assert "must not call extra networks" in ended(shop, "failed").message
     assert shop.unfinished() == [] and shop.library.names() == []
@@ -173,15 +173,15 @@ def test_rename_delete_and_discard_reach_what_is_unfinished(tmp_path):
     half.stop()
     gate.opened.set()
     ended(half, "stopped")
-    with pytest.raises(ShelfError, match="an unfinished calibration is named 'half'"):
+    with pytest.raises(ShelfError, match="an unfinished order is named 'half'"):
         shop.rename("exact", "half")
     shop.library.save(replace(shop.library.get("exact"), name="half"))
-    assert shop.rename("half", "whole").name == "whole"
+    assert shop.rename("half", "whole") == "whole"
     assert [each.name for each in shop.unfinished()] == ["whole"]
     shop.delete("whole")
     assert shop.unfinished() == [] and shop.library.names() == ["exact"]
     for act in (lambda: shop.discard("whole"), lambda: shop.resume("whole")):
-        with pytest.raises(ShelfError, match="no unfinished calibration named 'whole'; there are: none"):
+        with pytest.raises(ShelfError, match="nothing unfinished is named 'whole'; there are: none"):
             act()
 
 

@@ -1,4 +1,4 @@
-"""Calibrations over HTTP, where the WebUI was started with ``--api``; behind its ``--api-auth`` where that is set."""
+"""Calibrations and statistics over HTTP, where the WebUI was started with ``--api``; behind its ``--api-auth`` where that is set."""
 
 from __future__ import annotations
 
@@ -13,20 +13,58 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
 from ..shelf import ShelfError
-from ..tuning import Order
-from ..workshop import Workshop
+from ..workshop import CalibrationWorkshop, StatisticsWorkshop, Workshop
 
 __all__ = ["add_routes"]
 
 PREFIX = "/hpsampler"
 
 
-def add_routes(app: FastAPI, workshop: Workshop, auth: Optional[str]) -> None:
+def add_routes(
+    app: FastAPI, calibrations: CalibrationWorkshop, statistics: StatisticsWorkshop, auth: Optional[str]
+) -> None:
     """Add them to the host's application; ``auth`` is its ``user:password,user:password``."""
     dependencies = [Depends(_guard(auth))] if auth else []
 
     def route(path: str, method: str, act: Callable[..., Any]) -> None:
         app.add_api_route(PREFIX + path, act, methods=[method], dependencies=dependencies)
+
+    _add_workshop(route, calibrations, "/calibrate", "/calibrations")
+    _add_workshop(route, statistics, "/measure", "/statistics")
+
+    def listed() -> dict[str, Any]:
+        profiles, problems = calibrations.library.read()
+        rows = [{**asdict(profile), "fitted": [_cell(each) for each in profile.fitted]} for profile in profiles]
+        return {"calibrations": rows, "problems": problems}
+
+    def one(name: str) -> Any:
+        return json.loads(_tried(lambda: calibrations.library.get(name)).to_json())
+
+    async def take(request: Request) -> dict[str, Any]:
+        text = (await request.body()).decode("utf-8", errors="replace")
+        return {"name": _tried(lambda: calibrations.library.take(text)).name}
+
+    def measured() -> dict[str, Any]:
+        rows, problems = [], []
+        for name in statistics.names():
+            try:
+                source, shape = statistics.about(name)
+            except ShelfError as error:
+                problems.append(str(error))
+                continue
+            rows.append({"name": name, "source": source.known(), "shape": shape})
+        return {"statistics": rows, "problems": problems}
+
+    route("/calibrations", "GET", listed)
+    route("/calibrations", "POST", take)
+    route("/calibrations/{name}", "GET", one)
+    route("/statistics", "GET", measured)
+
+
+def _add_workshop(
+    route: Callable[[str, str, Callable[..., Any]], None], workshop: Workshop[Any], act: str, kept: str
+) -> None:
+    """What every workshop can be asked: to make one under ``act``, to rename and delete those under ``kept``."""
 
     def status() -> dict[str, Any]:
         now = workshop.status()
@@ -46,7 +84,7 @@ def add_routes(app: FastAPI, workshop: Workshop, auth: Optional[str]) -> None:
         }
 
     def start(order: dict[str, Any]) -> dict[str, Any]:
-        return {"name": _tried(lambda: workshop.start(Order.of(order))).name}
+        return {"name": _tried(lambda: workshop.start(workshop.order_of(order))).name}
 
     def resume(body: dict[str, Any]) -> dict[str, Any]:
         return {"name": _tried(lambda: workshop.resume(_name_in(body))).name}
@@ -59,35 +97,20 @@ def add_routes(app: FastAPI, workshop: Workshop, auth: Optional[str]) -> None:
         _tried(lambda: workshop.discard(_name_in(body)))
         return {"discarded": body["name"]}
 
-    def listed() -> dict[str, Any]:
-        profiles, problems = workshop.library.read()
-        rows = [{**asdict(profile), "fitted": [_cell(each) for each in profile.fitted]} for profile in profiles]
-        return {"calibrations": rows, "problems": problems}
-
-    def one(name: str) -> Any:
-        return json.loads(_tried(lambda: workshop.library.get(name)).to_json())
-
-    async def take(request: Request) -> dict[str, Any]:
-        text = (await request.body()).decode("utf-8", errors="replace")
-        return {"name": _tried(lambda: workshop.library.take(text)).name}
-
     def rename(name: str, body: dict[str, Any]) -> dict[str, Any]:
-        return {"name": _tried(lambda: workshop.rename(name, _name_in(body))).name}
+        return {"name": _tried(lambda: workshop.rename(name, _name_in(body)))}
 
     def delete(name: str) -> dict[str, Any]:
         _tried(lambda: workshop.delete(name))
         return {"deleted": name}
 
-    route("/calibrate", "GET", status)
-    route("/calibrate", "POST", start)
-    route("/calibrate/resume", "POST", resume)
-    route("/calibrate/stop", "POST", stop)
-    route("/calibrate/discard", "POST", discard)
-    route("/calibrations", "GET", listed)
-    route("/calibrations", "POST", take)
-    route("/calibrations/{name}", "GET", one)
-    route("/calibrations/{name}", "PATCH", rename)
-    route("/calibrations/{name}", "DELETE", delete)
+    route(act, "GET", status)
+    route(act, "POST", start)
+    route(f"{act}/resume", "POST", resume)
+    route(f"{act}/stop", "POST", stop)
+    route(f"{act}/discard", "POST", discard)
+    route(f"{kept}/{{name}}", "PATCH", rename)
+    route(f"{kept}/{{name}}", "DELETE", delete)
 
 
 def _name_in(body: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 from modules import sd_models, shared
 
 from ..noise import NoiseModel
@@ -47,11 +46,11 @@ def panel() -> dict[str, Any]:
         "plot": options.plots(),
     }
     if loaded is None:
-        return panel_data("", "sd1", _usual_table(), **common)
+        return panel_data("", "sd1", NoiseModel.of_stable_diffusion(), **common)
     try:
         family, noise, problem = model.family(), _table(loaded), ""
     except (SettingsError, ValueError, AttributeError) as error:
-        return panel_data(model.title(), "sd1", _usual_table(), problem=str(error), **common)
+        return panel_data(model.title(), "sd1", NoiseModel.of_stable_diffusion(), problem=str(error), **common)
     profiles, hashes = library().read()[0], model.hashes()
     measured = bool(sources_in(statistics_folder(), hashes)[0])
     return panel_data(
@@ -67,9 +66,3 @@ def _table(loaded: Any) -> NoiseModel:
     if shared.opts.sd_noise_schedule == "Zero Terminal SNR":
         table = sd_models.rescale_zero_terminal_snr_abar(table)
     return NoiseModel.from_alphas_cumprod(table)
-
-
-def _usual_table() -> NoiseModel:
-    """Stable Diffusion's own: betas linear in their square roots."""
-    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-    return NoiseModel.from_alphas_cumprod(np.cumprod(1 - betas))

@@ -9,10 +9,11 @@ from html import escape
 from ..calibration import SWALLOWED, swallowed
 from ..profiles import Profile
 from ..recipes import AUTO
+from ..statistics import Source
 from ..tuning import Progress
 from ..workshop import Status
 
-__all__ = ["profile_html", "status_html", "told_time"]
+__all__ = ["profile_html", "statistics_html", "status_html", "told_time"]
 
 WIDTH, HEIGHT = 700, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 236, 14, 34
@@ -173,3 +174,23 @@ def profile_html(profile: Profile, problems: Sequence[str] = ()) -> str:
         f"{f'<p>Refused:</p><ul>{refused}</ul>' if refused else ''}{decoder}"
         f"{''.join(f'<p>{escape(problem)}</p>' for problem in problems)}</div>"
     )
+
+
+def statistics_html(name: str, about: tuple[Source, tuple[int, ...]]) -> str:
+    """What statistics say of themselves."""
+    source, shape = about
+    told = []
+    if source.model_name or source.model_hash:
+        told.append(f"of {source.model_name or 'a model'} ({source.model_hash or 'no hash'})")
+    else:
+        told.append("of a model that the files do not name, so only used by name")
+    if source.cfg_scale is not None:
+        told.append(f"at CFG {source.cfg_scale:g}")
+    if source.samples is not None:
+        told.append(f"from {source.samples} samples")
+    if len(shape) == 4:
+        element = "channel" if shape[2] == shape[3] == 1 else f"element of latents of {shape[3]}x{shape[2]}"
+        told.append(f"{shape[0]} grid points, for every {element}")
+    if len(shape) == 4 and shape[2] == shape[3] == 1 and source.width and source.height:
+        told.append(f"measured on latents of {source.width}x{source.height}")
+    return f"<p><b>{escape(name)}</b>: {escape(', '.join(told))}.</p>"

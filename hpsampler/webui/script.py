@@ -19,14 +19,14 @@ from ..freeu import FreeU, decoder_stages
 from ..recipes import PRESETS, recipe_for
 from ..settings import FIELDS, OFF, SCHEDULE_FIELDS, Field, Settings, SettingsError
 from ..shelf import ShelfError
-from ..workshop import Workshop
+from ..workshop import CalibrationWorkshop, StatisticsWorkshop
 from . import model, options, registration, tab, xyz
 from .accordion import TITLE, Surroundings, build
 from .api import add_routes
 from .page import PAGE, panel
 from .passes import Pass, Request
 from .source import Checkpoint, Turns
-from .store import library, menus, presets
+from .store import library, menus, presets, statistics_folder
 
 __all__ = ["HPSamplerScript", "install"]
 
@@ -290,18 +290,20 @@ def install() -> None:
     script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
     script_callbacks.on_cfg_denoised(on_cfg_denoised)
 
-    workshop = Workshop(library(), Checkpoint, Turns)
-    script_callbacks.on_ui_tabs(lambda: [(tab.build(workshop), tab.TAB_TITLE, tab.TAB_ID)])
-    script_callbacks.on_app_started(partial(_on_app_started, workshop))
+    calibrations = CalibrationWorkshop(library(), Checkpoint, Turns)
+    statistics = StatisticsWorkshop(statistics_folder(), Checkpoint, Turns)
+    script_callbacks.on_ui_tabs(lambda: [(tab.build(calibrations, statistics), tab.TAB_TITLE, tab.TAB_ID)])
+    script_callbacks.on_app_started(partial(_on_app_started, calibrations, statistics))
 
     def leave() -> None:
         # what it has finished is kept, and the next load can resume it
-        workshop.stop(wait=STOP_SECONDS)
+        for workshop in (calibrations, statistics):
+            workshop.stop(wait=STOP_SECONDS)
         registration.unregister()
 
     script_callbacks.on_script_unloaded(leave)
 
 
-def _on_app_started(workshop: Workshop, page: Any, app: Any) -> None:
+def _on_app_started(calibrations: CalibrationWorkshop, statistics: StatisticsWorkshop, page: Any, app: Any) -> None:
     if shared.cmd_opts.api:
-        add_routes(app, workshop, shared.cmd_opts.api_auth)
+        add_routes(app, calibrations, statistics, shared.cmd_opts.api_auth)

@@ -1,10 +1,11 @@
-"""The loaded checkpoint as something to calibrate to: the host's own conditions, denoiser, noise and decoder."""
+"""The loaded checkpoint as something to calibrate to, or to measure: the host's own conditions, denoiser, noise and
+decoder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 from modules import (
@@ -19,6 +20,7 @@ from modules import (
     shared,
 )
 
+from ..measuring import Survey
 from ..settings import SettingsError
 from ..shelf import ShelfError
 from ..tuning import Cancelled, Order
@@ -27,6 +29,8 @@ from . import model
 __all__ = ["Checkpoint", "Turns"]
 
 JOB = "HP Sampler calibration"
+
+Asked = Union[Order, Survey]
 
 
 class Turns:
@@ -69,7 +73,7 @@ class Checkpoint:
         ShelfError: a model that the method does not cover, or prompts that it cannot be calibrated with.
     """
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Asked) -> None:
         self.order = order
         try:
             self.family = model.family()
@@ -79,7 +83,7 @@ class Checkpoint:
                 _, networks = extra_networks.parse_prompt(prompt)
                 if networks:
                     raise ShelfError(
-                        "prompts must not call extra networks, as a calibration is of the checkpoint alone; "
+                        "prompts must not call extra networks, as what is made is of the checkpoint alone; "
                         f"got {prompt!r}"
                     )
             with _ready():
@@ -138,7 +142,7 @@ class _Denoiser:
 class _Batch:
     """One batch of prompts with the host's own guidance around its denoiser."""
 
-    def __init__(self, prompts: Sequence[str], order: Order, cfg_scale: float) -> None:
+    def __init__(self, prompts: Sequence[str], order: Asked, cfg_scale: float) -> None:
         p = processing.StableDiffusionProcessing(
             prompt=list(prompts), negative_prompt=[order.negative] * len(prompts), batch_size=len(prompts),
             width=order.width, height=order.height, cfg_scale=cfg_scale, steps=1, sampler_name="Euler",

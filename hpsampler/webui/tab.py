@@ -1,7 +1,8 @@
-"""The Calibrate tab, in gradio alone; what it shows and does is the workshop's.
+"""The Calibrate tab, in gradio alone; what it shows and does is the workshops'.
 
-Written for gradio 3.41 (A1111) and 4.40 (Forge) alike. ``javascript/hpsampler_calibrate.js`` presses the hidden button
-that looks at the status, so that the page follows a calibration which runs in the background, also after a reload.
+Two parts, schedules and statistics, each a form, a status and a list of what is kept. Written for gradio 3.41 (A1111) and
+4.40 (Forge) alike. ``javascript/hpsampler_calibrate.js`` presses the hidden button that looks at the status, so that the
+page follows what runs in the background, also after a reload.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from typing import Any, Optional
 
 import gradio as gr
 
+from ..measuring import Survey
 from ..shelf import ShelfError
 from ..tuning import DEFAULT_PROMPTS, Order
-from ..workshop import Workshop
+from ..workshop import CalibrationWorkshop, StatisticsWorkshop, Workshop
 from .files import offered, text_of
-from .report import profile_html, status_html
+from .report import profile_html, statistics_html, status_html
 
 __all__ = ["TAB_ID", "TAB_TITLE", "build"]
 
 TAB_TITLE, TAB_ID = "Calibrate", "hpsampler_calibrate"
+STATISTICS_ID = "hpsampler_statistics"
 
 INTRODUCTION = (
     "Fits the steps of HP Sampler to the checkpoint that is loaded now. It takes a while, once for each number of "
@@ -28,188 +31,177 @@ INTRODUCTION = (
     "any sampler with the schedule type <b>HP calibrated</b>. Pictures can be drawn meanwhile: they take turns."
 )
 
+MEASURING = (
+    "Measures how the checkpoint that is loaded now behaves, for the sampler <b>HP DPM-v3</b>, which uses it by itself "
+    "with that checkpoint. Statistics belong to one guidance scale. Pictures can be drawn meanwhile: they take turns."
+)
+
 _ORDER = (
     "name", "steps", "cfg_scales", "width", "height", "prompts", "negative", "trajectories", "runs", "batch", "seed",
 )  # fmt: skip
+_SURVEY = (
+    "name", "cfg_scale", "width", "height", "prompts", "negative", "samples", "points", "per_pixel", "batch", "seed",
+)  # fmt: skip
+
+_QUICK: dict[str, Any] = {"show_progress": "hidden"}
 
 
-def build(workshop: Workshop) -> gr.Blocks:
-    """The tab; each page that shows it sees the same workshop."""
-    with gr.Blocks(analytics_enabled=False) as page:
-        gr.HTML(f"<p>{INTRODUCTION}</p>")
-        with gr.Row():
-            with gr.Column():
-                asked = _form()
-                most = gr.HTML(elem_id=_id("most"))
-                with gr.Row():
-                    start = gr.Button("Calibrate", variant="primary", elem_id=_id("start"))
-                    stop = gr.Button("Stop", elem_id=_id("stop"))
-            with gr.Column():
-                status = gr.HTML(status_html(workshop.status()), elem_id=_id("status"))
-                look = gr.Button("Look", elem_id=_id("look"), visible=False)
-                with gr.Row():
-                    unfinished = gr.Dropdown([], label="Unfinished", elem_id=_id("unfinished"), scale=4)
-                    resume = gr.Button("Resume", elem_id=_id("resume"), scale=1)
-                    discard = gr.Button("Discard", elem_id=_id("discard"), scale=1)
-        with gr.Row():
-            chosen = gr.Dropdown([], label="Calibrations", elem_id=_id("chosen"), scale=4)
-            new_name = gr.Textbox(label="New name", elem_id=_id("new_name"), scale=3)
-            rename = gr.Button("Rename", elem_id=_id("rename"), scale=1)
-            sure = gr.Checkbox(False, label="Really delete", elem_id=_id("sure"), scale=1, min_width=120)
-            delete = gr.Button("Delete", elem_id=_id("delete"), scale=1)
-        details = gr.HTML(elem_id=_id("details"))
-        with gr.Row():
-            export = gr.Button("Export", elem_id=_id("export"))
-            take = gr.UploadButton("Import", file_types=[".json"], elem_id=_id("import"))
-        exported = gr.File(label="Exported", visible=False, elem_id=_id("exported"))
-
-        acts = _Acts(workshop)
-        shown = [status, unfinished, chosen, details]
-        quick: dict[str, Any] = {"show_progress": "hidden"}
-        for control in asked.values():
-            control.change(acts.most, inputs=list(asked.values()), outputs=[most], **quick)
-        start.click(acts.start, inputs=list(asked.values()), outputs=shown, **quick)
-        stop.click(acts.stop, outputs=shown, **quick)
-        look.click(acts.look, inputs=[chosen], outputs=shown, queue=False, **quick)
-        resume.click(acts.resume, inputs=[unfinished], outputs=shown, **quick)
-        discard.click(acts.discard, inputs=[unfinished], outputs=shown, **quick)
-        chosen.change(acts.details, inputs=[chosen], outputs=[details], **quick)
-        rename.click(acts.rename, inputs=[chosen, new_name], outputs=shown, **quick)
-        delete.click(acts.delete, inputs=[chosen, sure], outputs=[*shown, sure], **quick)
-        export.click(acts.export, inputs=[chosen], outputs=[exported], **quick)
-        take.upload(acts.take, inputs=[take], outputs=shown, **quick)
+def build(calibrations: CalibrationWorkshop, statistics: StatisticsWorkshop) -> gr.Blocks:
+    """The tab; each page that shows it sees the same workshops."""
+    with gr.Blocks(analytics_enabled=False) as page, gr.Tabs():
+        with gr.Tab("Schedules", elem_id=f"{TAB_ID}_part"):
+            _Calibrations(TAB_ID, calibrations).build()
+        with gr.Tab("Statistics for HP DPM-v3", elem_id=f"{STATISTICS_ID}_part"):
+            _Statistics(STATISTICS_ID, statistics).build()
     return page
 
 
-def _id(name: str) -> str:
-    return f"{TAB_ID}_{name}"
+class _Part:
+    """One workshop's part of the page. Each button answers with what may change; what is wrong is said, and not done.
 
+    Args:
+        prefix: of every ``elem_id``.
+    """
 
-def _form() -> dict[str, Any]:
-    """The controls of an order by the names of its fields, in the order of ``_ORDER``."""
-    usual = Order("usual")
-    made: dict[str, Any] = {}
+    introduction = ""
+    begin, kept = "", ""
+    """What the button, and the menu of what is kept, are called."""
+    fields: tuple[str, ...] = ()
 
-    def add(kind: Callable[..., Any], name: str, label: str, value: Any, **own: Any) -> None:
-        made[name] = kind(label=label, value=value, elem_id=_id(name), **own)
+    def __init__(self, prefix: str, workshop: Workshop[Any]) -> None:
+        self.prefix, self.workshop = prefix, workshop
 
-    add(gr.Textbox, "name", "Name", "My calibration", info="Shown in menus and pictures.")
-    with gr.Row():
-        add(
-            gr.Textbox,
-            "steps",
-            "Steps",
-            ", ".join(map(str, usual.steps)),
-            info="Each by itself, 2 to 20.",
-        )
-        add(gr.Textbox, "cfg_scales", "CFG scales", "7", info="One by one: none carries over to another.")
-    with gr.Row():
-        add(gr.Slider, "width", "Width", usual.width, minimum=64, maximum=2048, step=8)
-        add(gr.Slider, "height", "Height", usual.height, minimum=64, maximum=2048, step=8)
-    add(
-        gr.Textbox, "prompts", f"Prompts ({len(DEFAULT_PROMPTS)} to begin with)", "\n".join(DEFAULT_PROMPTS), lines=6,
-        max_lines=12, info="One on each line, of the kind you draw. Every second one judges the fit.",
-    )  # fmt: skip
-    upload = gr.UploadButton("Prompts from a text file", file_types=[".txt"], elem_id=_id("prompts_file"), size="sm")
-    upload.upload(text_of, inputs=[upload], outputs=[made["prompts"]])
-    add(gr.Textbox, "negative", "Negative prompt", "")
-    with gr.Accordion("Budget", open=False, elem_id=_id("budget")):
-        add(
-            gr.Slider, "trajectories", "Trajectories", usual.trajectories, minimum=4, maximum=64, step=1,
-            info="Pictures to fit to; as many others judge the fit.",
+    def id(self, name: str) -> str:
+        return f"{self.prefix}_{name}"
+
+    # ---- what a part says ----
+
+    def form(self) -> dict[str, Any]:
+        """The controls of an order by the names of its fields."""
+        raise NotImplementedError
+
+    def told(self, order: Any) -> str:
+        """What an order takes, for people."""
+        raise NotImplementedError
+
+    def details(self, name: Optional[str]) -> str:
+        """What one of those that are kept holds, as HTML."""
+        raise NotImplementedError
+
+    def more(self, chosen: Any, shown: list[Any]) -> None:
+        """Further controls below the list."""
+
+    # ---- the rest ----
+
+    def build(self) -> None:
+        gr.HTML(f"<p>{self.introduction}</p>")
+        with gr.Row():
+            with gr.Column():
+                form = self.form()
+                asked = [form[name] for name in self.fields]
+                most = gr.HTML(elem_id=self.id("most"))
+                with gr.Row():
+                    start = gr.Button(self.begin, variant="primary", elem_id=self.id("start"))
+                    stop = gr.Button("Stop", elem_id=self.id("stop"))
+            with gr.Column():
+                status = gr.HTML(status_html(self.workshop.status()), elem_id=self.id("status"))
+                look = gr.Button("Look", elem_id=self.id("look"), visible=False)
+                with gr.Row():
+                    unfinished = gr.Dropdown([], label="Unfinished", elem_id=self.id("unfinished"), scale=4)
+                    resume = gr.Button("Resume", elem_id=self.id("resume"), scale=1)
+                    discard = gr.Button("Discard", elem_id=self.id("discard"), scale=1)
+        with gr.Row():
+            chosen = gr.Dropdown([], label=self.kept, elem_id=self.id("chosen"), scale=4)
+            new_name = gr.Textbox(label="New name", elem_id=self.id("new_name"), scale=3)
+            rename = gr.Button("Rename", elem_id=self.id("rename"), scale=1)
+            sure = gr.Checkbox(False, label="Really delete", elem_id=self.id("sure"), scale=1, min_width=120)
+            delete = gr.Button("Delete", elem_id=self.id("delete"), scale=1)
+        details = gr.HTML(elem_id=self.id("details"))
+
+        shown = [status, unfinished, chosen, details]
+        for control in asked:
+            control.change(self.most, inputs=asked, outputs=[most], **_QUICK)
+        start.click(self.start, inputs=asked, outputs=shown, **_QUICK)
+        stop.click(self.stop, outputs=shown, **_QUICK)
+        look.click(self.look, inputs=[chosen], outputs=shown, queue=False, **_QUICK)
+        resume.click(self.resume, inputs=[unfinished], outputs=shown, **_QUICK)
+        discard.click(self.discard, inputs=[unfinished], outputs=shown, **_QUICK)
+        chosen.change(self.details, inputs=[chosen], outputs=[details], **_QUICK)
+        rename.click(self.rename, inputs=[chosen, new_name], outputs=shown, **_QUICK)
+        delete.click(self.delete, inputs=[chosen, sure], outputs=[*shown, sure], **_QUICK)
+        self.more(chosen, shown)
+
+    def add(
+        self, made: dict[str, Any], kind: Callable[..., Any], name: str, label: str, value: Any, **own: Any
+    ) -> None:
+        made[name] = kind(label=label, value=value, elem_id=self.id(name), **own)
+
+    def add_prompts(self, made: dict[str, Any], hint: str) -> None:
+        self.add(
+            made, gr.Textbox, "prompts", f"Prompts ({len(DEFAULT_PROMPTS)} to begin with)", "\n".join(DEFAULT_PROMPTS),
+            lines=6, max_lines=12, info=f"One on each line, of the kind you draw. {hint}",
         )  # fmt: skip
-        add(
-            gr.Slider, "runs", "Runs", usual.runs, minimum=25, maximum=200, step=1,
-            info="How often one calibration may draw them, its reference included.",
-        )  # fmt: skip
-        add(
-            gr.Slider,
-            "batch",
-            "Batch size",
-            usual.batch,
-            minimum=1,
-            maximum=32,
-            step=1,
-            info="Memory for time.",
+        upload = gr.UploadButton(
+            "Prompts from a text file", file_types=[".txt"], elem_id=self.id("prompts_file"), size="sm"
         )
-        add(gr.Number, "seed", "Seed", usual.seed, precision=0)
-    return {name: made[name] for name in _ORDER}
+        upload.upload(text_of, inputs=[upload], outputs=[made["prompts"]])
+        self.add(made, gr.Textbox, "negative", "Negative prompt", "")
 
+    def add_size(self, made: dict[str, Any], usual: Any) -> None:
+        with gr.Row():
+            for name in ("width", "height"):
+                own = {"minimum": 64, "maximum": 2048, "step": 8}
+                self.add(made, gr.Slider, name, name.capitalize(), getattr(usual, name), **own)
 
-class _Acts:
-    """What the buttons do. Each answers with the parts that may change; what is wrong is said, and nothing done."""
-
-    def __init__(self, workshop: Workshop) -> None:
-        self.workshop = workshop
+    def ordered(self, values: tuple[Any, ...]) -> Any:
+        return self.workshop.order_of(dict(zip(self.fields, values)))
 
     def most(self, *values: Any) -> str:
         try:
-            order = Order.of(dict(zip(_ORDER, values)))
+            return f"<p>{self.told(self.ordered(values))}</p>"
         except ShelfError as error:
             return f"<p role='alert'>{escape(str(error))}</p>"
-        return (
-            f"<p>{len(order.cells)} to calibrate, at most {order.most_calls():,} UNet calls, each for one picture "
-            f"(drawing one picture with 20 steps takes 20). The time is shown once the first calls were made.</p>"
-        )
 
     def start(self, *values: Any) -> tuple[Any, ...]:
-        return self._tried(lambda: self.workshop.start(Order.of(dict(zip(_ORDER, values)))))
+        return self.tried(lambda: self.workshop.start(self.ordered(values)))
 
     def stop(self) -> tuple[Any, ...]:
-        return self._tried(lambda: self.workshop.stop(wait=30))
+        return self.tried(lambda: self.workshop.stop(wait=30))
 
     def resume(self, name: Optional[str]) -> tuple[Any, ...]:
-        return self._tried(lambda: self.workshop.resume(_named(name, "Unfinished")))
+        return self.tried(lambda: self.workshop.resume(_named(name, "Unfinished")))
 
     def discard(self, name: Optional[str]) -> tuple[Any, ...]:
-        return self._tried(lambda: self.workshop.discard(_named(name, "Unfinished")))
+        return self.tried(lambda: self.workshop.discard(_named(name, "Unfinished")))
 
     def rename(self, name: Optional[str], new_name: str) -> tuple[Any, ...]:
-        return self._tried(lambda: self.workshop.rename(_named(name), new_name).name)
+        return self.tried(lambda: self.workshop.rename(_named(name, self.kept), new_name))
 
     def delete(self, name: Optional[str], sure: bool) -> tuple[Any, ...]:
         def act() -> None:
             if not sure:
                 raise ShelfError("tick Really delete first")
-            self.workshop.delete(_named(name))
+            self.workshop.delete(_named(name, self.kept))
 
-        return (*self._tried(act), False)
-
-    def take(self, file: Any) -> tuple[Any, ...]:
-        return self._tried(lambda: self.workshop.library.take(text_of(file)).name)
+        return (*self.tried(act), False)
 
     def look(self, chosen: Optional[str]) -> tuple[Any, ...]:
-        return self._shown(chosen)
+        return self.shown(chosen)
 
-    def details(self, name: Optional[str]) -> str:
-        profiles, problems = self.workshop.library.read()
-        for profile in profiles:
-            if profile.name == name:
-                return profile_html(profile, problems)
-        return "".join(f"<p role='alert'>{escape(problem)}</p>" for problem in problems)
-
-    def export(self, name: Optional[str]) -> Any:
-        try:
-            profile = self.workshop.library.get(_named(name))
-        except ShelfError as error:
-            gr.Warning(f"HP Sampler: {error}")
-            return gr.update(visible=False)
-        return gr.update(value=offered(profile.name, profile.to_json()), visible=True)
-
-    def _tried(self, act: Callable[[], Any]) -> tuple[Any, ...]:
+    def tried(self, act: Callable[[], Any]) -> tuple[Any, ...]:
         chosen = None
         try:
             done = act()
             chosen = done if isinstance(done, str) else None
         except (ShelfError, OSError) as error:
             gr.Warning(f"HP Sampler: {error}")
-        return self._shown(chosen, refresh=True)
+        return self.shown(chosen, refresh=True)
 
-    def _shown(self, chosen: Optional[str], refresh: bool = False) -> tuple[Any, ...]:
+    def shown(self, chosen: Optional[str], refresh: bool = False) -> tuple[Any, ...]:
         status = self.workshop.status()
         if self.workshop.running and not refresh:
             return status_html(status), gr.update(), gr.update(), gr.update()
-        names, left = self.workshop.library.names(), [each.name for each in self.workshop.unfinished()]
+        names, left = self.workshop.names(), [each.name for each in self.workshop.unfinished()]
         latest = status.order.name if status.order is not None else None
         first = latest if latest in left else left[0] if left else None
         made = latest if latest in names else None
@@ -223,7 +215,112 @@ class _Acts:
         )
 
 
-def _named(name: Optional[str], what: str = "Calibrations") -> str:
+class _Calibrations(_Part):
+    introduction, begin, kept, fields = INTRODUCTION, "Calibrate", "Calibrations", _ORDER
+    workshop: CalibrationWorkshop
+
+    def form(self) -> dict[str, Any]:
+        usual = Order("usual")
+        made: dict[str, Any] = {}
+        self.add(made, gr.Textbox, "name", "Name", "My calibration", info="Shown in menus and pictures.")
+        with gr.Row():
+            steps = ", ".join(map(str, usual.steps))
+            self.add(made, gr.Textbox, "steps", "Steps", steps, info="Each by itself, 2 to 20.")
+            self.add(
+                made, gr.Textbox, "cfg_scales", "CFG scales", "7", info="One by one: none carries over to another."
+            )
+        self.add_size(made, usual)
+        self.add_prompts(made, "Every second one judges the fit.")
+        with gr.Accordion("Budget", open=False, elem_id=self.id("budget")):
+            self.add(
+                made, gr.Slider, "trajectories", "Trajectories", usual.trajectories, minimum=4, maximum=64, step=1,
+                info="Pictures to fit to; as many others judge the fit.",
+            )  # fmt: skip
+            self.add(
+                made, gr.Slider, "runs", "Runs", usual.runs, minimum=25, maximum=200, step=1,
+                info="How often one calibration may draw them, its reference included.",
+            )  # fmt: skip
+            own = {"minimum": 1, "maximum": 32, "step": 1, "info": "Memory for time."}
+            self.add(made, gr.Slider, "batch", "Batch size", usual.batch, **own)
+            self.add(made, gr.Number, "seed", "Seed", usual.seed, precision=0)
+        return made
+
+    def told(self, order: Order) -> str:
+        return (
+            f"{len(order.cells)} to calibrate, at most {order.most_calls():,} UNet calls, each for one picture "
+            "(drawing one picture with 20 steps takes 20). The time is shown once the first calls were made."
+        )
+
+    def more(self, chosen: Any, shown: list[Any]) -> None:
+        with gr.Row():
+            export = gr.Button("Export", elem_id=self.id("export"))
+            take = gr.UploadButton("Import", file_types=[".json"], elem_id=self.id("import"))
+        exported = gr.File(label="Exported", visible=False, elem_id=self.id("exported"))
+        export.click(self.export, inputs=[chosen], outputs=[exported], **_QUICK)
+        take.upload(self.take, inputs=[take], outputs=shown, **_QUICK)
+
+    def take(self, file: Any) -> tuple[Any, ...]:
+        return self.tried(lambda: self.workshop.library.take(text_of(file)).name)
+
+    def details(self, name: Optional[str]) -> str:
+        profiles, problems = self.workshop.library.read()
+        for profile in profiles:
+            if profile.name == name:
+                return profile_html(profile, problems)
+        return "".join(f"<p role='alert'>{escape(problem)}</p>" for problem in problems)
+
+    def export(self, name: Optional[str]) -> Any:
+        try:
+            profile = self.workshop.library.get(_named(name, self.kept))
+        except ShelfError as error:
+            gr.Warning(f"HP Sampler: {error}")
+            return gr.update(visible=False)
+        return gr.update(value=offered(profile.name, profile.to_json()), visible=True)
+
+
+class _Statistics(_Part):
+    introduction, begin, kept, fields = MEASURING, "Measure", "Statistics", _SURVEY
+    workshop: StatisticsWorkshop
+
+    def form(self) -> dict[str, Any]:
+        usual = Survey("usual")
+        made: dict[str, Any] = {}
+        with gr.Row():
+            self.add(made, gr.Textbox, "name", "Name", "My statistics", info="Shown in menus and pictures.")
+            own = {"minimum": 1, "maximum": 30, "step": 0.5, "info": "Statistics belong to one."}
+            self.add(made, gr.Slider, "cfg_scale", "CFG scale", usual.cfg_scale, **own)
+        self.add_size(made, usual)
+        self.add_prompts(made, "Taken in turn.")
+        with gr.Accordion("Budget", open=False, elem_id=self.id("budget")):
+            own = {"minimum": 8, "maximum": 1024, "step": 8, "info": "Pictures whose way is walked, once each."}
+            self.add(made, gr.Slider, "samples", "Samples", usual.samples, **own)
+            own = {"minimum": 11, "maximum": 251, "step": 10, "info": "Of the grid; two UNet calls each."}
+            self.add(made, gr.Slider, "points", "Grid points", usual.points, **own)
+            self.add(
+                made, gr.Checkbox, "per_pixel", "For every element of the latents", usual.per_pixel,
+                info="As the paper has them: for one size only, and only with many samples.",
+            )  # fmt: skip
+            own = {"minimum": 1, "maximum": 32, "step": 1, "info": "Memory for time."}
+            self.add(made, gr.Slider, "batch", "Batch size", usual.batch, **own)
+            self.add(made, gr.Number, "seed", "Seed", usual.seed, precision=0)
+        return made
+
+    def told(self, order: Survey) -> str:
+        return (
+            f"{order.most_calls():,} UNet calls, each for one picture (drawing one picture with 20 steps takes 20). "
+            "The time is shown once the first calls were made."
+        )
+
+    def details(self, name: Optional[str]) -> str:
+        if name is None:
+            return ""
+        try:
+            return statistics_html(name, self.workshop.about(name))
+        except ShelfError as error:
+            return f"<p role='alert'>{escape(str(error))}</p>"
+
+
+def _named(name: Optional[str], what: str) -> str:
     if not name:
         raise ShelfError(f"choose one under {what} first")
     return name
