@@ -89,7 +89,7 @@ def test_hires_fix_with_another_sampler_in_the_second_pass(server):
 
 
 def test_the_hp_schedule_with_every_built_in_sampler(server):
-    names = [x["name"] for x in server.get("/sdapi/v1/samplers")[:-4]]
+    names = [x["name"] for x in server.get("/sdapi/v1/samplers")[:-5]]
     assert len(names) == 19 + 1, "A1111 v1.10.1 has 20 samplers"
     for name in names:
         images, info = server.txt2img(sampler_name=name, scheduler="HP", steps=6)
