@@ -189,6 +189,7 @@ STRIPS: tuple[Strip, ...] = (
     _over("order", (1, 2, 3), [(5, 5.0), (8, 5.0)], sampler="HP UniPC"),
     _over("analytical_first_step", ("Off", "On", "0.975"), [(5, 3.0), (5, 7.5)], sampler="HP UniPC"),
     _over("noise_level", (0, 0.1, 0.3, 1), [(8, 3.0)], sampler="HP UniPC"),
+    _over("golden_noise", ("Off", "A", "B"), [(5, 5.0), (8, 5.0)]),
 )  # fmt: skip
 
 

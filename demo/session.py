@@ -19,6 +19,8 @@ import torch
 
 from hpsampler import __version__
 from hpsampler.freeu import FreeUPlan
+from hpsampler.golden import CALLS as GOLDEN_CALLS
+from hpsampler.golden import Form, golden_latent, sigma_below
 from hpsampler.noise import NoiseModel
 from hpsampler.recipes import AUTO, PRESETS, Recipe, shifted
 from hpsampler.schedule import insert_first_midpoint
@@ -104,6 +106,9 @@ class Request:
         if self.settings.names_calibration:
             named = self.settings.calibration
             raise SettingsError(f"Calibration (calibration) must be Auto or Off on this page, got {named!r}")
+        if self.settings.npnet:
+            named = self.settings.golden_noise
+            raise SettingsError(f"Golden noise (golden_noise) must be Off, A or B on this page, got {named!r}")
         if self.settings.statistics not in (AUTO, OFF):
             named = self.settings.statistics
             raise SettingsError(f"Statistics (statistics) must be Auto or Off on this page, got {named!r}")
@@ -130,6 +135,7 @@ class Plan:
         calls: UNet calls it will make.
         freeu: Free-U, its windows counted in those calls.
         notes: what the WebUI would tell beside the picture.
+        golden: golden noise before the first step, its calls among ``calls``.
     """
 
     sigmas: torch.Tensor
@@ -137,6 +143,7 @@ class Plan:
     calls: int
     freeu: tuple[FreeUPlan, ...] = ()
     notes: tuple[str, ...] = ()
+    golden: Optional[Form] = None
 
 
 @dataclass(frozen=True)
@@ -210,8 +217,9 @@ def plan(request: Request, noise: NoiseModel) -> Plan:
             notes += (NO_STATISTICS,)
     if options.get("noise_level"):
         options["noise_sampler"] = noise_sampler(request.seeds)
-    solver = SOLVERS[recipe.solver]
-    return Plan(sigmas, lambda model, x, sigmas: solver(model, x, sigmas, **options), calls, freeu, notes)
+    solver, golden = SOLVERS[recipe.solver], settings.golden_form
+    calls += GOLDEN_CALLS if golden else 0
+    return Plan(sigmas, lambda model, x, sigmas: solver(model, x, sigmas, **options), calls, freeu, notes, golden)
 
 
 def latents(
@@ -222,7 +230,13 @@ def latents(
     x = seeded_noise(request.seeds).to(model.device) * sigmas[0]
     prompts = [request.prompt] * request.pictures
     denoiser = model.denoiser(prompts, request.cfg_scale, request.negative, planned.freeu, on_call)
-    return planned.sample(denoiser, x, sigmas), denoiser.calls
+    calls = 0
+    if planned.golden is not None:
+        # Free-U is for the steps
+        both = [model.denoiser(prompts, scale, request.negative, (), on_call) for scale in (request.cfg_scale, 1.0)]
+        x = golden_latent(planned.golden, x, float(sigmas[0]), sigma_below(float(sigmas[0])), *both)
+        calls = sum(each.calls for each in both)
+    return planned.sample(denoiser, x, sigmas), calls + denoiser.calls
 
 
 def draw(model: TinyModel, request: Request, on_call: Optional[Callable[[int, int], object]] = None) -> Drawing:
@@ -308,21 +322,24 @@ def _settings_used(request: Request) -> dict[str, Any]:
     if not settings.enabled:
         return {"HP version": __version__}
     solver = (OURS[request.sampler] or _resolve(request).solver) if request.sampler in OURS else ""
-    return {**settings.infotext(schedule, settings.freeu == "On" or schedule, [solver]), "HP version": __version__}
+    golden = {"HP Golden noise": settings.golden_noise} if settings.golden_form and request.sampler in OURS else {}
+    used = settings.infotext(schedule, settings.freeu == "On" or schedule, [solver])
+    return {**used, **golden, "HP version": __version__}
 
 
 def _notes(request: Request) -> tuple[str, ...]:
-    settings, schedule = request.settings, request.schedule_used
-    preset = PRESETS.get(settings.recipe)
-    if schedule == HP:
+    settings, ours = request.settings, request.sampler in OURS
+    preset, notes = PRESETS.get(settings.recipe), []
+    if request.schedule_used == HP:
         if settings.enabled and preset is not None and preset.steps != request.steps:
-            return (f"the recipe {preset.name} is made for {preset.steps} steps; it ran with {request.steps}",)
-        return ()
-    idle = settings.changed(SCHEDULE_FIELDS | {"analytical_first_step"})
-    if idle and request.sampler in OURS:
-        labels = ", ".join(field.label for field in idle)
-        return (f"{labels} had no effect, as the schedule type was {schedule} and not HP",)
-    return ()
+            notes.append(f"the recipe {preset.name} is made for {preset.steps} steps; it ran with {request.steps}")
+    else:
+        idle = settings.changed(SCHEDULE_FIELDS | {"analytical_first_step"})
+        if idle and ours:
+            labels = ", ".join(field.label for field in idle)
+            notes.append(f"{labels} had no effect, as the schedule type was {request.schedule_used} and not HP")
+    golden = settings.golden_idle(ours, from_noise=True)
+    return (*notes, golden) if golden else tuple(notes)
 
 
 def _quoted(value: Any) -> str:

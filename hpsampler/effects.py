@@ -64,7 +64,9 @@ def idle(settings: Settings, use: Use, recipe: Recipe) -> dict[str, str]:
             told = " and ".join(SOLVER_LABELS[each] for each in owners)
             rest(frozenset({name}), f"it belongs to {told}, and another solver is in use")
     if not use.from_noise:
-        rest(frozenset({"analytical_first_step"}), "img2img does not start from pure noise")
+        rest(frozenset({"analytical_first_step", "golden_noise"}), "img2img does not start from pure noise")
+    if settings.golden_form and not use.own:
+        rest(frozenset({"golden_noise"}), "A and B need an HP sampler")
     if settings.freeu != "On":
         rest(FREEU_FIELDS - {"freeu"}, "Free-U is not set to On")
     if settings.recipe != AUTO or settings.changed(SCHEDULE_FIELDS | {"analytical_first_step"}):

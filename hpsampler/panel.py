@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Optional
 
+from .golden import CALLS
 from .noise import NoiseModel
 from .presets import Preset
 from .profiles import AREA_REACH, CFG_REACH, Profile
@@ -30,6 +31,7 @@ from .settings import (
     ENDING_LABELS,
     FIELDS,
     FREEU_FIELDS,
+    GOLDEN_FORMS,
     NO_STATISTICS,
     SCHEDULE_FIELDS,
     SOLVERS_OF,
@@ -91,6 +93,8 @@ def panel_data(
         "auto": _auto(family),
         "presets": [_preset(each, family) for each in presets],
         "calibrations": [row for each in profiles for row in _calibrations(each, frozenset(hashes), noise)],
+        "goldenForms": list(GOLDEN_FORMS),
+        "goldenCalls": CALLS,
         "noStatistics": "" if measured else NO_STATISTICS,
         "reach": {"cfg": CFG_REACH, "area": AREA_REACH},
         "offered": list(OFFERED_STEPS),

@@ -94,8 +94,8 @@ class Recipe:
         solver: a name in :data:`~hpsampler.solvers.SOLVERS`.
         order: of UniPC and DPM-Solver-v3, where one is the solver.
         prediction, variant: of UniPC.
-        analytical_first_step: share of the noise in a first step without a call (1, or 0.975; 0 is none) of DPM++ 2M
-            and UniPC; a point is added so that the calls stay.
+        analytical_first_step: share of the noise in a first step without a call (1, or 0.975; 0 is none) of every
+            multistep solver; a point is added so that the calls stay.
         noise_level: of UniPC's stochastic corrector; 0 is none.
         freeu: plans in force, none overlapping; empty is off.
         levels: a schedule calibrated to a model, ``steps + 1`` sigmas that stand in place of all those numbers.
@@ -169,7 +169,7 @@ class Recipe:
                 "noise_level": self.noise_level,
             }
         if self.solver == "dpm_v3":
-            return {"order": self.order}
+            return {"order": self.order, "analytical_first_step": self.analytical_first_step}
         return {}
 
     def cut_sigma(self) -> float:

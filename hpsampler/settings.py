@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Optional
 
 from .freeu import FreeUPlan
+from .golden import Form
 from .recipes import AUTO, MAX_STEPS, PRESETS, Recipe, counterpart, late_start, recipe_for
 from .solvers.unipc import MAX_ORDER, PREDICTIONS, VARIANTS
 
@@ -24,6 +25,7 @@ __all__ = [
 AS_RECIPE = "Recipe"
 OFF = "Off"
 SAME = "Same"
+GOLDEN_FORMS = tuple(form.value for form in Form)
 
 NO_STATISTICS = "there are no statistics of this model, so DPM-v3 ran without them, as a plain multistep solver"
 LONGEST_TEXT = 400
@@ -193,6 +195,11 @@ FIELDS: tuple[Field, ...] = (
         "HP DPM-v3 alone. Auto: those of the loaded model, nearest in CFG. Off: without. Or some by their name.",
         words=(AUTO, OFF),
     ),
+    Field(
+        "golden_noise", "Golden noise", OFF,
+        "txt2img: a better first noise. A, B: two UNet calls more. Or NPNet's weights by name (SDXL, 1024 x 1024).",
+        words=(OFF, *GOLDEN_FORMS),
+    ),
 )  # fmt: skip
 """Every control of the accordion but its switch, in the order of the page and of the API's positional list."""
 
@@ -225,6 +232,7 @@ class Settings:
     hires_recipe: str = SAME
     noise_level: float = 0.0
     statistics: str = AUTO
+    golden_noise: str = OFF
 
     @classmethod
     def of(cls, args: Sequence[Any]) -> Settings:
@@ -369,6 +377,31 @@ class Settings:
         """Whether Free-U's window was set in calls, rather than left to be late."""
         return self.freeu == "On" and bool(self.freeu_first or self.freeu_last)
 
+    @property
+    def golden_form(self) -> Optional[Form]:
+        """Which golden noise without a network, if any."""
+        return Form(self.golden_noise) if self.golden_noise in GOLDEN_FORMS else None
+
+    @property
+    def npnet(self) -> str:
+        """The name of NPNet's weights; empty where none are wanted."""
+        return "" if self.golden_noise in (OFF, *GOLDEN_FORMS) else self.golden_noise
+
+    def golden_idle(self, own: bool, from_noise: bool) -> str:
+        """Why golden noise that is wanted is left out of a pass; empty where it is not.
+
+        Args:
+            own: whether the sampler is one of ours.
+            from_noise: whether the pass starts from pure noise.
+        """
+        if self.golden_noise == OFF:
+            return ""
+        if not from_noise:
+            return "golden noise is for pure noise, as in txt2img; it was left out here"
+        if self.golden_form and not own:
+            return f"golden noise {self.golden_noise} needs an HP sampler; it was left out here"
+        return ""
+
     def changed(self, names: Collection[str]) -> list[Field]:
         """The fields among ``names`` that were set to something else than their default."""
         return [each for each in FIELDS if each.name in names and getattr(self, each.name) != each.default]
@@ -384,7 +417,7 @@ class Settings:
             (frozenset({"hires_recipe"}) if hires else frozenset())
             | (SCHEDULE_FIELDS if schedule else frozenset())
             | (FREEU_FIELDS if freeu and self.freeu == "On" else frozenset({"freeu"}) if freeu else frozenset())
-            # which statistics were used, not what was asked, is the pass's to write
+            # which statistics were used, not what was asked, is the pass's to write; so is golden noise
             | {name for name, owners in SOLVERS_OF.items() if set(owners) & set(solvers)} - {"statistics"}
         )
         return {each.infotext: getattr(self, each.name) for each in (FIELDS[0], *self.changed(used))}
@@ -399,7 +432,7 @@ SOLVERS_OF = MappingProxyType(
         "order": ("unipc", "dpm_v3"),
         "noise_level": ("unipc",),
         "statistics": ("dpm_v3",),
-        "analytical_first_step": ("dpmpp_2m", "unipc"),
+        "analytical_first_step": ("dpmpp_2m", "unipc", "dpm_v3"),
     }
 )
 """Fields that belong to some of our solvers alone."""

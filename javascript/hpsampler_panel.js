@@ -176,7 +176,8 @@ const hpSamplerPanel = (() => {
                 parts.push(`${state.sampler} on ${state.schedule} does not use this schedule.`);
             } else {
                 const what = view.calibration ? `calibration ${view.calibration}` : view.recipe.name;
-                const calls = view.calls === null ? `${state.steps} steps` : `${view.calls} UNet calls`;
+                const golden = view.golden ? `, ${view.golden} of them for golden noise` : "";
+                const calls = view.calls === null ? `${state.steps} steps` : `${view.calls} UNet calls${golden}`;
                 const from = view.sigmas[view.skipped];
                 parts.push(`${what}${view.calls === null ? "" : `: ${solver}`}, ${calls}, sigma ${short(from)} to ${end}.`);
             }

@@ -469,6 +469,18 @@ const hpSamplerSchedule = (() => {
         };
     }
 
+    const goldenForm = (data, settings) => data.goldenForms.includes(settings.golden_noise);
+
+    // Why golden noise that is wanted is left out of a pass; empty where it is not.
+    function goldenIdle(data, settings, use) {
+        if (settings.golden_noise === OFF) return "";
+        if (!use.fromNoise) return "golden noise is for pure noise, as in txt2img; it was left out here";
+        if (goldenForm(data, settings) && !use.own) {
+            return `golden noise ${settings.golden_noise} needs an HP sampler; it was left out here`;
+        }
+        return "";
+    }
+
     // The settings without an effect in this pass, by name, each with the reason in words.
     function idle(data, settings, use, recipe) {
         const reasons = {};
@@ -489,7 +501,8 @@ const hpSamplerSchedule = (() => {
             const told = owners.map((each) => data.solverLabels[each]).join(" and ");
             if (!owners.includes(solver)) rest([name], `it belongs to ${told}, and another solver is in use`);
         }
-        if (!use.fromNoise) rest(["analytical_first_step"], "img2img does not start from pure noise");
+        if (!use.fromNoise) rest(["analytical_first_step", "golden_noise"], "img2img does not start from pure noise");
+        if (goldenForm(data, settings) && !use.own) rest(["golden_noise"], "A and B need an HP sampler");
         if (settings.freeu !== "On") rest(freeu.filter((name) => name !== "freeu"), "Free-U is not set to On");
         if (settings.recipe !== AUTO || changed(data, settings, [...schedule, "analytical_first_step"]).length) {
             rest(["calibration"], "a preset, or a number that is set, says what the schedule is");
@@ -572,7 +585,7 @@ const hpSamplerSchedule = (() => {
         const notes = [];
         const tell = (text) => notes.includes(text) || notes.push(text);
         const answer = {
-            error: "", notes, coupled: use.coupled, sigmas: [], calls: null, freeu: [], freeuSpans: [], base: [],
+            error: "", notes, coupled: use.coupled, sigmas: [], calls: null, golden: 0, freeu: [], freeuSpans: [], base: [],
             cut: 0, endSigma: 0, noiseLeft: false, karras: [], skipped: 0, recipe: null, calibration: "", idle: {}, offers: [],
         };
         try {
@@ -611,6 +624,9 @@ const hpSamplerSchedule = (() => {
             tell(`${labels} had no effect, as the schedule type was ${use.schedule} and not HP`);
         }
 
+        const withoutGolden = goldenIdle(data, settings, use);
+        if (withoutGolden) tell(withoutGolden);
+
         const steps = state.steps + ONE_POINT_MORE.has(use.sampler);
         let recipe;
         let found;
@@ -641,7 +657,8 @@ const hpSamplerSchedule = (() => {
         const toZero = !asked || found.sigmas[found.sigmas.length - 1] === 0;
         // of the host's, those of two calls a step make one in a last step to zero
         const made = TWO_CALLS.has(use.sampler) ? 2 * run - toZero : run;
-        answer.calls = use.own ? run : null;
+        answer.golden = !withoutGolden && goldenForm(data, settings) ? data.goldenCalls : 0;
+        answer.calls = use.own ? run + answer.golden : null;
         answer.freeu = freeuOf(data, settings, use, state, asked ? recipe : null, made);
         let inserted = 0;
         const analytical = use.own && data.solversOf.analytical_first_step.includes(recipe.solver);

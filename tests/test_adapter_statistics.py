@@ -231,6 +231,16 @@ def test_another_size_is_stretched_with_a_warning(host, folder, noise):
     assert "measured on latents of 12x16 and are stretched to 8x8: a guess" in told(p)
 
 
+def test_another_number_of_channels_is_refused_before_the_first_call(webui, host, folder, noise):
+    three = statistics(noise)
+    made = Statistics(three.lambdas, *(values[:, :3] for values in (three.l, three.s, three.b)), Source("x"))
+    made.save(folder / "x.safetensors")
+    calls = counted(webui)
+    with pytest.raises(ValueError, match="are of latents with 3 channels, and the loaded model's have 4"):
+        host.run(request(), {"statistics": "x"})
+    assert calls == []
+
+
 def test_in_img2img_and_a_second_pass(host, kept):
     p = Img2Img(sampler_name="HP DPM-v3", denoising_strength=0.6, init_latent=torch.zeros(1, 4, 8, 8))
     assert torch.isfinite(host.run(p)).all() and p.extra_generation_params[KEY] == kept["mine"]

@@ -212,6 +212,27 @@ def test_order_2_without_statistics_is_dpmpp_2m_of_the_heun_kind(levels):
     torch.testing.assert_close(ours, run_diffusers(scheduler, levels, x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("share", [1.0, 0.975])
+@pytest.mark.parametrize("corrector", [False, True])
+def test_after_an_analytical_first_step_it_runs_as_from_the_second_point(order, share, corrector):
+    """Neither kept nor corrected with, so that the rest is a run of its own; one call less."""
+    calls = []
+
+    def counted(x, sigma, **_):
+        calls.append(float(sigma[0]))
+        return mixture_denoiser(x, sigma)
+
+    x, options = start(KEPT[0]), {"order": order, "corrector": corrector}
+    ours = sample_dpm_v3(counted, x, float64(KEPT), **options, analytical_first_step=share)
+    assert calls == pytest.approx(KEPT[1:-1])
+    # one DDIM step with N taken to be that share of sigma times what x is in units of its own size
+    taken = x * (1 - share * KEPT[0] / math.sqrt(1 + KEPT[0] ** 2))
+    second = x * KEPT[1] / KEPT[0] + (1 - KEPT[1] / KEPT[0]) * taken
+    expected = sample_dpm_v3(mixture_denoiser, second, float64(KEPT[1:]), **options)
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
 def test_order_3_without_statistics_has_the_weights_of_unipc():
     """Three nodes: UniPC's free function B(h) falls out, and both integrate the same polynomial."""
     ours = dpm_v3_steps(KEPT, 3, pseudo_order="off")

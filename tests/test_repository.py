@@ -28,6 +28,8 @@ ORDER = (
     "calibration",
     "shelf",
     "statistics",
+    "golden",
+    "npnet",
     "profiles",
     "tuning",
     "measuring",

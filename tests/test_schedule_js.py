@@ -18,6 +18,7 @@ import torch
 from demo.schedules import SCHEDULES, stable_diffusion_noise
 from demo.session import OURS, Request, plan
 from hpsampler.effects import Use, idle
+from hpsampler.golden import CALLS
 from hpsampler.noise import NoiseModel
 from hpsampler.panel import panel_data
 from hpsampler.profiles import Fitted, Library, Profile, Target
@@ -98,7 +99,7 @@ def right_value(rng, field):
         choice = rng.choice([choice, choice, field.aliases.get(choice, choice)])
         return rng.choice([choice, choice, choice.upper(), f" {choice.lower()} \n"])
     if isinstance(field.default, str):
-        return rng.choice(["Auto", "Off", " off ", "AUTO"])
+        return rng.choice([*field.words, " off ", field.words[0].upper()])
     if field.whole:
         few = rng.randint(max(math.ceil(field.low), 1), min(int(field.high), 12))
         return rng.choice([few, few, rng.randint(math.ceil(field.low), int(field.high)), field.default])
@@ -202,6 +203,9 @@ def drawn(setup: Setup, state: dict[str, Any]) -> dict[str, Any]:
         if unused and use.own and not use.coupled:
             labels = ", ".join(field.label for field in unused)
             notes.append(f"{labels} had no effect, as the schedule type was {use.schedule} and not HP")
+        golden = settings.golden_idle(use.own, use.from_noise)
+        if golden:
+            notes.append(golden)
         return {**answer, **_run(setup, state, settings, use, notes)}
     except SettingsError as error:
         return {**answer, "error": str(error)}
@@ -223,6 +227,7 @@ def _run(setup, state, settings, use, notes):
                 notes.append(f"HP calibrated was not used: {reason}; the schedule is the recipe's")
         sigmas = recipe.sigmas(setup.noise)
     run = (steps if sigmas is None else len(sigmas) - 1) - skipped
+    golden = CALLS if settings.golden_form and not settings.golden_idle(use.own, use.from_noise) else 0
     made, total = run, steps - skipped
     if state["sampler"] in TWO_CALLS:
         made, total = 2 * run - (sigmas is None or bool(sigmas[-1] == 0)), 2 * total
@@ -248,7 +253,7 @@ def _run(setup, state, settings, use, notes):
                 notes.append("the analytical first step starts from pure noise; it was left out here")
     return {
         "sigmas": None if sigmas is None else sigmas.tolist(),
-        "calls": run if use.own else None,
+        "calls": run + golden if use.own else None,
         "freeu": freeu,
         "recipe": used and [used.name, used.solver, used.order, used.prediction, used.variant],
     }
@@ -282,7 +287,11 @@ def planned(setup: Setup, state: dict[str, Any]) -> Optional[dict[str, Any]]:
     except SettingsError as error:
         return {"error": str(error)}
     coupled = request.schedule_used == "HP"
-    freeu = [call + 1 for call in range(made.calls) if any(plan.covers(call) for plan in made.freeu)]
+    freeu = [
+        call + 1
+        for call in range(made.calls - (CALLS if made.golden else 0))
+        if any(plan.covers(call) for plan in made.freeu)
+    ]
     return {
         "error": "",
         "notes": list(made.notes),

@@ -149,8 +149,8 @@ def test_the_infotext_gives_the_same_image_again(values, this_pass):
     names = {field.infotext: field.name for field in FIELDS}
     read = Settings.of_names({"enabled": True, **{names[key]: value for key, value in written.items()}})
     unused = {"freeu_version", "b1", "b2", "s1", "s2", "freeu_first", "freeu_last"} if wanted.freeu != "On" else set()
-    # which calibration and statistics were used, not what was asked, is written; see test_adapter
-    unused |= {"calibration", "statistics"}
+    # what was used of these, not what was asked, is written; see test_adapter
+    unused |= {"calibration", "statistics", "golden_noise"}
     assert read == replace(wanted, **{name: BY_NAME[name].default for name in unused})
     try:
         recipe = wanted.resolve(*this_pass)

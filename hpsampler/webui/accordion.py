@@ -34,7 +34,7 @@ GROUPS = (
     (
         "Schedule",
         "schedule",
-        ("base_steps", "rho", "truncation_index", "time_rho", "end_sigma", "analytical_first_step"),
+        ("base_steps", "rho", "truncation_index", "time_rho", "end_sigma", "analytical_first_step", "golden_noise"),
     ),
     (
         "Free-U",

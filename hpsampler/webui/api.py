@@ -1,4 +1,7 @@
-"""Calibrations and statistics over HTTP, where the WebUI was started with ``--api``; behind its ``--api-auth`` where that is set."""
+"""Calibrations and statistics over HTTP, where the WebUI was started with ``--api``.
+
+Behind its ``--api-auth`` where that is set.
+"""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from typing import Any, Optional
 import torch
 
 from ..freeu import FreeUPlan
+from ..golden import Form
 from ..noise import NoiseModel
 from ..profiles import Target
 from ..recipes import AUTO, Recipe, shifted
@@ -72,6 +73,10 @@ class Pass:
         self.recipe: Optional[Recipe] = None
         """Set once the HP schedule was asked for; None while another schedule type is in use."""
         self._statistics: Optional[tuple[str, Statistics]] = None
+        self.golden: Optional[Form] = None
+        """Set where golden noise without a network goes before the first step."""
+        self.quiet = False
+        """Whether calls are made now that are no steps; Free-U is off in them."""
         self.follows_recipe = settings.enabled
         """Whether the recipe's Free-U applies: with the accordion on, or with one of our own samplers."""
 
@@ -179,12 +184,21 @@ class Pass:
         if found.source.cfg_scale and abs(found.source.cfg_scale - self.request.cfg_scale) > 1e-6:
             tell(f"the statistics {label} were measured at CFG {found.source.cfg_scale:g}")
 
-    def statistics_for(self, height: int, width: int) -> dict[str, Any]:
-        """DPM-Solver-v3's arguments for latents of that size."""
+    def statistics_for(self, channels: int, height: int, width: int) -> dict[str, Any]:
+        """DPM-Solver-v3's arguments for latents of that shape.
+
+        Raises:
+            SettingsError: the statistics are of latents with another number of channels.
+        """
         if self._statistics is None:
             # without them the corrector gains nothing, and harms under strong guidance
             return {"statistics": None, "corrector": False}
-        found = self._statistics[1]
+        label, found = self._statistics
+        if found.l.shape[1] not in (1, channels):
+            raise SettingsError(
+                f"HP Sampler: Statistics (statistics): {label} are of latents with {found.l.shape[1]} channels, and "
+                f"the loaded model's have {channels}"
+            )
         note = found.size_note(height, width)
         if note:
             self.request.tell(note.rstrip("."))
@@ -196,6 +210,8 @@ class Pass:
         A recipe counts from the end: an img2img pass runs the last part of its schedule, a second-order sampler makes
         two calls a step. What a person set is counted in the calls they see.
         """
+        if self.quiet:
+            return None
         if self.recipe is not None and (self.follows_recipe or self.settings.freeu == "On"):
             plans = self.recipe.freeu
             if not self.settings.counts_calls:

@@ -10,6 +10,7 @@ from typing import Any, Optional
 import torch
 from modules import sd_samplers, sd_samplers_common, sd_samplers_kdiffusion, sd_schedulers
 
+from ..golden import Form, golden_latent, sigma_below
 from ..schedule import insert_first_midpoint
 from ..solvers import SOLVERS, Callback
 from . import model
@@ -126,11 +127,33 @@ def _sample(
             options["analytical_first_step"] = 0.0
             this.request.tell("the analytical first step starts from pure noise; it was left out here")
     if recipe.solver == "dpm_v3":
-        options.update(this.statistics_for(*x.shape[-2:]))
+        options.update(this.statistics_for(*x.shape[1:]))
     if options.get("noise_level"):
         # the host's own: seeded by picture, so a batch is its pictures
         options["noise_sampler"] = lambda sigma, sigma_next: denoiser.p.rng.next().to(x)
+    if this.golden is not None:
+        x = _golden(this, this.golden, denoiser, x, float(sigmas[0]), extra_args or {})
     return SOLVERS[recipe.solver](denoiser, x, sigmas, extra_args, callback, **options)
+
+
+def _golden(
+    this: Pass, form: Form, denoiser: Any, x: torch.Tensor, sigma: float, extra_args: dict[str, Any]
+) -> torch.Tensor:
+    """The first latent as golden noise: two calls, which the host's count of steps does not see."""
+    step, this.quiet = denoiser.step, True
+
+    def look(x: torch.Tensor, sigma: torch.Tensor, /, **args: Any) -> torch.Tensor:
+        # what is scheduled by steps, such as prompt editing, stands as at the first
+        denoiser.step = step
+        denoised: torch.Tensor = denoiser(x, sigma, **args)
+        return denoised
+
+    try:
+        # at guidance 1 the host's denoiser answers the positive prompt's
+        plain_args = {**extra_args, "cond_scale": 1.0}
+        return golden_latent(form, x, sigma, sigma_below(sigma), look, extra_args=extra_args, plain_args=plain_args)
+    finally:
+        denoiser.step, this.quiet = step, False
 
 
 def _without_first(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Optional
@@ -23,6 +23,7 @@ from ..workshop import CalibrationWorkshop, StatisticsWorkshop
 from . import model, options, registration, tab, xyz
 from .accordion import TITLE, Surroundings, build
 from .api import add_routes
+from .npnet import make_golden
 from .page import PAGE, panel
 from .passes import Pass, Request
 from .source import Checkpoint, Turns
@@ -35,7 +36,7 @@ ATTRIBUTE = "hpsampler_settings"
 
 _BY_NAME = MappingProxyType({field.name: field for field in FIELDS})
 RECIPE_KEY, CALIBRATION_KEY = _BY_NAME["recipe"].infotext, _BY_NAME["calibration"].infotext
-STATISTICS_KEY = _BY_NAME["statistics"].infotext
+STATISTICS_KEY, GOLDEN_KEY = _BY_NAME["statistics"].infotext, _BY_NAME["golden_noise"].infotext
 NOTE_KEY, VERSION_KEY = "HP note", "HP version"
 
 PRESET_NAME = "preset"
@@ -77,7 +78,7 @@ class HPSamplerScript(scripts.Script):
         setattr(p, ATTRIBUTE, settings)
         uses = [_use(p, sampler, schedule) for sampler, schedule in _passes_of(p)]
         schedule = any(use.coupled for use in uses)
-        if not (settings.freeu == "On" or schedule or any(use.own for use in uses)):
+        if not (settings.freeu == "On" or settings.npnet or schedule or any(use.own for use in uses)):
             return
         if settings.enabled:
             recipes = [PRESETS.get(each.recipe) for each in (settings, settings.of_second_pass())]
@@ -96,11 +97,11 @@ class HPSamplerScript(scripts.Script):
         try:
             if isinstance(settings, SettingsError):
                 raise settings
-            self._begin(p, settings)
+            self._begin(p, settings, kwargs)
         except SettingsError as error:
             _stop(p, error)
 
-    def _begin(self, p: Any, settings: Settings) -> None:
+    def _begin(self, p: Any, settings: Settings, tensors: Mapping[str, Any]) -> None:
         """Check what this pass will use, before its first UNet call, and hand the settings on to it."""
         name, scheduler = (p.hr_sampler_name, p.hr_scheduler) if p.is_hr_pass else (None, None)
         use = _use(p, name or p.sampler_name, scheduler or p.scheduler)
@@ -132,6 +133,15 @@ class HPSamplerScript(scripts.Script):
         if idle and use.own and not use.coupled:
             labels = ", ".join(field.label for field in idle)
             _tell(p, f"{labels} had no effect, as the schedule type was {use.schedule} and not HP")
+        if not p.is_hr_pass:
+            left_out = settings.golden_idle(use.own, use.from_noise)
+            if left_out:
+                _tell(p, left_out)
+            elif settings.golden_form:
+                this.golden = settings.golden_form
+                _record(p, GOLDEN_KEY, settings.golden_noise)
+            elif settings.npnet:
+                _record(p, GOLDEN_KEY, make_golden(settings.npnet, tensors["x"], tensors["c"]))
         if hasattr(p.sampler, "model_wrap"):
             this.attach(p.sampler.model_wrap)
 
@@ -230,7 +240,7 @@ def _needs_accordion(params: dict[str, Any]) -> bool:
 
     One that Auto drew without a calibration needs it as soon as there are calibrations, which Auto would use now.
     """
-    if any(key in params for key in (RECIPE_KEY, CALIBRATION_KEY, STATISTICS_KEY)):
+    if any(key in params for key in (RECIPE_KEY, CALIBRATION_KEY, STATISTICS_KEY, GOLDEN_KEY)):
         return True
     return VERSION_KEY in params and bool(library().names())
 

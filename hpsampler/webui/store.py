@@ -11,7 +11,7 @@ from ..presets import PresetShelf
 from ..profiles import Library
 from ..statistics import kept_in
 
-__all__ = ["library", "menus", "presets", "statistics_folder"]
+__all__ = ["library", "menus", "npnets", "presets", "statistics_folder"]
 
 FOLDER = Path(paths.models_path) / "hpsampler"
 
@@ -26,9 +26,18 @@ def statistics_folder() -> Path:
     return FOLDER / "statistics"
 
 
+def npnets() -> dict[str, Path]:
+    """NPNet's weights by name."""
+    return {path.stem: path for path in sorted((FOLDER / "npnet").glob("*.safetensors"))}
+
+
 def menus() -> dict[str, Callable[[], list[str]]]:
     """Names that people may choose from, by the field that takes one."""
-    return {"calibration": lambda: library().names(), "statistics": lambda: list(kept_in(statistics_folder()))}
+    return {
+        "calibration": lambda: library().names(),
+        "statistics": lambda: list(kept_in(statistics_folder())),
+        "golden_noise": lambda: list(npnets()),
+    }
 
 
 def presets() -> PresetShelf:

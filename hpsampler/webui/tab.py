@@ -1,8 +1,8 @@
 """The Calibrate tab, in gradio alone; what it shows and does is the workshops'.
 
-Two parts, schedules and statistics, each a form, a status and a list of what is kept. Written for gradio 3.41 (A1111) and
-4.40 (Forge) alike. ``javascript/hpsampler_calibrate.js`` presses the hidden button that looks at the status, so that the
-page follows what runs in the background, also after a reload.
+Two parts, schedules and statistics, each a form, a status and a list of what is kept. Written for gradio 3.41 (A1111)
+and 4.40 (Forge) alike. ``javascript/hpsampler_calibrate.js`` presses the hidden button that looks at the status, so
+that the page follows what runs in the background, also after a reload.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ MOVED = {
     "time_rho": 1.5, "end_sigma": 0.3, "freeu": "On", "freeu_version": "2", "b1": 1.25, "b2": 1.15, "s1": 0.8,
     "s2": 0.3, "freeu_first": 3, "freeu_last": 5, "prediction": "noise", "variant": "bh1", "order": 3,
     "analytical_first_step": "On", "calibration": "Off", "hires_recipe": "SDXL 8 steps", "noise_level": 0.1,
-    "statistics": "Off",
+    "statistics": "Off", "golden_noise": "A",
 }  # fmt: skip
 """Another value for every control."""
 

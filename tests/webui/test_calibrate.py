@@ -317,9 +317,9 @@ class TestTab:
         ui.wait_for_function(
             "() => document.querySelectorAll('.hpsampler-status svg circle').length > 6", timeout=120_000
         )
-        plot = ui.locator(".hpsampler-status svg")
+        plot = ui.locator("#hpsampler_calibrate_status svg")
         assert "20 steps of DPM++ 2M Karras" in plot.text_content() and "Auto" in plot.text_content()
-        assert re.search(r"at most \d+ s of drawing left", ui.locator(".hpsampler-status").inner_text())
+        assert re.search(r"at most \d+ s of drawing left", ui.locator("#hpsampler_calibrate_status").inner_text())
         self.screenshot(ui, "calibrate.png")
 
         assert ui.errors == [], "before the reload"
