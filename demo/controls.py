@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from hpsampler.settings import FIELDS, Settings
 
 from .runs import REFERENCE_STEPS, SHOWN, reference_endpoint
-from .session import FAMILY, OURS, Request, plan
+from .session import FAMILY, OURS, Request, first_latent, plan
 from .sheet import INK, MUTED, PAPER, _font
 from .tiny.model import TinyModel, seeded_noise
 from .tiny.pictures import captioned
@@ -217,13 +217,14 @@ class Painter:
     def draw(self, request: Request) -> Drawn:
         if request not in self.drawn:
             planned = plan(request, self.model.noise)
+            x, calls = first_latent(self.model, planned, self.noise, self.prompts, request.cfg_scale)
             denoiser = self.model.denoiser(self.prompts, request.cfg_scale, freeu=planned.freeu)
-            latents = planned.sample(denoiser, self.noise * planned.sigmas[0], planned.sigmas)
+            latents = planned.sample(denoiser, x, planned.sigmas)
             aim = self.lead(request.cfg_scale)
             kept = replace(request, settings=replace(request.settings, ending="Keep noise"))
             self.drawn[request] = Drawn(
                 self.seen(latents),
-                denoiser.calls,
+                calls + denoiser.calls,
                 float(plan(kept, self.model.noise).sigmas[-1]),
                 float(planned.sigmas[-1]),
                 float((latents - aim).square().mean().sqrt() / aim.square().mean().sqrt()),
@@ -301,7 +302,8 @@ def is_default(request: Request) -> bool:
 
     def resolved(settings: Settings) -> Any:
         recipe = settings.resolve(FAMILY, request.steps, request.cfg_scale)
-        return replace(recipe, name="", solver=OURS[request.sampler] or recipe.solver)
+        recipe = replace(recipe, name="", solver=OURS[request.sampler] or recipe.solver)
+        return recipe, settings.golden_form
 
     return bool(resolved(request.settings) == resolved(Settings()))
 

@@ -222,21 +222,34 @@ def plan(request: Request, noise: NoiseModel) -> Plan:
     return Plan(sigmas, lambda model, x, sigmas: solver(model, x, sigmas, **options), calls, freeu, notes, golden)
 
 
+def first_latent(
+    model: TinyModel,
+    planned: Plan,
+    noise: torch.Tensor,
+    prompts: Sequence[str],
+    cfg_scale: float,
+    negative: str = "",
+    on_call: Optional[Callable[[], object]] = None,
+) -> tuple[torch.Tensor, int]:
+    """What the first step begins from, of unit noise; and the UNet calls that golden noise took."""
+    sigma = float(planned.sigmas[0])
+    x = noise * planned.sigmas[0].to(noise)
+    if planned.golden is None:
+        return x, 0
+    # Free-U is for the steps
+    guided, plain = (model.denoiser(prompts, scale, negative, (), on_call) for scale in (cfg_scale, 1.0))
+    return golden_latent(planned.golden, x, sigma, sigma_below(sigma), guided, plain), guided.calls + plain.calls
+
+
 def latents(
     model: TinyModel, request: Request, planned: Plan, on_call: Optional[Callable[[], object]] = None
 ) -> tuple[torch.Tensor, int]:
     """Sample: latents (n, 4, SIDE / 8, SIDE / 8), and the UNet calls made."""
-    sigmas = planned.sigmas.to(model.device)
-    x = seeded_noise(request.seeds).to(model.device) * sigmas[0]
-    prompts = [request.prompt] * request.pictures
-    denoiser = model.denoiser(prompts, request.cfg_scale, request.negative, planned.freeu, on_call)
-    calls = 0
-    if planned.golden is not None:
-        # Free-U is for the steps
-        both = [model.denoiser(prompts, scale, request.negative, (), on_call) for scale in (request.cfg_scale, 1.0)]
-        x = golden_latent(planned.golden, x, float(sigmas[0]), sigma_below(float(sigmas[0])), *both)
-        calls = sum(each.calls for each in both)
-    return planned.sample(denoiser, x, sigmas), calls + denoiser.calls
+    noise = seeded_noise(request.seeds).to(model.device)
+    prompts, cfg_scale, negative = [request.prompt] * request.pictures, request.cfg_scale, request.negative
+    x, calls = first_latent(model, planned, noise, prompts, cfg_scale, negative, on_call)
+    denoiser = model.denoiser(prompts, cfg_scale, negative, planned.freeu, on_call)
+    return planned.sample(denoiser, x, planned.sigmas.to(model.device)), calls + denoiser.calls
 
 
 def draw(model: TinyModel, request: Request, on_call: Optional[Callable[[int, int], object]] = None) -> Drawing:

@@ -46,7 +46,7 @@ class Survey:
     prompts: tuple[str, ...] = DEFAULT_PROMPTS
     negative: str = ""
     samples: int = 64
-    points: int = 101
+    points: int = 51
     per_pixel: bool = False
     seed: int = 1
     batch: int = 4

@@ -84,9 +84,6 @@ PUBLISHED = (
     Published("Hunyuan-DiT", 1024, 5.0),
 )
 
-WIDTHS = tuple(sorted({each.width for each in PUBLISHED}, reverse=True))
-
-
 # ---- Swin-T (arXiv 2103.14030), features only; tensors are (batch, height, width, channels) --------------------------
 
 WINDOW = 7
@@ -327,11 +324,11 @@ class NPNet(nn.Module):
     """The network; new ones are random, trained ones come from :func:`load_npnet`.
 
     Args:
-        width: of the prompt embedding, 2048 (SDXL) or 1024 (Hunyuan-DiT).
-        model: whose noise it knows, one of ``PUBLISHED``; None where its file did not say.
+        width: of the prompt embedding; 2048 (SDXL) and 1024 (Hunyuan-DiT) are published.
+        model: whose noise it knows, one of ``PUBLISHED``; None or empty where its file did not say.
 
     Raises:
-        GoldenNoiseError: another width.
+        GoldenNoiseError: a width that is none.
     """
 
     def __init__(self, width: int = 2048, model: Optional[str] = None) -> None:
@@ -375,8 +372,9 @@ class NPNet(nn.Module):
             raise GoldenNoiseError(f"the embedding must have shape (batch, {TOKENS}, {self.width}), got {shape}")
         rows, tokens, width = shape
         if width != self.width:
+            own = " or ".join(_models(self.width)) or "of another model"
             raise GoldenNoiseError(
-                f"this NPNet reads embeddings {self.width} wide ({' or '.join(_models(self.width))}), got {width}"
+                f"this NPNet reads embeddings {self.width} wide ({own}), the model's are {width} wide"
             )
         if tokens != TOKENS:
             raise GoldenNoiseError(
@@ -420,9 +418,8 @@ def _models(width: int) -> list[str]:
 
 
 def _checked_width(width: int) -> int:
-    if width not in WIDTHS:
-        known = "; ".join(f"{each} for {' or '.join(_models(each))}" for each in WIDTHS)
-        raise GoldenNoiseError(f"NPNet was published for embeddings of width {known}; got {shown(width)}")
+    if type(width) is not int or width < 1:
+        raise GoldenNoiseError(f"width must be a whole number of at least 1, got {shown(width)}")
     return width
 
 
@@ -506,10 +503,10 @@ def convert(path_pth: str | Path, path_out: str | Path, model: Optional[str] = N
         path_pth: one dictionary of ``unet_svd``, ``unet_embedding``, ``embeeding`` (so spelt), ``alpha``, ``beta``.
         path_out: ends in ``.safetensors``; an existing file is replaced once the new one is whole.
         model: one of ``PUBLISHED``. Without it Hunyuan-DiT's is known by its width; the other two have equal shapes
-            and are told apart by the file's name, ``dreamshaper...`` or any other.
+            and are told apart by the file's name, ``dreamshaper...`` or any other. Of another width it is not known.
 
     Returns:
-        The model's id, which the file's metadata hold too.
+        The model's id, which the file's metadata hold too; empty where it is not known.
 
     Raises:
         GoldenNoiseError: the file is missing, is something else, is cut short, holds more than tensors, or holds other
@@ -523,7 +520,7 @@ def convert(path_pth: str | Path, path_out: str | Path, model: Optional[str] = N
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     width = _width_of(shapes, path_pth.name)
     if model is None:
-        fitting = _models(width)
+        fitting = _models(width) or [""]
         model = fitting[-1 if "dreamshaper" in path_pth.name.lower() else 0]
     _check_model(model, width, path_pth.name)
     used = _check_shapes(NPNet(width), shapes, path_pth.name)
@@ -638,12 +635,9 @@ def _width_of(shapes: Mapping[str, tuple[int, ...]], name: str) -> int:
     shape = shapes.get("text_embedding.linear.weight")
     if shape is None:
         raise GoldenNoiseError(f"{name} is no NPNet: it has no text_embedding.linear.weight; it has {_listed(shapes)}")
-    if len(shape) != 2 or shape[0] != 2 * CHANNELS or shape[1] % TOKENS:
+    if len(shape) != 2 or shape[0] != 2 * CHANNELS or shape[1] % TOKENS or not shape[1]:
         raise GoldenNoiseError(f"{name}: text_embedding.linear.weight has shape {shape}, which no NPNet has")
-    try:
-        return _checked_width(shape[1] // TOKENS)
-    except GoldenNoiseError as error:
-        raise GoldenNoiseError(f"{name}: {error}") from None
+    return shape[1] // TOKENS
 
 
 def _check_shapes(network: NPNet, shapes: Mapping[str, tuple[int, ...]], name: str) -> list[str]:
@@ -677,8 +671,8 @@ def _check_values(tensors: Mapping[str, torch.Tensor], name: str) -> dict[str, t
 
 
 def _check_model(model: Optional[str], width: int, name: str) -> None:
-    if model is not None and model not in _models(width):
-        known = " or ".join(_models(width))
+    if model and model not in _models(width):
+        known = " or ".join(_models(width)) or "no model that is known here"
         raise GoldenNoiseError(f"{name}: of this shape there is one for {known}, not {shown(model)}")
 
 
@@ -718,7 +712,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except GoldenNoiseError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{given.target}: NPNet for {model}")
+    print(f"{given.target}: NPNet for {model or 'a model that is not known here'}")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from demo.tiny.model import TinyModel, seeded_noise
 from demo.tiny.networks import Classifier, TinyDiffusion
 from demo.tiny.pictures import SIDE, answers
 from hpsampler.freeu import FreeU
+from hpsampler.golden import Form, golden_latent, sigma_below
 from hpsampler.recipes import PRESETS, recipe_for
 from hpsampler.schedule import insert_first_midpoint
 from hpsampler.settings import FIELDS, Settings, SettingsError
@@ -92,6 +94,23 @@ class TestPlan:
         for enabled in (False, True):
             request = Request(PROMPT, seed=3, sampler=sampler, cfg_scale=cfg_scale, settings=Settings(enabled=enabled))
             assert torch.equal(sampled(model, request)[0], expected)
+
+    @pytest.mark.parametrize("form", list(Form))
+    def test_golden_noise_is_the_core_s_and_counted(self, model, form):
+        request = Request(
+            PROMPT, seed=3, cfg_scale=5.0, settings=Settings.of_names({"enabled": True, "golden_noise": form.value})
+        )
+        planned = plan(request, model.noise)
+        result, calls = latents(model, request, planned)
+        assert calls == planned.calls == 7 and f"HP Golden noise: {form.value}" in infotext(request)
+        sigma = float(planned.sigmas[0])
+        guided, plain = (model.denoiser([PROMPT], scale) for scale in (5.0, 1.0))
+        x = golden_latent(form, seeded_noise([3]) * planned.sigmas[0], sigma, sigma_below(sigma), guided, plain)
+        assert torch.equal(result, planned.sample(model.denoiser([PROMPT], 5.0), x, planned.sigmas))
+        euler = replace(request, sampler="Euler")
+        assert plan(euler, model.noise).golden is None and "needs an HP sampler" in plan(euler, model.noise).notes[0]
+        with pytest.raises(SettingsError, match="Golden noise \\(golden_noise\\) must be Off, A or B on this page"):
+            replace(request, settings=Settings.of_names({"enabled": True, "golden_noise": "mine"}))
 
     def test_a_built_in_sampler_is_k_diffusion_s(self, model):
         request = request_of(sampler="DPM++ 2M", steps=4, seed=3, cfg_scale=2.0)

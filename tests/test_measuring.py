@@ -102,7 +102,7 @@ def test_it_costs_two_calls_for_every_sample_and_point():
     assert measuring.progress.of == order.most_calls() == 8 * 11 * 2
     measuring.run()
     assert source.calls == measuring.progress.calls == order.most_calls() and measuring.progress.seconds_left == 0
-    assert Survey("x", samples=64, points=101).most_calls() == 12928
+    assert Survey("x").most_calls() == 64 * 51 * 2 == 6528
 
 
 @pytest.mark.parametrize("per_pixel", [False, True])

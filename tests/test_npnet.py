@@ -238,7 +238,11 @@ UNIT = numbers("unit", 1, 4, SIZE, SIZE)
         ),
         (torch.cat([UNIT, 0.5 * UNIT]), WIDE, "unit noise, got a standard deviation of 0.5"),
         (UNIT * math.nan, WIDE, "unit noise, got a standard deviation of nan"),
-        (UNIT, WIDE[:, :, :768], r"reads embeddings 2048 wide \(SDXL or DreamShaper-xl-v2-turbo\), got 768"),
+        (
+            UNIT,
+            WIDE[:, :, :768],
+            r"reads embeddings 2048 wide \(SDXL or DreamShaper-xl-v2-turbo\), the model's are 768",
+        ),
         (
             UNIT,
             WIDE.expand(1, 77, 2048).repeat(1, 2, 1),
@@ -253,10 +257,22 @@ def test_what_it_was_not_trained_for_is_refused(network, noise, positive, words)
         network(noise, positive)
 
 
-@pytest.mark.parametrize("width", [768, 0, -1])
-def test_no_other_width_was_published(width):
-    with pytest.raises(GoldenNoiseError, match=f"2048 for SDXL or DreamShaper.*; 1024 for Hunyuan-DiT; got {width}"):
+@pytest.mark.parametrize("width", [0, -1, 2.0])
+def test_a_width_that_is_none_is_refused(width):
+    with pytest.raises(GoldenNoiseError, match=f"width must be a whole number of at least 1, got {width}"):
         NPNet(width)
+
+
+def test_one_of_another_width_is_loaded_and_fits_that_model_alone(tmp_path):
+    torch.manual_seed(0)
+    made = NPNet(64).requires_grad_(False).eval()
+    save_file(made.state_dict(), tmp_path / "own.safetensors")
+    network = load_npnet(tmp_path / "own.safetensors")
+    assert network.width == 64 and not network.model
+    positive = torch.ones(1, 77, 64)
+    assert torch.equal(network(UNIT, positive), made(UNIT, positive))
+    with pytest.raises(GoldenNoiseError, match=r"reads embeddings 64 wide \(of another model\), the model's are 2048"):
+        network(UNIT, WIDE)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -461,7 +477,7 @@ BAD_TENSORS = {
     ),
     "nan": ({QKV: torch.full((768, 256), math.nan)}, f"{QKV} must be finite"),
     "whole numbers": ({QKV: torch.ones(768, 256, dtype=torch.int32)}, f"{QKV} must be floating point, got torch.int32"),
-    "width": ({"text_embedding.linear.weight": torch.zeros(8, 77 * 768)}, "Hunyuan-DiT; got 768"),
+    "empty width": ({"text_embedding.linear.weight": torch.zeros(8, 0)}, "has shape (8, 0), which no NPNet has"),
     "no width": ({"text_embedding.linear.weight": torch.zeros(8, 100)}, "has shape (8, 100), which no NPNet has"),
 }
 

@@ -18,7 +18,7 @@ from ..freeu import FreeUPlan
 from ..golden import Form
 from ..noise import NoiseModel
 from ..profiles import Target
-from ..recipes import AUTO, Recipe, shifted
+from ..recipes import AUTO, Recipe, measured_order, shifted
 from ..settings import NO_STATISTICS, OFF, Settings, SettingsError
 from ..shelf import ShelfError
 from ..statistics import Statistics, StatisticsError, best_for, pick
@@ -202,7 +202,10 @@ class Pass:
         note = found.size_note(height, width)
         if note:
             self.request.tell(note.rstrip("."))
-        return {"statistics": found.resized(height, width)}
+        options: dict[str, Any] = {"statistics": found.resized(height, width)}
+        if self.settings.recipe == AUTO and not self.settings.order:
+            options["order"] = measured_order(self.request.cfg_scale)
+        return options
 
     def freeu_plan(self, call: int, total: int) -> Optional[FreeUPlan]:
         """Free-U at the UNet call of that index, in a pass of ``total`` calls.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import subprocess
 import sys
-import urllib.error
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import torch
 from demo.tiny.pictures import SIDE
 from hpsampler.statistics import Source, Statistics, load_statistics
 
-from .harness import ROOT, open_ui
+from .harness import ROOT, WebUIError, open_ui
 from .test_calibrate import PROMPTS, Bench
 from .test_page import choose, open_accordion
 
@@ -142,17 +143,17 @@ def test_what_is_corrupt_cut_off_misshapen_or_pickled_is_refused_by_name_and_lef
     put(bench, pickle.dumps(Bomb(ran)), "pickle")
     put(bench, measured[:8] + b"{" * 500 + measured[508:], "garbled")
     for name in ("cut", "empty", "pickle", "garbled", "archive"):
-        with pytest.raises(urllib.error.HTTPError) as refused:
+        with pytest.raises(WebUIError, match="answered 500") as refused:
             painter.txt2img(**hp({"statistics": name}))
-        words = refused.value.read().decode()
-        assert refused.value.code == 500 and f"{name}.safetensors: not a safetensors file" in words, name
+        words = str(refused.value)
+        assert f"{name}.safetensors: not a safetensors file" in words, name
         assert "Statistics (statistics) must be Auto, Off or some that are here" in words
-    with pytest.raises(urllib.error.HTTPError) as refused:
+    with pytest.raises(WebUIError, match="answered 500") as refused:
         painter.txt2img(**hp({"statistics": "shape"}))
-    assert "3 channels" in refused.value.read().decode()
-    with pytest.raises(urllib.error.HTTPError) as refused:
+    assert "3 channels" in str(refused.value)
+    with pytest.raises(WebUIError, match="answered 500") as refused:
         painter.txt2img(**hp({"statistics": "nobody"}))
-    assert "there are no statistics 'nobody' here; there are: archive, cut" in refused.value.read().decode()
+    assert "there are no statistics 'nobody' here; there are: archive, cut" in str(refused.value)
     _, info = painter.txt2img(**DRAWN)
     assert "HP Statistics: good" in text_of(info) and "cut.safetensors: not a safetensors file" in text_of(info)
     assert not ran.exists(), "nothing in a file is run"
@@ -248,8 +249,11 @@ class TestTab:
         self.state(ui, "finished")
         ui.wait_for_timeout(2500)
         assert bench.status()["of"] < 3936, "what was done is not measured again"
-        details = ui.locator("#hpsampler_statistics_details").inner_text()
+        details = ui.locator("#hpsampler_statistics_details").first.inner_text()
         assert "of hps-tiny" in details and "at CFG 5, from 48 samples, 41 grid points, for every channel" in details
+        shots = os.environ.get("HPS_SCREENSHOTS")
+        if shots:
+            ui.locator("#tab_hpsampler_calibrate").screenshot(path=Path(shots) / "statistics.png")
         self.use_and_paste_back(ui, painter)
 
     def use_and_paste_back(self, ui, painter):
@@ -272,4 +276,4 @@ class TestTab:
         ui.wait_for_timeout(2500)
         open_accordion(ui, "txt2img")
         assert ui.locator("#txt2img_hpsampler_statistics input").first.input_value() == label
-        assert "no statistics" not in ui.locator("#txt2img_hpsampler_panel").inner_text()
+        assert "no statistics" not in ui.locator("#txt2img_hpsampler_panel").first.inner_text()
