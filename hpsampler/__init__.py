@@ -11,4 +11,4 @@ A schedule fitted to one checkpoint: :mod:`~hpsampler.calibration` (the fit, wit
 :mod:`hpsampler.webui` is the adapter to AUTOMATIC1111's WebUI, the only part that imports it.
 """
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"

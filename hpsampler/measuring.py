@@ -33,7 +33,8 @@ class Survey:
     Attributes:
         cfg_scale: guidance scale; statistics belong to one.
         samples: pictures whose trajectories are walked; their prompts are ``prompts``, again and again.
-        points: of the grid, from the noise table's largest sigma to its smallest.
+        points: of the grid, from the noise table's largest sigma to its smallest; with fewer than some 20 the
+            statistics are worse than none.
         per_pixel: statistics of every element of the latents, as the paper has them; they fit one size and need many
             samples. Otherwise of every channel.
         batch: how many pictures the model draws at once; memory grows with it.
@@ -73,7 +74,7 @@ class Survey:
 
 
 _WHOLE = {
-    "width": (64, 4096), "height": (64, 4096), "samples": (2, 100_000), "points": (11, 1001), "seed": (0, 2**31 - 1),
+    "width": (64, 4096), "height": (64, 4096), "samples": (2, 100_000), "points": (21, 1001), "seed": (0, 2**31 - 1),
     "batch": (1, 256),
 }  # fmt: skip
 

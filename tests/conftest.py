@@ -18,6 +18,7 @@ from hpsampler.noise import NoiseModel
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+CHROMIUM = "/usr/bin/chromium"
 
 # people find new counterexamples, CI repeats itself
 settings.register_profile("ci", derandomize=True)
@@ -34,6 +35,18 @@ def pytest_addoption(parser):
 @pytest.fixture(scope="session")
 def device(request):
     return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a window. Not for the session: while it is open, an event loop runs in this thread."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not Path(CHROMIUM).exists():
+        pytest.skip(f"{CHROMIUM} is not installed")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 def sd_alphas_cumprod() -> np.ndarray:

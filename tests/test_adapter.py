@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -229,6 +231,19 @@ class TestFreeU:
     def test_in_img2img_a_set_window_counts_the_calls_one_sees(self, webui, host, window, calls):
         p = Img2Img(steps=6, denoising_strength=0.5, init_latent=torch.zeros(1, 4, 8, 8))
         assert self.calls_with_freeu(webui, host, p, {"freeu": "On", **window}) == calls
+
+    def test_a_unet_outside_torch_is_told_of(self, webui, host, monkeypatch):
+        other = SimpleNamespace(option=SimpleNamespace(label="[TRT] tiny"))
+        monkeypatch.setitem(sys.modules, "modules.sd_unet", SimpleNamespace(current_unet=other))
+        p = Txt2Img(steps=6)
+        assert self.calls_with_freeu(webui, host, p, LATE) == []
+        said = "Free-U had no effect, as the UNet that runs is [TRT] tiny, which it cannot reach"
+        assert p.extra_generation_params["HP note"] == said
+        p = Txt2Img(steps=6)
+        host.run(p)
+        assert "HP note" not in p.extra_generation_params, "where none was asked for, none is missing"
+        monkeypatch.setitem(sys.modules, "modules.sd_unet", SimpleNamespace(current_unet=None))
+        assert self.calls_with_freeu(webui, host, Txt2Img(steps=6), LATE) == [4, 5]
 
     def test_an_exception_in_mid_sampling_leaves_nothing(self, webui, host):
         plain = Txt2Img(steps=6, sampler_name="Euler", scheduler="Karras")

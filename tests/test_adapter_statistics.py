@@ -325,5 +325,5 @@ def test_over_http(webui, kept):
     assert client("DELETE", "statistics/lower").json() == {"deleted": "lower"}
     refused = client("POST", "measure", json={"name": "x", "points": 3})
     assert refused.status_code == 422
-    assert "points must be a whole number from 11 to 1001, got 3" in refused.json()["detail"]
+    assert "points must be a whole number from 21 to 1001, got 3" in refused.json()["detail"]
     assert client("GET", "measure").json()["state"] == "idle"

@@ -11,11 +11,13 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from demo.bench import grid, report, tiny
+from demo.bench import further, grid, report, tiny
 from demo.bench.__main__ import ExactMean, main
 from demo.bench.decoder import Tolerance
 from demo.bench.exact import ExactScore, geometric_mean, methods
+from demo.bench.further_report import dpm_v3_section, golden_section
 from demo.bench.metrics import Estimate, Moments, bootstrap, frechet, frechet_distance, relative_rmse, share
+from demo.bench.text import error_text
 from demo.methods import AUTO, KARRAS, coupled, diffusers_method, peer
 from demo.problems import PROBLEMS, reference_endpoint, relative_error
 from demo.schedules import SCHEDULES, stable_diffusion_noise
@@ -258,8 +260,35 @@ def test_the_page_is_made_of_the_tables(tmp_path):
     assert (tmp_path / "images" / "bench_exact.png").read_bytes() == again
 
 
+def test_dpm_v3_and_golden_noise_are_measured_on_both_testbeds(tmp_path, monkeypatch, random_model):
+    for name, value in (("BATCH", 3), ("SAMPLES", 6), ("STEPS", (5,)), ("CFG_SCALES", (5.0,)), ("processes", InPlace)):
+        monkeypatch.setattr(further, name, value)
+    monkeypatch.setattr(further, "PROBLEMS", {"gauss1f2": PROBLEMS["gauss1f2"]})
+    monkeypatch.setattr(further, "Survey", partial(further.Survey, samples=8, points=31))
+    monkeypatch.setattr(further, "weights_hash", lambda _: "0" * 64)
+    monkeypatch.setattr("demo.runs.REFERENCE_STEPS", 12)
+    monkeypatch.setattr(further.TinyModel, "load", classmethod(lambda cls, *_: random_model))
+    real = tiny.Reference(Moments(np.zeros(64), np.eye(64)), Moments(np.zeros(192), np.eye(192)))
+    rows = further.measure_further(real, tmp_path, "cpu", 1)
+    assert [(row.method, row.nfe) for row in rows] == [
+        ("Auto", 5), *((name, 5) for name in further.V3), *((name, 7) for name in further.GOLDEN), (further.MORE, 7),
+    ]  # fmt: skip
+    assert all(row.samples == 6 and row.distance.value > 0 for row in rows)
+    assert len({row.distance.value for row in rows}) == len(rows), "each is another way to sample"
+    exact = further.measure_exact_v3(1)
+    errors = {row.sampler: row.error.value for row in exact}
+    assert list(errors) == ["Auto", *further.V3]
+    assert errors["DPM-v3 of order 2"] < 0.7 * errors["DPM-v3 without statistics"], "what they are for"
+    report.write_csv(tmp_path / "further.csv", rows)
+    report.write_csv(tmp_path / "exact_dpm_v3.csv", exact)
+    read = [report.read_csv(tmp_path / name) for name in ("further.csv", "exact_dpm_v3.csv")]
+    page = "\n".join([*dpm_v3_section(*read), *golden_section(read[0])])
+    assert f"*{error_text(errors['Auto'])}*" in page
+    assert page.count("| 5 | ") == len(rows) + 1, "Auto stands in both tables"
+
+
 def test_an_unknown_part_is_named(capsys):
     with pytest.raises(SystemExit):
         main(["tiney"])
-    assert "exact, decoder, calibrate, tiny, reach, report; got tiney" in capsys.readouterr().err
+    assert "exact, decoder, calibrate, tiny, reach, further, report; got tiney" in capsys.readouterr().err
     assert peer("Heun", "Karras").plan(TABLE, 6, 1.0) is None

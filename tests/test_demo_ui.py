@@ -26,7 +26,6 @@ from hpsampler.solvers import SOLVERS
 from .accordion.checks import CHECKS, contrasts
 from .accordion.page import AccordionPage
 
-CHROMIUM = "/usr/bin/chromium"
 PROMPT = "a red star on a navy background"
 
 
@@ -272,17 +271,6 @@ def address(model, presets):
     blocks.launch(server_name="127.0.0.1", server_port=port, quiet=True, prevent_thread_lock=True, show_api=False)
     yield f"http://127.0.0.1:{port}/"
     blocks.close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"{CHROMIUM} is not installed")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ class Gaussian:
 
 def survey(**values):
     prompts = [f"number {index}" for index in range(5)]
-    common = {"name": "mine", "cfg_scale": 3.0, "samples": 8, "points": 11, "width": 64, "height": 64, "batch": 3}
+    common = {"name": "mine", "cfg_scale": 3.0, "samples": 8, "points": 21, "width": 64, "height": 64, "batch": 3}
     return Survey.of({**common, "prompts": prompts, **values})
 
 
@@ -77,7 +77,7 @@ def stop_at(calls):
         ({"cfg_scale": 0.5}, "cfg_scale must be a number from 1 to 30, got 0.5"),
         ({"cfg_scale": "much"}, "cfg_scale must be a number from 1 to 30, got 'much'"),
         ({"samples": 1}, "samples must be a whole number from 2 to 100000, got 1"),
-        ({"points": 10}, "points must be a whole number from 11 to 1001, got 10"),
+        ({"points": 20}, "points must be a whole number from 21 to 1001, got 20"),
         ({"per_pixel": 1}, "per_pixel must be true or false, got 1"),
         ({"width": 60}, "width must be a whole number from 64"),
         ({"height": 68}, "height must be a multiple of 8, got 68"),
@@ -99,7 +99,7 @@ def test_what_cannot_be_asked_is_named(values, words):
 def test_it_costs_two_calls_for_every_sample_and_point():
     source, order = Gaussian(), survey()
     measuring = Measuring(order, source)
-    assert measuring.progress.of == order.most_calls() == 8 * 11 * 2
+    assert measuring.progress.of == order.most_calls() == 8 * 21 * 2
     measuring.run()
     assert source.calls == measuring.progress.calls == order.most_calls() and measuring.progress.seconds_left == 0
     assert Survey("x").most_calls() == 64 * 51 * 2 == 6528
@@ -109,7 +109,7 @@ def test_it_costs_two_calls_for_every_sample_and_point():
 def test_it_is_the_estimator_s_on_the_whole_table_and_says_where_it_comes_from(per_pixel):
     source = Gaussian()
     found = Measuring(survey(per_pixel=per_pixel, batch=8), source).run()
-    grid = np.linspace(-np.log(TABLE.sigma_max), -np.log(TABLE.sigma_min), 11)
+    grid = np.linspace(-np.log(TABLE.sigma_max), -np.log(TABLE.sigma_min), 21)
     direct = Estimator(grid, (4, 8, 8) if per_pixel else (4, 1, 1), found.source, seed=1)
     other = Gaussian()
     prompts = [f"number {index % 5}" for index in range(8)]
@@ -123,22 +123,22 @@ def test_it_is_the_estimator_s_on_the_whole_table_and_says_where_it_comes_from(p
 
 def test_stopped_anywhere_and_resumed_it_is_the_same_to_the_last_bit(tmp_path):
     whole = Measuring(survey(), Gaussian()).run()
-    for calls in (0, 20, 100, 170):
+    for calls in (0, 40, 190, 330):
         folder = tmp_path / str(calls)
         folder.mkdir()
         with pytest.raises(Cancelled):
             Measuring(survey(), Gaussian(stop_at(calls)), folder).run()
         source = Gaussian()
         rest = Measuring(survey(), source, folder)
-        # three at a time, of 66 calls: at most one batch is walked again
-        done = calls // 66 * 3
-        assert rest.progress.of == (8 - done) * 22
+        # three at a time, of 126 calls: at most one batch is walked again
+        done = calls // 126 * 3
+        assert rest.progress.of == (8 - done) * 42
         assert same(rest.run(), whole) and source.calls == rest.progress.of
 
 
 def test_a_model_of_another_hash_cannot_go_on(tmp_path):
     with pytest.raises(Cancelled):
-        Measuring(survey(), Gaussian(stop_at(100)), tmp_path).run()
+        Measuring(survey(), Gaussian(stop_at(200)), tmp_path).run()
     other = Gaussian()
     other.hashes, other.model_name = ("0ther",), "another"
     with pytest.raises(ShelfError, match="begun with the model gaussian, and another is loaded now"):
@@ -174,11 +174,11 @@ def ended(shop, state):
 def test_what_the_workshop_makes_is_found_by_the_model_it_was_measured_on(tmp_path):
     shop = StatisticsWorkshop(tmp_path, lambda order: Gaussian())
     assert shop.start(survey()).name == "mine"
-    assert ended(shop, "finished").message == "mine is ready: 8 pictures' trajectories, 11 grid points."
+    assert ended(shop, "finished").message == "mine is ready: 8 pictures' trajectories, 21 grid points."
     assert same(load_statistics(tmp_path / "mine.safetensors"), Measuring(survey(), Gaussian()).run())
     assert shop.names() == ["mine"] and shop.unfinished() == []
     source, shape = shop.about("mine")
-    assert source.model_name == "gaussian" and shape == (11, 4, 1, 1)
+    assert source.model_name == "gaussian" and shape == (21, 4, 1, 1)
     shop.start(survey(cfg_scale=7.0))
     ended(shop, "finished")
     assert shop.names() == ["mine", "mine 2"]

@@ -28,7 +28,6 @@ from hpsampler.settings import FIELDS, NO_STATISTICS, OFF, SCHEDULE_FIELDS, Sett
 from hpsampler.shelf import ShelfError
 from tests.conftest import zero_terminal_snr
 
-CHROMIUM = "/usr/bin/chromium"
 SCRIPT = Path(__file__).resolve().parents[1] / "javascript" / "hpsampler_schedule.js"
 NAMES = [field.name for field in FIELDS]
 BY_NAME = {field.name: field for field in FIELDS}
@@ -333,17 +332,6 @@ def differences(answer: dict[str, Any], expected: dict[str, Any]) -> list[str]:
 
 
 # ---- in the browser --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"{CHROMIUM} is not installed")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

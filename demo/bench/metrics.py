@@ -3,43 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
+
+from hpsampler.scores import Estimate, Moments, frechet_distance
 
 __all__ = ["Estimate", "Moments", "bootstrap", "frechet", "frechet_distance", "relative_rmse", "share"]
 
 RESAMPLES = 40
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and its standard error."""
-
-    value: float
-    error: float
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Mean (d,) and covariance (d, d) of features."""
-
-    mean: np.ndarray
-    covariance: np.ndarray
-
-    @classmethod
-    def of(cls, features: np.ndarray) -> Moments:
-        """Of features (n, d)."""
-        return cls(features.mean(0), np.cov(features, rowvar=False))
-
-
-def frechet_distance(a: Moments, b: Moments) -> float:
-    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2), of Gaussians (Dowson and Landau 1982; FID)."""
-    values, vectors = np.linalg.eigh(a.covariance)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    middle = np.linalg.eigvalsh(root @ b.covariance @ root)
-    spread = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(middle.clip(min=0)).sum()
-    return float(((a.mean - b.mean) ** 2).sum() + spread)
 
 
 def bootstrap(figure: Callable[[np.ndarray], float], rows: np.ndarray, seed: int = 0) -> Estimate:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from ..calibrated import NAME as CALIBRATED
 from ..calibrated import profile_of
 from .calibrated_report import calibrated_plot, exact_section, reach_section, tiny_section
+from .further_report import dpm_v3_section, golden_section
 from .metrics import Estimate
 from .text import Row, distinct, error_text, frechet_text, method_of, share_text, table, three
 
@@ -119,6 +120,10 @@ def write_page(path: Path, folder: Path, images: str) -> None:
         chosen = [row for row in tiny if row["cfg_scale"] == cfg and row["samples"] == common]
         parts += [f"### CFG {float(cfg):g}, {common} samples", _tiny_table(chosen)]
     parts += [f"![Fréchet distance and caption accuracy by NFE]({images}/bench_tiny.png)"]
+    if (folder / "further.csv").exists():
+        further, exact_v3 = read_csv(folder / "further.csv"), read_csv(folder / "exact_dpm_v3.csv")
+        parts += ["## DPM-Solver-v3", *dpm_v3_section(further, exact_v3)]
+        parts += ["## Golden noise", *golden_section(further)]
     parts += ["## The decoder's tolerance", _decoder_table(decoder), f"![Tolerance]({images}/bench_decoder.png)"]
     parts += [
         "## Six exact problems",

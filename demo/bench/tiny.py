@@ -28,7 +28,7 @@ from .grid import BATCH, COMMON, Cell, cells
 from .metrics import Estimate, Moments, frechet, relative_rmse, share
 from .pool import processes
 
-__all__ = ["Reference", "Remembering", "Score", "measure", "real_pictures", "scores"]
+__all__ = ["Reference", "Remembering", "Score", "caption_read", "look", "measure", "real_pictures", "scores"]
 
 FIRST_SEED = 10_000
 REAL_SEED = 78
@@ -111,7 +111,7 @@ def _job(
             raise RuntimeError(f"{key}: {counted.calls} calls instead of {cell.nfe}")
         twin = seen.setdefault(hashlib.blake2b(latents.cpu().numpy().tobytes()).digest(), key)
         if twin == key:
-            looked = _look(model, latents, told, aim)
+            looked = look(model, latents, told, aim)
         else:
             looked = {name: found[f"{twin}|{name}"] for name in KEPT if f"{twin}|{name}" in found}
         found.update({f"{key}|{name}": values for name, values in looked.items()})
@@ -121,7 +121,7 @@ def _job(
     return path
 
 
-def _look(
+def look(
     model: TinyModel, latents: torch.Tensor, told: Sequence[Picture], aim: torch.Tensor | None
 ) -> dict[str, np.ndarray]:
     """What is kept of drawn latents, one row per sample."""
@@ -137,6 +137,12 @@ def _look(
     if aim is not None:
         kept["error"] = (finite - aim).square().sum((1, 2, 3)).cpu().numpy()
     return kept
+
+
+def caption_read(right: np.ndarray) -> np.ndarray:
+    """Of the answers of :func:`look`: whether colour and shape both are the caption's."""
+    names = sorted(answers())
+    return right[:, names.index("colour")] & right[:, names.index("shape")]
 
 
 def measure(full: bool, calibration: Path | None, folder: Path, weights: Path, device: str, workers: int) -> None:
@@ -219,14 +225,12 @@ def scores(chosen: Sequence[Cell], folder: Path, real: Reference) -> list[Score]
 
 
 def _score(cell: Cell, columns: Mapping[str, np.ndarray], sizes: np.ndarray, real: Reference) -> Score:
-    right, names = columns["right"], sorted(answers())
-    both = right[:, names.index("colour")] & right[:, names.index("shape")]
-    errors, method = columns["error"], cell.method
+    right, errors, method = columns["right"], columns["error"], cell.method
     return Score(
         method.sampler, method.schedule, method.ending, method.freeu, cell.nfe, cell.cfg_scale, len(right),
         distance=relative_rmse(errors, sizes[: len(errors)]),
         frechet=frechet(columns["features"], real.features),
         frechet_pixels=frechet(columns["pixels"], real.pixels),
-        accuracy=share(both),
+        accuracy=share(caption_read(right)),
         whole_caption=share(right.all(1)),
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Optional
 
 from modules import shared
@@ -10,7 +11,7 @@ from torch import nn
 from ..noise import NoiseModel
 from ..settings import SettingsError
 
-__all__ = ["family", "hashes", "noise_model", "title", "unet"]
+__all__ = ["family", "hashes", "noise_model", "title", "unet", "unet_in_its_place"]
 
 
 def family() -> str:
@@ -55,3 +56,10 @@ def unet() -> Optional[nn.Module]:
     objects = getattr(model, "forge_objects", None)
     holder = objects.unet if objects is not None else model
     return getattr(getattr(holder, "model", None), "diffusion_model", None)
+
+
+def unet_in_its_place() -> str:
+    """The UNet that another extension runs instead, outside torch (TensorRT, OpenVINO): its name, or nothing."""
+    # not every fork has the module
+    other = getattr(sys.modules.get("modules.sd_unet"), "current_unet", None)
+    return "" if other is None else str(getattr(getattr(other, "option", None), "label", "") or type(other).__name__)

@@ -281,7 +281,12 @@ def on_cfg_denoiser(params: Any) -> None:
     FreeU.detach(unet)
     this = Pass.find(getattr(denoiser.sampler, "model_wrap", None))
     plan = this.freeu_plan(denoiser.step, denoiser.total_steps) if this is not None else None
-    if plan is not None:
+    if this is None or plan is None:
+        return
+    other = model.unet_in_its_place()
+    if other:
+        this.request.tell(f"Free-U had no effect, as the UNet that runs is {other}, which it cannot reach")
+    else:
         FreeU.attach(unet, plan)
 
 

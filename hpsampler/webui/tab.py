@@ -294,7 +294,7 @@ class _Statistics(_Part):
         with gr.Accordion("Budget", open=False, elem_id=self.id("budget")):
             own = {"minimum": 8, "maximum": 1024, "step": 8, "info": "Pictures whose way is walked, once each."}
             self.add(made, gr.Slider, "samples", "Samples", usual.samples, **own)
-            own = {"minimum": 11, "maximum": 251, "step": 10, "info": "Of the grid; two UNet calls each."}
+            own = {"minimum": 21, "maximum": 251, "step": 10, "info": "Of the grid; two UNet calls each."}
             self.add(made, gr.Slider, "points", "Grid points", usual.points, **own)
             self.add(
                 made, gr.Checkbox, "per_pixel", "For every element of the latents", usual.per_pixel,

@@ -19,7 +19,6 @@ from .harness import DEFAULT_CHECKPOINT, ROOT, WebUI, WebUIError
 PROBE = Path(__file__).with_name("probe")
 MAKER = Path(__file__).with_name("tiny_checkpoints.py")
 MADE_OF = (MAKER, Path(trained.__file__))
-CHROMIUM = "/usr/bin/chromium"
 
 
 @pytest.fixture(scope="session")
@@ -115,18 +114,6 @@ def pytest_runtest_makereport(item, call):
             if isinstance(value, WebUI):
                 report.sections.append((f"log of {name}", value.log_tail()))
     return report
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Chromium without a window."""
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"{CHROMIUM} is not installed")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

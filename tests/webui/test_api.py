@@ -154,6 +154,13 @@ def test_freeu_works_with_any_sampler_and_is_gone_after(server):
     assert np.array_equal(server.txt2img(**PLAIN)[0][0], before[0])
 
 
+def test_freeu_with_a_unet_outside_torch_is_told_of(server):
+    before, _ = server.txt2img(**PLAIN)
+    _, info = server.txt2img(**hp({"freeu": "On"}, override_settings={"sd_unet": "[probe] outside"}))
+    assert "HP note: " in info["infotexts"][0] and "the UNet that runs is [probe] outside" in info["infotexts"][0]
+    assert np.array_equal(server.txt2img(**PLAIN)[0][0], before[0])
+
+
 @pytest.mark.parametrize("call", [3, 4])
 def test_an_exception_in_mid_sampling_leaves_the_next_image_alone(server, call):
     before, _ = server.txt2img(**PLAIN)

@@ -176,7 +176,7 @@ def test_the_command_line(painter, bench, tmp_path):
     assert load_statistics(bench.folder / "renamed.safetensors").source.samples == 12
     run("delete", "renamed")
     assert "there are no statistics named 'renamed'" in run("delete", "renamed", code=1)
-    assert "points must be a whole number from 11" in run("start", "odd", "--points", 3, code=1)
+    assert "points must be a whole number from 21" in run("start", "odd", "--points", 3, code=1)
 
 
 def test_pictures_drawn_meanwhile_are_the_same(painter, bench):

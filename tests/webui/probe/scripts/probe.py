@@ -1,4 +1,4 @@
-"""Makes a UNet call fail, and tells what the UNet carries, on request through the API. For tests only.
+"""Makes a UNet call fail, puts another UNet in its place, tells what it carries, all on request. For tests only.
 
 A request's override setting cannot reach a callback safely, so it is asked for in the prompt: "FAIL AT n" raises at
 UNet call n, in the last block, while hooks of the decoder are on.
@@ -6,7 +6,18 @@ UNet call n, in the last block, while hooks of the decoder are on.
 
 import re
 
-from modules import script_callbacks, shared
+from modules import script_callbacks, sd_unet, shared
+
+
+class Outside(sd_unet.SdUnetOption):
+    """What an extension such as TensorRT's offers: another UNet, whose blocks nobody can hook."""
+
+    label = "[probe] outside"
+
+    def create_unet(self):
+        unet = sd_unet.SdUnet()
+        unet.forward = lambda x, *_, **__: 0.5 * x
+        return unet
 
 
 def on_cfg_denoiser(params):
@@ -38,4 +49,5 @@ def on_app_started(demo, app):
 
 
 script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
+script_callbacks.on_list_unets(lambda unets: unets.append(Outside()))
 script_callbacks.on_app_started(on_app_started)

@@ -1,0 +1,232 @@
+"""What needs more than a schedule: DPM-Solver-v3 with the model's statistics, and golden noise.
+
+The tiny model draws the bench's seeds and captions, with statistics measured as the WebUI's tab does, on others. The
+exact problems have statistics of every element, from trajectories of other noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from hpsampler.golden import CALLS, Form, golden_latent, sigma_below
+from hpsampler.measuring import Measuring, Survey
+from hpsampler.noise import NoiseModel
+from hpsampler.recipes import recipe_for
+from hpsampler.solvers import sample_dpm_v3
+from hpsampler.statistics import Estimator, Statistics
+
+from ..calibrated import FAMILY, TinySource, order_of, weights_hash
+from ..methods import Model, of_recipe
+from ..problems import PROBLEMS
+from ..problems import reference_endpoint as exact_endpoint
+from ..runs import reference_endpoint
+from ..schedules import stable_diffusion_noise
+from ..tiny.model import TinyModel, seeded_noise
+from ..tiny.pictures import SIDE, captioned
+from . import exact
+from .grid import BATCH
+from .metrics import Estimate, frechet, relative_rmse, share
+from .pool import processes
+from .tiny import FIRST_SEED, Reference, Remembering, caption_read, look
+
+__all__ = ["AUTO", "GOLDEN", "MORE", "V3", "Further", "measure_exact_v3", "measure_further"]
+
+STEPS = (5, 6, 8)
+CFG_SCALES = (3.0, 5.0, 7.5)
+SAMPLES = 4 * BATCH
+
+AUTO, MORE = "Auto", "Auto, two steps more"
+
+V3 = {
+    "DPM-v3 without statistics": (2, False, False),
+    "DPM-v3 of order 1": (1, True, True),
+    "DPM-v3 of order 1, no corrector": (1, False, True),
+    "DPM-v3 of order 2": (2, True, True),
+    "DPM-v3 of order 2, no corrector": (2, False, True),
+    "DPM-v3 of order 3": (3, True, True),
+}
+"""Order, whether the corrector is on, whether there are statistics."""
+
+GOLDEN = {"golden noise A": Form.A, "golden noise B": Form.B}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """``run(guided, plain, noise)`` makes ``nfe`` calls of the two models, from unit noise."""
+
+    name: str
+    nfe: int
+    run: Callable[[Model, Model, torch.Tensor], torch.Tensor]
+
+
+def auto(name: str, steps: int, cfg_scale: float, table: NoiseModel) -> Trial:
+    plan = of_recipe(recipe_for(FAMILY, steps, cfg_scale), table, steps)
+    return Trial(name, steps, lambda guided, plain, noise: plan.run(guided, noise, ()))
+
+
+def dpm_v3(name: str, steps: int, cfg_scale: float, table: NoiseModel, statistics: Statistics) -> Trial:
+    """On Auto's schedule, to zero, as the extension runs it there."""
+    order, corrector, measured = V3[name]
+    sigmas = replace(recipe_for(FAMILY, steps, cfg_scale), ending="zero").sigmas(table)
+
+    def run(guided: Model, plain: Model, noise: torch.Tensor) -> torch.Tensor:
+        own: dict[str, Any] = {"statistics": statistics if measured else None, "corrector": corrector}
+        return sample_dpm_v3(guided, noise * float(sigmas[0]), sigmas, order=order, **own)
+
+    return Trial(name, steps, run)
+
+
+def golden(name: str, steps: int, cfg_scale: float, table: NoiseModel) -> Trial:
+    plan = of_recipe(recipe_for(FAMILY, steps, cfg_scale), table, steps)
+    first = float(plan.sigmas[0])
+
+    def run(guided: Model, plain: Model, noise: torch.Tensor) -> torch.Tensor:
+        x = golden_latent(GOLDEN[name], noise * first, first, sigma_below(first), guided, plain)
+        return plan.sample(guided, x, ())
+
+    return Trial(name, steps + CALLS, run)
+
+
+def trials(steps: int, cfg_scale: float, table: NoiseModel, statistics: Statistics) -> Iterable[Trial]:
+    """All that the tiny model draws with a number of steps."""
+    yield auto(AUTO, steps, cfg_scale, table)
+    yield from (dpm_v3(name, steps, cfg_scale, table, statistics) for name in V3)
+    yield from (golden(name, steps, cfg_scale, table) for name in GOLDEN)
+    yield auto(MORE, steps + CALLS, cfg_scale, table)
+
+
+# ---- the tiny model --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Further:
+    """One row of the table; ``steps`` is what the choice is compared at, ``nfe`` what it calls."""
+
+    method: str
+    steps: int
+    nfe: int
+    cfg_scale: float
+    samples: int
+    distance: Estimate
+    frechet: Estimate
+    accuracy: Estimate
+
+
+def measure_further(real: Reference, weights: Path, device: str, workers: int) -> list[Further]:
+    """Measure the statistics, then draw everything with them."""
+    with processes(workers) as pool:
+        measuring = [pool.submit(tiny_statistics, cfg, weights, device) for cfg in CFG_SCALES]
+        statistics = {cfg: each.result() for cfg, each in zip(CFG_SCALES, tqdm(measuring, desc="statistics"))}
+        jobs = list(product(CFG_SCALES, range(0, SAMPLES, BATCH)))
+        running = [pool.submit(_job, cfg, first, statistics[cfg], weights, device) for cfg, first in jobs]
+        done = [each.result() for each in tqdm(running, desc="DPM-v3, golden noise", unit=" batches")]
+    rows = []
+    for cfg in CFG_SCALES:
+        batches = [found for (scale, _), found in zip(jobs, done) if scale == cfg]
+        sizes = np.concatenate([found["size"] for found in batches])
+        for steps in STEPS:
+            for trial in trials(steps, cfg, stable_diffusion_noise(), statistics[cfg]):
+                kept = {
+                    each: np.concatenate([found[f"{trial.name}|{steps}|{each}"] for found in batches])
+                    for each in ("features", "right", "error")
+                }
+                rows.append(
+                    Further(
+                        trial.name, steps, trial.nfe, cfg, len(sizes), relative_rmse(kept["error"], sizes),
+                        frechet(kept["features"], real.features), share(caption_read(kept["right"])),
+                    )
+                )  # fmt: skip
+    return rows
+
+
+def tiny_statistics(cfg_scale: float, weights: Path, device: str) -> Statistics:
+    """As the WebUI's tab measures them with its own defaults, on captions and seeds that are drawn nowhere else."""
+    _one_thread(device)
+    source = TinySource(TinyModel.load(weights, device), weights_hash(weights))
+    other = order_of((5,), (cfg_scale,), 48, 60)
+    survey = Survey("tiny", cfg_scale, SIDE, SIDE, other.prompts, seed=other.seed, batch=32)
+    return Measuring(survey, source).run()
+
+
+def _job(cfg_scale: float, first: int, statistics: Statistics, weights: Path, device: str) -> dict[str, np.ndarray]:
+    """One batch with everything."""
+    _one_thread(device)
+    model = TinyModel.load(weights, device)
+    told = captioned(first + BATCH)[first:]
+    noise = seeded_noise(range(FIRST_SEED + first, FIRST_SEED + first + BATCH)).to(device)
+    denoiser = partial(model.denoiser, [picture.caption() for picture in told])
+    aim = reference_endpoint(model, denoiser(cfg_scale), noise)
+    found = {"size": aim.square().sum((1, 2, 3)).cpu().numpy()}
+    memories: tuple[dict[Any, torch.Tensor], dict[Any, torch.Tensor]] = ({}, {})
+    for steps in STEPS:
+        for trial in trials(steps, cfg_scale, stable_diffusion_noise(), statistics):
+            guided, plain = (Remembering(denoiser(cfg), kept) for cfg, kept in zip((cfg_scale, 1.0), memories))
+            latents = trial.run(guided, plain, noise)
+            if guided.calls + plain.calls != trial.nfe:
+                raise RuntimeError(f"{trial.name}: {guided.calls + plain.calls} calls instead of {trial.nfe}")
+            looked = look(model, latents, told, aim)
+            found.update({f"{trial.name}|{steps}|{name}": values for name, values in looked.items()})
+    return found
+
+
+def _one_thread(device: str) -> None:
+    if device == "cpu":
+        torch.set_num_threads(1)
+
+
+# ---- the exact problems ----------------------------------------------------------------------------------------------
+
+
+def measure_exact_v3(workers: int) -> list[exact.ExactScore]:
+    """Auto and DPM-Solver-v3 on every problem."""
+    jobs = list(product(PROBLEMS, CFG_SCALES))
+    with processes(workers) as pool:
+        running = [pool.submit(_exact_job, *job) for job in jobs]
+        bar = tqdm(running, desc="DPM-v3, exact problems", unit=" jobs")
+        return [score for each in bar for score in each.result()]
+
+
+def _exact_job(name: str, cfg_scale: float) -> list[exact.ExactScore]:
+    torch.set_num_threads(1)
+    problem, table = PROBLEMS[name](), stable_diffusion_noise()
+    usual = Survey("usual")
+
+    def model_of(count: int) -> Model:
+        model = problem.model(problem.labels(count), cfg_scale)
+        return lambda x, sigma, **_: model(x.flatten(1), sigma).reshape(x.shape)
+
+    def latents(noise: torch.Tensor) -> torch.Tensor:
+        return noise.reshape(*noise.shape, 1, 1)
+
+    points = np.linspace(-math.log(table.sigma_max), -math.log(table.sigma_min), usual.points)
+    estimator = Estimator(points, (problem.dims, 1, 1))
+    estimator.add(model_of(usual.samples), latents(problem.noise(usual.samples, exact.FIT_SEED)) * estimator.sigmas[0])
+    statistics = estimator.statistics()
+
+    count = exact.TRAJECTORIES.get(name, 96)
+    noise = problem.noise(count, exact.SEED)
+    aim = latents(exact_endpoint(problem, noise, cfg_scale, table.sigma_max))
+    size = _squares(aim)
+    model = model_of(count)
+    found = []
+    for steps in STEPS:
+        own = (dpm_v3(each, steps, cfg_scale, table, statistics) for each in V3)
+        for trial in (auto(AUTO, steps, cfg_scale, table), *own):
+            error = _squares(trial.run(model, model, latents(noise)) - aim)
+            estimate = relative_rmse(np.nan_to_num(error, nan=np.inf).clip(max=exact.WORST**2 * size), size)
+            found.append(exact.ExactScore(name, trial.name, "", "", steps, cfg_scale, estimate))
+    return found
+
+
+def _squares(rows: torch.Tensor) -> np.ndarray:
+    return rows.square().sum((1, 2, 3)).numpy()
