@@ -88,11 +88,25 @@ def test_auto_takes_those_of_the_model_nearest_in_guidance_and_names_them(webui,
     assert not torch.equal(host.run(plain, {"statistics": "Off"}), drawn[7.0])
 
 
-def test_with_them_auto_s_order_is_what_was_measured_for_the_guidance(host, kept):
-    for cfg_scale, order in ((7.0, 1), (3.0, 2)):
-        by_auto = host.run(request(cfg_scale=cfg_scale))
-        drawn = {each: host.run(request(cfg_scale=cfg_scale), {"order": each}) for each in (1, 2)}
-        assert torch.equal(by_auto, drawn[order]) and not torch.equal(drawn[1], drawn[2])
+def test_with_them_auto_is_what_was_measured_for_the_guidance(webui, host, kept, monkeypatch):
+    ran = []
+    registration = importlib.import_module("hpsampler.webui.registration")
+    solver = registration.SOLVERS["dpm_v3"]
+
+    def spy(*args, **own):
+        ran.append((own["order"], own["corrector"], own["statistics"] is not None))
+        return solver(*args, **own)
+
+    monkeypatch.setattr(registration, "SOLVERS", {**registration.SOLVERS, "dpm_v3": spy})
+    for cfg_scale, values in (
+        (7.0, {}),
+        (3.0, {}),
+        (7.0, {"order": 2}),
+        (3.0, {"order": 1}),
+        (7.0, {"statistics": "Off"}),
+    ):
+        host.run(request(cfg_scale=cfg_scale), values)
+    assert ran == [(1, False, True), (2, True, True), (2, False, True), (1, True, True), (2, False, False)]
 
 
 def test_without_any_it_runs_as_a_plain_multistep_solver_and_says_so(webui, host, noise, folder):

@@ -261,8 +261,9 @@ def test_the_page_is_made_of_the_tables(tmp_path):
 
 
 def test_dpm_v3_and_golden_noise_are_measured_on_both_testbeds(tmp_path, monkeypatch, random_model):
-    for name, value in (("BATCH", 3), ("SAMPLES", 6), ("STEPS", (5,)), ("CFG_SCALES", (5.0,)), ("processes", InPlace)):
+    for name, value in (("BATCH", 3), ("FEW", 6), ("MANY", 9), ("STEPS", (5,)), ("CFG_SCALES", (5.0,))):
         monkeypatch.setattr(further, name, value)
+    monkeypatch.setattr(further, "processes", InPlace)
     monkeypatch.setattr(further, "PROBLEMS", {"gauss1f2": PROBLEMS["gauss1f2"]})
     monkeypatch.setattr(further, "Survey", partial(further.Survey, samples=8, points=31))
     monkeypatch.setattr(further, "weights_hash", lambda _: "0" * 64)
@@ -270,11 +271,13 @@ def test_dpm_v3_and_golden_noise_are_measured_on_both_testbeds(tmp_path, monkeyp
     monkeypatch.setattr(further.TinyModel, "load", classmethod(lambda cls, *_: random_model))
     real = tiny.Reference(Moments(np.zeros(64), np.eye(64)), Moments(np.zeros(192), np.eye(192)))
     rows = further.measure_further(real, tmp_path, "cpu", 1)
-    assert [(row.method, row.nfe) for row in rows] == [
+    few, many = ([row for row in rows if row.samples == samples] for samples in (6, 9))
+    assert [(row.method, row.nfe) for row in few] == [
         ("Auto", 5), *((name, 5) for name in further.V3), *((name, 7) for name in further.GOLDEN), (further.MORE, 7),
+        (further.YARDSTICK, 20),
     ]  # fmt: skip
-    assert all(row.samples == 6 and row.distance.value > 0 for row in rows)
-    assert len({row.distance.value for row in rows}) == len(rows), "each is another way to sample"
+    assert [row.method for row in many] == list(further.DECIDING) and len(few) + len(many) == len(rows)
+    assert len({row.distance.value for row in few}) == len(few), "each is another way to sample"
     exact = further.measure_exact_v3(1)
     errors = {row.sampler: row.error.value for row in exact}
     assert list(errors) == ["Auto", *further.V3]
@@ -284,7 +287,8 @@ def test_dpm_v3_and_golden_noise_are_measured_on_both_testbeds(tmp_path, monkeyp
     read = [report.read_csv(tmp_path / name) for name in ("further.csv", "exact_dpm_v3.csv")]
     page = "\n".join([*dpm_v3_section(*read), *golden_section(read[0])])
     assert f"*{error_text(errors['Auto'])}*" in page
-    assert page.count("| 5 | ") == len(rows) + 1, "Auto stands in both tables"
+    assert page.count("| 5 | ") == len(rows) + 1, "Auto stands in both tables of few"
+    assert page.count("20 steps, for scale") == 2
 
 
 def test_an_unknown_part_is_named(capsys):

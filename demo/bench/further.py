@@ -26,7 +26,7 @@ from hpsampler.solvers import sample_dpm_v3
 from hpsampler.statistics import Estimator, Statistics
 
 from ..calibrated import FAMILY, TinySource, order_of, weights_hash
-from ..methods import Model, of_recipe
+from ..methods import KARRAS, Model, of_recipe
 from ..problems import PROBLEMS
 from ..problems import reference_endpoint as exact_endpoint
 from ..runs import reference_endpoint
@@ -34,17 +34,18 @@ from ..schedules import stable_diffusion_noise
 from ..tiny.model import TinyModel, seeded_noise
 from ..tiny.pictures import SIDE, captioned
 from . import exact
-from .grid import BATCH
+from .grid import BATCH, MANY
 from .metrics import Estimate, frechet, relative_rmse, share
 from .pool import processes
 from .tiny import FIRST_SEED, Reference, Remembering, caption_read, look
 
-__all__ = ["AUTO", "GOLDEN", "MORE", "V3", "Further", "measure_exact_v3", "measure_further"]
+__all__ = ["AUTO", "DECIDING", "GOLDEN", "MORE", "V3", "YARDSTICK", "Further", "measure_exact_v3", "measure_further"]
 
 STEPS = (5, 6, 8)
 CFG_SCALES = (3.0, 5.0, 7.5)
-SAMPLES = 4 * BATCH
+FEW = 4 * BATCH
 
+YARDSTICK, YARDSTICK_STEPS = "DPM++ 2M Karras", 20
 AUTO, MORE = "Auto", "Auto, two steps more"
 
 V3 = {
@@ -56,6 +57,9 @@ V3 = {
     "DPM-v3 of order 3": (3, True, True),
 }
 """Order, whether the corrector is on, whether there are statistics."""
+
+DECIDING = (AUTO, "DPM-v3 of order 1", "DPM-v3 of order 1, no corrector", "DPM-v3 of order 2", YARDSTICK)
+"""Drawn on many samples: between them what the extension does with statistics is decided."""
 
 GOLDEN = {"golden noise A": Form.A, "golden noise B": Form.B}
 
@@ -99,6 +103,11 @@ def golden(name: str, steps: int, cfg_scale: float, table: NoiseModel) -> Trial:
 
 def trials(steps: int, cfg_scale: float, table: NoiseModel, statistics: Statistics) -> Iterable[Trial]:
     """All that the tiny model draws with a number of steps."""
+    if steps == YARDSTICK_STEPS:
+        plan = KARRAS.plan(table, steps, cfg_scale)
+        assert plan is not None
+        yield Trial(YARDSTICK, steps, lambda guided, plain, noise: plan.run(guided, noise, ()))
+        return
     yield auto(AUTO, steps, cfg_scale, table)
     yield from (dpm_v3(name, steps, cfg_scale, table, statistics) for name in V3)
     yield from (golden(name, steps, cfg_scale, table) for name in GOLDEN)
@@ -127,26 +136,32 @@ def measure_further(real: Reference, weights: Path, device: str, workers: int) -
     with processes(workers) as pool:
         measuring = [pool.submit(tiny_statistics, cfg, weights, device) for cfg in CFG_SCALES]
         statistics = {cfg: each.result() for cfg, each in zip(CFG_SCALES, tqdm(measuring, desc="statistics"))}
-        jobs = list(product(CFG_SCALES, range(0, SAMPLES, BATCH)))
+        # those that draw everything first, so that no worker is left alone at the end
+        jobs = [(cfg, first) for first in range(0, MANY, BATCH) for cfg in CFG_SCALES]
         running = [pool.submit(_job, cfg, first, statistics[cfg], weights, device) for cfg, first in jobs]
         done = [each.result() for each in tqdm(running, desc="DPM-v3, golden noise", unit=" batches")]
     rows = []
     for cfg in CFG_SCALES:
         batches = [found for (scale, _), found in zip(jobs, done) if scale == cfg]
-        sizes = np.concatenate([found["size"] for found in batches])
-        for steps in STEPS:
-            for trial in trials(steps, cfg, stable_diffusion_noise(), statistics[cfg]):
-                kept = {
-                    each: np.concatenate([found[f"{trial.name}|{steps}|{each}"] for found in batches])
-                    for each in ("features", "right", "error")
-                }
-                rows.append(
-                    Further(
-                        trial.name, steps, trial.nfe, cfg, len(sizes), relative_rmse(kept["error"], sizes),
-                        frechet(kept["features"], real.features), share(caption_read(kept["right"])),
-                    )
-                )  # fmt: skip
+        sizes = np.concatenate([found["size"] for found in batches if "size" in found])
+        for steps, trial in _all_trials(cfg, statistics[cfg]):
+            key = f"{trial.name}|{steps}"
+            kept = {
+                each: np.concatenate([found[f"{key}|{each}"] for found in batches if f"{key}|{each}" in found])
+                for each in ("features", "right", "error")
+            }
+            distance = relative_rmse(kept["error"], sizes)
+            for samples in sorted({FEW, len(kept["right"])}):
+                score = frechet(kept["features"][:samples], real.features)
+                read = share(caption_read(kept["right"][:samples]))
+                rows.append(Further(trial.name, steps, trial.nfe, cfg, samples, distance, score, read))
     return rows
+
+
+def _all_trials(cfg_scale: float, statistics: Statistics) -> Iterable[tuple[int, Trial]]:
+    for steps in (*STEPS, YARDSTICK_STEPS):
+        for trial in trials(steps, cfg_scale, stable_diffusion_noise(), statistics):
+            yield steps, trial
 
 
 def tiny_statistics(cfg_scale: float, weights: Path, device: str) -> Statistics:
@@ -159,23 +174,27 @@ def tiny_statistics(cfg_scale: float, weights: Path, device: str) -> Statistics:
 
 
 def _job(cfg_scale: float, first: int, statistics: Statistics, weights: Path, device: str) -> dict[str, np.ndarray]:
-    """One batch with everything."""
+    """One batch: of the first everything, with the distances, of the others what decides."""
     _one_thread(device)
     model = TinyModel.load(weights, device)
     told = captioned(first + BATCH)[first:]
     noise = seeded_noise(range(FIRST_SEED + first, FIRST_SEED + first + BATCH)).to(device)
     denoiser = partial(model.denoiser, [picture.caption() for picture in told])
-    aim = reference_endpoint(model, denoiser(cfg_scale), noise)
-    found = {"size": aim.square().sum((1, 2, 3)).cpu().numpy()}
+    found: dict[str, np.ndarray] = {}
+    aim = None
+    if first < FEW:
+        aim = reference_endpoint(model, denoiser(cfg_scale), noise)
+        found["size"] = aim.square().sum((1, 2, 3)).cpu().numpy()
     memories: tuple[dict[Any, torch.Tensor], dict[Any, torch.Tensor]] = ({}, {})
-    for steps in STEPS:
-        for trial in trials(steps, cfg_scale, stable_diffusion_noise(), statistics):
-            guided, plain = (Remembering(denoiser(cfg), kept) for cfg, kept in zip((cfg_scale, 1.0), memories))
-            latents = trial.run(guided, plain, noise)
-            if guided.calls + plain.calls != trial.nfe:
-                raise RuntimeError(f"{trial.name}: {guided.calls + plain.calls} calls instead of {trial.nfe}")
-            looked = look(model, latents, told, aim)
-            found.update({f"{trial.name}|{steps}|{name}": values for name, values in looked.items()})
+    for steps, trial in _all_trials(cfg_scale, statistics):
+        if first >= FEW and trial.name not in DECIDING:
+            continue
+        guided, plain = (Remembering(denoiser(cfg), kept) for cfg, kept in zip((cfg_scale, 1.0), memories))
+        latents = trial.run(guided, plain, noise)
+        if guided.calls + plain.calls != trial.nfe:
+            raise RuntimeError(f"{trial.name}: {guided.calls + plain.calls} calls instead of {trial.nfe}")
+        looked = look(model, latents, told, aim)
+        found.update({f"{trial.name}|{steps}|{name}": values for name, values in looked.items()})
     return found
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import product
 
-from .further import AUTO, GOLDEN, MORE, V3
+from .further import AUTO, DECIDING, GOLDEN, MORE, V3, YARDSTICK
 from .text import Row, distinct, error_text, table, three
 
 __all__ = ["dpm_v3_section", "golden_section"]
@@ -13,43 +14,45 @@ __all__ = ["dpm_v3_section", "golden_section"]
 
 def dpm_v3_section(rows: Sequence[Row], exact: Sequence[Row]) -> list[str]:
     """On both testbeds; ``exact`` has a row for each problem."""
-    samples = rows[0]["samples"]
+    few, many = distinct(rows, "samples")
     return [
         "On Auto's schedule, to zero; the statistics are of the same guidance scale, with the defaults of the WebUI's "
         "tab (tiny model: of every channel; exact problems: of every element). With statistics the corrector is on "
-        f"where nothing else is said. Tiny model, {samples} samples: Fréchet / caption / distance; then the error on "
-        "the exact problems, geometric mean.",
-        _table(rows, (AUTO, *V3), exact),
+        f"where nothing else is said. Tiny model, {many} samples: Fréchet / caption; distance of the first {few}.",
+        _table([row for row in rows if row["samples"] == many], DECIDING),
+        f"All of them on the first {few}, then the error on the exact problems, geometric mean:",
+        _table([row for row in rows if row["samples"] == few], (AUTO, *V3, YARDSTICK), exact),
     ]
 
 
 def golden_section(rows: Sequence[Row]) -> list[str]:
     """With what the same calls buy as steps."""
-    samples = rows[0]["samples"]
+    few = distinct(rows, "samples")[0]
     return [
         "Two calls more, before the first step; beside them Auto with two steps more, which cost as much. Tiny model, "
-        f"{samples} samples: Fréchet / caption / distance to where the equation leads from the noise as it was.",
-        _table(rows, (AUTO, *GOLDEN, MORE)),
+        f"{few} samples: Fréchet / caption / distance to where the equation leads from the noise as it was.",
+        _table([row for row in rows if row["samples"] == few], (AUTO, *GOLDEN, MORE)),
     ]
 
 
 def _table(rows: Sequence[Row], methods: Iterable[str], exact: Sequence[Row] = ()) -> str:
-    budgets, scales = distinct(rows, "steps"), distinct(rows, "cfg_scale")
+    budgets = distinct([row for row in rows if row["method"] == AUTO], "steps")
     cells = {(row["method"], row["steps"], row["cfg_scale"]): row for row in rows}
     body = []
-    for cfg in scales:
-        for method in methods:
-            shown = []
-            for steps in budgets:
-                figures = three(cells[method, steps, cfg])
-                errors = [
-                    float(row["error"])
-                    for row in exact
-                    if (row["sampler"], row["nfe"], row["cfg_scale"]) == (method, steps, cfg)
-                ]
-                if errors:
-                    mean = math.exp(sum(map(math.log, errors)) / len(errors))
-                    figures.append(f"*{error_text(mean)}*")
-                shown.append(" / ".join(figures))
-            body.append([f"{float(cfg):g}", method, *shown])
+    for cfg, method in product(distinct(rows, "cfg_scale"), methods):
+        if method == YARDSTICK:
+            row = next(row for row in rows if (row["method"], row["cfg_scale"]) == (method, cfg))
+            shown = [f"{row['steps']} steps, for scale: " + " / ".join(three(row))] + [""] * (len(budgets) - 1)
+        else:
+            shown = [
+                " / ".join(three(cells[method, steps, cfg]) + _mean(exact, method, steps, cfg)) for steps in budgets
+            ]
+        body.append([f"{float(cfg):g}", method, *shown])
     return table(["CFG", "", *(f"{steps} steps" for steps in budgets)], body)
+
+
+def _mean(exact: Sequence[Row], method: str, steps: str, cfg: str) -> list[str]:
+    """The geometric mean over the exact problems, if there are any."""
+    key = (method, steps, cfg)
+    errors = [float(row["error"]) for row in exact if (row["sampler"], row["nfe"], row["cfg_scale"]) == key]
+    return [f"*{error_text(math.exp(sum(map(math.log, errors)) / len(errors)))}*"] if errors else []

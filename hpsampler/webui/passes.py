@@ -18,7 +18,7 @@ from ..freeu import FreeUPlan
 from ..golden import Form
 from ..noise import NoiseModel
 from ..profiles import Target
-from ..recipes import AUTO, Recipe, measured_order, shifted
+from ..recipes import AUTO, Recipe, measured_form, shifted
 from ..settings import NO_STATISTICS, OFF, Settings, SettingsError
 from ..shelf import ShelfError
 from ..statistics import Statistics, StatisticsError, best_for, pick
@@ -202,9 +202,10 @@ class Pass:
         note = found.size_note(height, width)
         if note:
             self.request.tell(note.rstrip("."))
-        options: dict[str, Any] = {"statistics": found.resized(height, width)}
+        order, corrector = measured_form(self.request.cfg_scale)
+        options: dict[str, Any] = {"statistics": found.resized(height, width), "corrector": corrector}
         if self.settings.recipe == AUTO and not self.settings.order:
-            options["order"] = measured_order(self.request.cfg_scale)
+            options["order"] = order
         return options
 
     def freeu_plan(self, call: int, total: int) -> Optional[FreeUPlan]:
