@@ -206,11 +206,7 @@ def plan(request: Request, noise: NoiseModel) -> Plan:
     calls = len(sigmas) - 1
     if options.get("analytical_first_step"):
         sigmas = insert_first_midpoint(noise, sigmas)
-    if recipe.ending == "extrapolate" and not options.get("extrapolate"):
-        notes += (
-            "the ending Extrapolated needs HP DPM++ 2M or HP UniPC with data prediction; "
-            "the schedule ended at zero instead",
-        )
+    notes += tuple(filter(None, [settings.ending_unmet(recipe)]))
     if recipe.solver == "dpm_v3":
         options["corrector"] = False
         if settings.statistics != OFF:

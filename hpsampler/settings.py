@@ -402,6 +402,21 @@ class Settings:
             return f"golden noise {self.golden_noise} needs an HP sampler; it was left out here"
         return ""
 
+    def ending_unmet(self, recipe: Recipe) -> str:
+        """Why the ending that was set is not made; empty where it is, or where none was set.
+
+        Auto's own extrapolation is for Auto's solver: who chose another has asked for none.
+
+        Args:
+            recipe: with the solver that runs.
+        """
+        if self.ending == AS_RECIPE or recipe.ending != "extrapolate" or recipe.options().get("extrapolate"):
+            return ""
+        return (
+            "the ending Extrapolated needs HP DPM++ 2M or HP UniPC with data prediction; "
+            "the schedule ended at zero instead"
+        )
+
     def changed(self, names: Collection[str]) -> list[Field]:
         """The fields among ``names`` that were set to something else than their default."""
         return [each for each in FIELDS if each.name in names and getattr(self, each.name) != each.default]

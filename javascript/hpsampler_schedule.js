@@ -646,7 +646,7 @@ const hpSamplerSchedule = (() => {
         recipe = {...recipe, solver: use.solver || recipe.solver};
         const unipc = use.own && recipe.solver === "unipc";
         const ends = recipe.solver === "dpmpp_2m" || (unipc && recipe.prediction === "data");
-        if (use.own && asked && recipe.ending === "extrapolate" && !ends) {
+        if (use.own && asked && data.endings[settings.ending] && recipe.ending === "extrapolate" && !ends) {
             tell(
                 "the ending Extrapolated needs HP DPM++ 2M or HP UniPC with data prediction; " +
                     "the schedule ended at zero instead"

@@ -155,6 +155,12 @@ class TestPasses:
         assert any("Extrapolated" in text for text in p.comments)
         assert torch.equal(extrapolated, host.run(copy.copy(p), {"ending": "To zero"}))
 
+    @pytest.mark.parametrize("sampler", ["HP DPM++ 1S", "HP DPM-v3"])
+    def test_auto_s_own_extrapolation_is_not_held_against_another_sampler(self, host, sampler):
+        p = Txt2Img(steps=5, sampler_name=sampler, cfg_scale=3.0)
+        host.run(p, {"statistics": "Off"})
+        assert not p.comments and "HP note" not in p.extra_generation_params
+
     def test_interrupt_gives_the_last_latent(self, webui, host):
         def interrupt(params):
             webui.shared.state.interrupted = params.denoiser.step == 2

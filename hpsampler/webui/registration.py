@@ -114,11 +114,9 @@ def _sample(
         # img2img runs the last part of its schedule, and the factors belong to its steps
         options["factors"] = recipe.factors[1 - len(sigmas) :]
 
-    if recipe.ending == "extrapolate" and not options.get("extrapolate"):
-        this.request.tell(
-            "the ending Extrapolated needs HP DPM++ 2M or HP UniPC with data prediction; "
-            "the schedule ended at zero instead"
-        )
+    unmet = this.settings.ending_unmet(recipe)
+    if unmet:
+        this.request.tell(unmet)
     if options.get("analytical_first_step"):
         if this.request.from_noise:
             sigmas = insert_first_midpoint(model.noise_model(model_wrap), sigmas)
