@@ -286,7 +286,10 @@ class _Statistics(_Part):
         usual = Survey("usual")
         made: dict[str, Any] = {}
         with gr.Row():
-            self.add(made, gr.Textbox, "name", "Name", "My statistics", info="Shown in menus and pictures.")
+            # a label of its own: the host keeps one default for every label of a tab
+            self.add(
+                made, gr.Textbox, "name", "Name of the statistics", "My statistics", info="Shown in menus and pictures."
+            )
             own = {"minimum": 1, "maximum": 30, "step": 0.5, "info": "Statistics belong to one."}
             self.add(made, gr.Slider, "cfg_scale", "CFG scale", usual.cfg_scale, **own)
         self.add_size(made, usual)
