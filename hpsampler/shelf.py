@@ -14,6 +14,7 @@ import reprlib
 import threading
 import time
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -149,7 +150,7 @@ def clean_name(name: str, reserved: Collection[str] = ()) -> str:
     return name
 
 
-class Shelf(Generic[T]):
+class Shelf(ABC, Generic[T]):
     """The things in a folder. A subclass says what they are, and how one is read."""
 
     kind: ClassVar[str]
@@ -162,13 +163,13 @@ class Shelf(Generic[T]):
         self.folder = folder
 
     @staticmethod
+    @abstractmethod
     def parse(text: str) -> T:
         """One of them from a file's text.
 
         Raises:
             ShelfError: naming the field, its value and what is allowed.
         """
-        raise NotImplementedError
 
     def read(self) -> tuple[list[T], list[str]]:
         """All of them by name, and a sentence for every file that cannot be read; such a file is left as it is."""

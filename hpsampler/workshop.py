@@ -11,6 +11,7 @@ import re
 import shutil
 import threading
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ class Status(Generic[O]):
     progress: Progress
 
 
-class Workshop(Generic[O]):
+class Workshop(ABC, Generic[O]):
     """Carries out orders. A subclass says of what kind.
 
     Args:
@@ -97,23 +98,23 @@ class Workshop(Generic[O]):
     # ---- what a subclass says ----
 
     @staticmethod
+    @abstractmethod
     def order_of(values: Mapping[str, Any]) -> O:
         """An order from named values. Raises ShelfError: naming the field, its value and what is allowed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def names(self) -> list[str]:
         """Of what is kept."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _begun(self, order: O, source: Source, folder: Path, turn: Turn) -> tuple[Job, Callable[[], str]]:
         """The job, and what does it and then says in a few words what came of it."""
-        raise NotImplementedError
 
-    def _renamed(self, name: str, new_name: str) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _renamed(self, name: str, new_name: str) -> str: ...
 
-    def _deleted(self, name: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _deleted(self, name: str) -> None: ...
 
     # ---- the rest ----
 
@@ -265,7 +266,7 @@ class Workshop(Generic[O]):
 
 
 class CalibrationWorkshop(Workshop[Order]):
-    """Makes calibrations. ``library`` is where their profiles are kept."""
+    """Makes calibrations. ``profiles`` is where they are kept."""
 
     kind = "a calibration"
 
@@ -273,14 +274,14 @@ class CalibrationWorkshop(Workshop[Order]):
         self, library: Library, source: Callable[[Order], Source], turns: Callable[[], Turn] = lambda: _at_once
     ) -> None:
         super().__init__(library.folder, source, turns)
-        self.library = library
+        self.profiles = library
 
     @staticmethod
     def order_of(values: Mapping[str, Any]) -> Order:
         return Order.of(values)
 
     def names(self) -> list[str]:
-        return self.library.names()
+        return self.profiles.names()
 
     def _begun(self, order: Order, source: Source, folder: Path, turn: Turn) -> tuple[Job, Callable[[], str]]:
         tuning = Tuning(order, source, self._kept(order, source), self._keep, folder, turn)
@@ -292,13 +293,13 @@ class CalibrationWorkshop(Workshop[Order]):
         return tuning, do
 
     def _renamed(self, name: str, new_name: str) -> str:
-        return self.library.rename(name, new_name).name
+        return self.profiles.rename(name, new_name).name
 
     def _deleted(self, name: str) -> None:
-        self.library.delete(name)
+        self.profiles.delete(name)
 
     def _keep(self, profile: Profile) -> None:
-        self.library.save(profile, replacing=True)
+        self.profiles.save(profile, replacing=True)
 
     def _kept(self, order: Order, source: Source) -> Optional[Profile]:
         """What is finished of an order.
@@ -308,7 +309,7 @@ class CalibrationWorkshop(Workshop[Order]):
         """
         if order.name not in self.names():
             return None
-        profile = self.library.get(order.name)
+        profile = self.profiles.get(order.name)
         if not set(profile.hashes) & set(source.hashes):
             raise _begun_with(profile.model, source)
         return profile

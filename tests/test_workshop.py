@@ -45,8 +45,8 @@ def test_it_makes_what_a_tuning_makes_and_leaves_nothing_unfinished(tmp_path):
     assert shop.status().state == "idle" and not shop.running
     assert shop.start(order(**QUICK)).name == "exact"
     status = ended(shop, "finished")
-    assert shop.library.get("exact") == tuned(**QUICK)
-    made = shop.library.get("exact")
+    assert shop.profiles.get("exact") == tuned(**QUICK)
+    made = shop.profiles.get("exact")
     assert status.message == f"exact is ready: {len(made.fitted)} calibrated, {len(made.refused)} refused."
     assert shop.unfinished() == [] and list((tmp_path / "calibrations" / "unfinished").iterdir()) == []
 
@@ -56,7 +56,7 @@ def test_a_name_that_is_taken_gets_the_next_free_one(tmp_path):
     for name in ("exact", "exact 2"):
         assert shop.start(order(steps=(4,), runs=30)).name == name
         ended(shop, "finished")
-    assert shop.library.names() == ["exact", "exact 2"]
+    assert shop.profiles.names() == ["exact", "exact 2"]
 
 
 def test_stopped_and_resumed_by_another_process_it_is_the_same(tmp_path):
@@ -80,7 +80,7 @@ def test_stopped_and_resumed_by_another_process_it_is_the_same(tmp_path):
     assert [each.name for each in later.unfinished()] == ["exact"]
     assert later.resume("exact") == order(**QUICK)
     ended(later, "finished")
-    assert later.library.get("exact") == tuned(**QUICK) and later.unfinished() == []
+    assert later.profiles.get("exact") == tuned(**QUICK) and later.unfinished() == []
 
 
 def test_stopped_while_it_waits_for_its_first_turn_it_makes_no_call(tmp_path):
@@ -159,7 +159,7 @@ def test_an_order_that_cannot_begin_leaves_nothing(tmp_path):
     shop = CalibrationWorkshop(Library(tmp_path / "calibrations"), refuse)
     shop.start(order(**QUICK))
     assert "must not call extra networks" in ended(shop, "failed").message
-    assert shop.unfinished() == [] and shop.library.names() == []
+    assert shop.unfinished() == [] and shop.profiles.names() == []
 
 
 def test_rename_delete_and_discard_reach_what_is_unfinished(tmp_path):
@@ -175,11 +175,11 @@ def test_rename_delete_and_discard_reach_what_is_unfinished(tmp_path):
     ended(half, "stopped")
     with pytest.raises(ShelfError, match="an unfinished order is named 'half'"):
         shop.rename("exact", "half")
-    shop.library.save(replace(shop.library.get("exact"), name="half"))
+    shop.profiles.save(replace(shop.profiles.get("exact"), name="half"))
     assert shop.rename("half", "whole") == "whole"
     assert [each.name for each in shop.unfinished()] == ["whole"]
     shop.delete("whole")
-    assert shop.unfinished() == [] and shop.library.names() == ["exact"]
+    assert shop.unfinished() == [] and shop.profiles.names() == ["exact"]
     for act in (lambda: shop.discard("whole"), lambda: shop.resume("whole")):
         with pytest.raises(ShelfError, match="nothing unfinished is named 'whole'; there are: none"):
             act()

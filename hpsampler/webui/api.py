@@ -36,16 +36,16 @@ def add_routes(
     _add_workshop(route, statistics, "/measure", "/statistics")
 
     def listed() -> dict[str, Any]:
-        profiles, problems = calibrations.library.read()
+        profiles, problems = calibrations.profiles.read()
         rows = [{**asdict(profile), "fitted": [_cell(each) for each in profile.fitted]} for profile in profiles]
         return {"calibrations": rows, "problems": problems}
 
     def one(name: str) -> Any:
-        return json.loads(_tried(lambda: calibrations.library.get(name)).to_json())
+        return json.loads(_tried(lambda: calibrations.profiles.get(name)).to_json())
 
     async def take(request: Request) -> dict[str, Any]:
         text = (await request.body()).decode("utf-8", errors="replace")
-        return {"name": _tried(lambda: calibrations.library.take(text)).name}
+        return {"name": _tried(lambda: calibrations.profiles.take(text)).name}
 
     def measured() -> dict[str, Any]:
         rows, problems = [], []

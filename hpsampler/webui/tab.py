@@ -7,6 +7,7 @@ that the page follows what runs in the background, also after a reload.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from html import escape
 from typing import Any, Optional
@@ -56,7 +57,7 @@ def build(calibrations: CalibrationWorkshop, statistics: StatisticsWorkshop) -> 
     return page
 
 
-class _Part:
+class _Part(ABC):
     """One workshop's part of the page. Each button answers with what may change; what is wrong is said, and not done.
 
     Args:
@@ -76,19 +77,19 @@ class _Part:
 
     # ---- what a part says ----
 
+    @abstractmethod
     def form(self) -> dict[str, Any]:
         """The controls of an order by the names of its fields."""
-        raise NotImplementedError
 
+    @abstractmethod
     def told(self, order: Any) -> str:
         """What an order takes, for people."""
-        raise NotImplementedError
 
+    @abstractmethod
     def details(self, name: Optional[str]) -> str:
         """What one of those that are kept holds, as HTML."""
-        raise NotImplementedError
 
-    def more(self, chosen: Any, shown: list[Any]) -> None:
+    def more(self, chosen: Any, shown: list[Any]) -> None:  # noqa: B027 - not every part has some
         """Further controls below the list."""
 
     # ---- the rest ----
@@ -260,10 +261,10 @@ class _Calibrations(_Part):
         take.upload(self.take, inputs=[take], outputs=shown, **_QUICK)
 
     def take(self, file: Any) -> tuple[Any, ...]:
-        return self.tried(lambda: self.workshop.library.take(text_of(file)).name)
+        return self.tried(lambda: self.workshop.profiles.take(text_of(file)).name)
 
     def details(self, name: Optional[str]) -> str:
-        profiles, problems = self.workshop.library.read()
+        profiles, problems = self.workshop.profiles.read()
         for profile in profiles:
             if profile.name == name:
                 return profile_html(profile, problems)
@@ -271,7 +272,7 @@ class _Calibrations(_Part):
 
     def export(self, name: Optional[str]) -> Any:
         try:
-            profile = self.workshop.library.get(_named(name, self.kept))
+            profile = self.workshop.profiles.get(_named(name, self.kept))
         except ShelfError as error:
             gr.Warning(f"HP Sampler: {error}")
             return gr.update(visible=False)
