@@ -28,10 +28,10 @@ unit: $(VENV)/.installed
 
 # Tables and plots in docs/; under an hour on two cores.
 bench: $(VENV)/.installed
-	$(PY) -m demo.bench
+	$(PY) -m bench
 
 perf: $(VENV)/.installed
-	$(PY) -m demo.perf
+	$(PY) -m bench.perf
 
 $(VENV)/.installed: tests/requirements.txt tests/requirements-no-deps.txt
 	$(PYTHON) -m venv $(VENV)

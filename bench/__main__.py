@@ -1,4 +1,4 @@
-"""``python -m demo.bench``: measure, and write the tables and plots in ``docs/``."""
+"""``python -m bench``: measure, and write the tables and plots in ``docs/``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from hpsampler.shelf import write_atomically
+from hpsampler.store import write_atomically
+from tiny_model.model import TinyModel
+from tiny_model.networks import WEIGHTS
 
-from ..calibrated import made_for
-from ..tiny.model import TinyModel
-from ..tiny.networks import WEIGHTS
 from .calibrate import calibrate_tiny
+from .calibrated import made_for
 from .decoder import tolerance
 from .exact import ExactScore, geometric_mean, measure_exact
 from .further import measure_exact_v3, measure_further
@@ -24,7 +24,7 @@ from .reach import measure_exact_reach, measure_reach
 from .report import write_csv, write_page, write_plots
 from .tiny import measure, real_pictures, scores
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[1] / "docs"
 PARTS = ("exact", "decoder", "calibrate", "tiny", "reach", "further")
 DEFAULT = ("exact", "decoder", "tiny")
 """The others are asked for by name, as these take the hour: fitting the tiny model's calibration anew, how far it
@@ -93,7 +93,7 @@ def _means(found: list[ExactScore]) -> list[ExactMean]:
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m demo.bench",
+        prog="python -m bench",
         description="Measure samplers, schedules, endings, Free-U and calibration; writes CSV, Markdown and plots.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from hpsampler.profiles import Profile
-from hpsampler.shelf import write_atomically
-from hpsampler.tuning import Order, Tuning
+from hpsampler.calibration.job import CalibrationConfig, CalibrationJob
+from hpsampler.calibration.profile import Profile
+from hpsampler.store import write_atomically
+from tiny_model.model import TinyModel
 
-from ..calibrated import TinySource, order_of, profile_of, weights_hash
-from ..tiny.model import TinyModel
+from .calibrated import TinySource, config_of, profile_of, weights_hash
 from .pool import processes
 
 __all__ = ["CFG_SCALES", "STEPS", "calibrate_tiny"]
@@ -26,8 +26,8 @@ STEPS = ((4, 6, 10), (5, 7, 8))
 TRAJECTORIES, RUNS = 48, 60
 
 
-def orders() -> list[Order]:
-    return [order_of(steps, [cfg_scale], TRAJECTORIES, RUNS) for cfg_scale in CFG_SCALES for steps in STEPS]
+def orders() -> list[CalibrationConfig]:
+    return [config_of(steps, [cfg_scale], TRAJECTORIES, RUNS) for cfg_scale in CFG_SCALES for steps in STEPS]
 
 
 def calibrate_tiny(folder: Path, weights: Path, device: str, workers: int) -> Profile:
@@ -44,7 +44,7 @@ def calibrate_tiny(folder: Path, weights: Path, device: str, workers: int) -> Pr
     return _together([profile_of(path) for path in paths])
 
 
-def _path(folder: Path, order: Order, weights: Path) -> Path:
+def _path(folder: Path, order: CalibrationConfig, weights: Path) -> Path:
     """Named after all that it follows from, so that nothing is kept which was made for other weights or otherwise."""
     what = hashlib.blake2b(repr((order, weights_hash(weights))).encode(), digest_size=6).hexdigest()
     return folder / f"calibration-{what}.json"
@@ -54,16 +54,16 @@ def _cells(profile: Profile) -> int:
     return len(profile.fitted) + len(profile.refused)
 
 
-def _finished(order: Order, path: Path) -> bool:
+def _finished(order: CalibrationConfig, path: Path) -> bool:
     return path.exists() and _cells(profile_of(path)) == len(order.cells)
 
 
-def _job(order: Order, path: Path, weights: Path, device: str) -> None:
+def _job(order: CalibrationConfig, path: Path, weights: Path, device: str) -> None:
     if device == "cpu":
         torch.set_num_threads(1)
     source = TinySource(TinyModel.load(weights, device), weights_hash(weights))
     begun = profile_of(path) if path.exists() else None
-    Tuning(order, source, begun, keep=lambda profile: write_atomically(path, profile.to_json())).run()
+    CalibrationJob(order, source, begun, keep=lambda profile: write_atomically(path, profile.to_json())).run()
 
 
 def _together(parts: list[Profile]) -> Profile:

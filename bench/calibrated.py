@@ -1,4 +1,4 @@
-"""``python -m demo.calibrated``: calibrate schedules to the tiny model, as the WebUI's tab does to a checkpoint.
+"""``python -m bench.calibrated``: calibrate schedules to the tiny model, as the WebUI's tab does to a checkpoint.
 
 The captions are none that the bench draws, and the seeds are others, so what the bench measures is held out.
 """
@@ -14,26 +14,26 @@ from typing import Any, Optional
 import torch
 from tqdm import tqdm
 
+from hpsampler.calibration.job import CalibrationConfig, CalibrationJob
+from hpsampler.calibration.profile import Profile, Target
 from hpsampler.noise import NoiseModel
-from hpsampler.profiles import Profile, Target
 from hpsampler.recipes import recipe_for
-from hpsampler.shelf import write_atomically
-from hpsampler.tuning import Order, Tuning
+from hpsampler.store import write_atomically
+from tiny_model.model import LATENT, TinyModel, seeded_noise
+from tiny_model.networks import WEIGHTS
+from tiny_model.pictures import SIDE, captioned
 
 from .methods import Method, Plan, of_recipe
 from .runs import SHOWN
-from .tiny.model import LATENT, TinyModel, seeded_noise
-from .tiny.networks import WEIGHTS
-from .tiny.pictures import SIDE, captioned
 
 __all__ = [
     "NAME",
     "SHIPPED",
     "TinySource",
     "calibrated",
+    "config_of",
     "made_for",
     "main",
-    "order_of",
     "profile_of",
     "weights_hash",
 ]  # fmt: skip
@@ -55,7 +55,7 @@ def weights_hash(weights: Path) -> str:
 
 
 class TinySource:
-    """The tiny model as something to calibrate to, see :class:`hpsampler.tuning.Source`.
+    """The tiny model as something to calibrate to, see :class:`hpsampler.jobs.ModelSource`.
 
     Args:
         batch: pictures in one evaluation of the network; memory grows with it, the results do not depend on it.
@@ -96,11 +96,11 @@ class TinySource:
         return self.model.decode(latents)
 
 
-def order_of(steps: Sequence[int], cfg_scales: Sequence[float], trajectories: int, runs: int) -> Order:
+def config_of(steps: Sequence[int], cfg_scales: Sequence[float], trajectories: int, runs: int) -> CalibrationConfig:
     """What to calibrate, with a caption for every trajectory that neither the bench nor the sheet draws."""
     known = {*captioned(BENCH_CAPTIONS), *SHOWN}
     others = dict.fromkeys(each for each in captioned(4 * trajectories + 20, CAPTIONS_SEED) if each not in known)
-    return Order(
+    return CalibrationConfig(
         name="tiny model", steps=tuple(steps), cfg_scales=tuple(cfg_scales), width=SIDE, height=SIDE,
         prompts=tuple(picture.caption() for picture in others)[: 2 * trajectories], trajectories=trajectories,
         runs=runs, seed=FIRST_SEED,
@@ -137,21 +137,21 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         source = TinySource(
             TinyModel.load(options.weights, options.device), weights_hash(options.weights), on_call=bar.update
         )
-        tuning = Tuning(
-            order_of(options.steps, options.cfg, options.trajectories, options.runs),
+        job = CalibrationJob(
+            config_of(options.steps, options.cfg, options.trajectories, options.runs),
             source,
             keep=lambda profile: write_atomically(options.out, profile.to_json()),
         )
-        bar.total = tuning.progress.of
+        bar.total = job.progress.of
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        tuning.run()
-    print("\n".join(tuning.progress.log))
+        job.run()
+    print("\n".join(job.progress.log))
     print(f"Written: {options.out}")
 
 
 def _options(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m demo.calibrated",
+        prog="python -m bench.calibrated",
         description="Calibrate schedules to the tiny model.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from hpsampler.profiles import Profile
+from hpsampler.calibration.profile import Profile
 
-from ..calibrated import NAME
+from .calibrated import NAME
 from .reach import INTERPOLATED
 from .text import Row, distinct, error_text, frechet_text, share_text, table
 
@@ -109,12 +109,12 @@ def _tiny_table(rows: Sequence[Row]) -> str:
         body.append([f"{float(cfg):g}", nfe, *shown, *gains])
         if nfe == [n for c, n in cells if c == cfg and _of(cells[c, n], NAME)][-1]:
             body += [[f"{float(cfg):g}", "20", "", "", f"for scale: DPM++ 2M Karras: {_figures(row, three)}", "", ""]
-                     for row in cells.get((cfg, "20"), []) if _is_yardstick(row)]  # fmt: skip
+                     for row in cells.get((cfg, "20"), []) if _is_baseline(row)]  # fmt: skip
     head = ["CFG", "NFE", "calibrated", "Auto", "best uncalibrated", "gain on Auto", "gain on the best"]
     return table(head, body)
 
 
-def _is_yardstick(row: Row) -> bool:
+def _is_baseline(row: Row) -> bool:
     return (row["sampler"], row["schedule"], row["nfe"]) == KARRAS_20
 
 
@@ -127,8 +127,8 @@ def _many_table(rows: Sequence[Row]) -> str:
         for label, sampler in lines:
             here = [_of([r for r in rows if (r["cfg_scale"], r["nfe"]) == (cfg, nfe)], sampler) for cfg in scales]
             body.append([label, nfe, *(_figures(row, two) if row else "" for row in here)])
-    yardsticks = [next((r for r in rows if r["cfg_scale"] == cfg and _is_yardstick(r)), None) for cfg in scales]
-    body.append(["DPM++ 2M Karras", "20", *(_figures(row, two) if row else "" for row in yardsticks)])
+    baselines = [next((r for r in rows if r["cfg_scale"] == cfg and _is_baseline(r)), None) for cfg in scales]
+    body.append(["DPM++ 2M Karras", "20", *(_figures(row, two) if row else "" for row in baselines)])
     return table(["", "NFE", *(f"CFG {float(cfg):g}" for cfg in scales)], body)
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..tiny.model import TinyModel, seeded_noise
-from ..tiny.pictures import draw, random_picture
+from tiny_model.model import TinyModel, seeded_noise
+from tiny_model.pictures import draw, random_picture
+
 from .metrics import Estimate, Moments, frechet, share
 
 __all__ = ["SIGMAS", "Tolerance", "tolerance"]

@@ -15,19 +15,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hpsampler.calibration import CalibrationRefused, MultistepSchedule, Trajectories, calibrate
+from hpsampler.calibration.fit import CalibrationRefused, calibrate
+from hpsampler.calibration.job import initial_schedules
+from hpsampler.calibration.profile import sigmas_of
+from hpsampler.calibration.trajectories import MultistepSchedule, Trajectories
 from hpsampler.noise import NoiseModel
-from hpsampler.profiles import sigmas_of
 from hpsampler.recipes import recipe_for
-from hpsampler.tuning import starts
 
-from ..calibrated import NAME
-from ..methods import Method, Plan, of_recipe
-from ..problems import PROBLEMS, Problem, reference_endpoint
-from ..schedules import stable_diffusion_noise
+from .calibrated import NAME
 from .grid import all_methods
+from .methods import Method, Plan, of_recipe
 from .metrics import Estimate, relative_rmse
 from .pool import processes
+from .problems import PROBLEMS, Problem, reference_endpoint
+from .schedules import stable_diffusion_noise
 
 __all__ = ["ExactFit", "ExactScore", "geometric_mean", "measure_exact"]
 
@@ -124,7 +125,7 @@ def calibrated(
     schedules: dict[int, MultistepSchedule] = {}
     fits = []
     for nfe in budgets:
-        known = starts(FAMILY, nfe, cfg_scale, table)
+        known = initial_schedules(FAMILY, nfe, cfg_scale, table)
         # the fit's calls are counted here too, as a refused one does not say them
         model.calls = fit.calls
         try:

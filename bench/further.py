@@ -18,25 +18,26 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hpsampler.golden import CALLS, Form, golden_latent, sigma_below
-from hpsampler.measuring import Measuring, Survey
+from hpsampler.golden.search import CALLS, Form, golden_latent, sigma_below
 from hpsampler.noise import NoiseModel
 from hpsampler.recipes import recipe_for
 from hpsampler.solvers import sample_dpm_v3
-from hpsampler.statistics import Estimator, Statistics
+from hpsampler.statistics.coefficients import Statistics
+from hpsampler.statistics.estimator import Estimator
+from hpsampler.statistics.job import StatisticsConfig, StatisticsJob
+from tiny_model.model import TinyModel, seeded_noise
+from tiny_model.pictures import SIDE, captioned
 
-from ..calibrated import FAMILY, TinySource, order_of, weights_hash
-from ..methods import KARRAS, Model, of_recipe
-from ..problems import PROBLEMS
-from ..problems import reference_endpoint as exact_endpoint
-from ..runs import reference_endpoint
-from ..schedules import stable_diffusion_noise
-from ..tiny.model import TinyModel, seeded_noise
-from ..tiny.pictures import SIDE, captioned
 from . import exact
+from .calibrated import FAMILY, TinySource, config_of, weights_hash
 from .grid import BATCH, MANY
+from .methods import KARRAS, Model, of_recipe
 from .metrics import Estimate, frechet, relative_rmse, share
 from .pool import processes
+from .problems import PROBLEMS
+from .problems import reference_endpoint as exact_endpoint
+from .runs import reference_endpoint
+from .schedules import stable_diffusion_noise
 from .tiny import FIRST_SEED, Reference, Remembering, caption_read, look
 
 __all__ = ["AUTO", "DECIDING", "GOLDEN", "MORE", "V3", "YARDSTICK", "Further", "measure_exact_v3", "measure_further"]
@@ -168,9 +169,9 @@ def tiny_statistics(cfg_scale: float, weights: Path, device: str) -> Statistics:
     """As the WebUI's tab measures them with its own defaults, on captions and seeds that are drawn nowhere else."""
     _one_thread(device)
     source = TinySource(TinyModel.load(weights, device), weights_hash(weights))
-    other = order_of((5,), (cfg_scale,), 48, 60)
-    survey = Survey("tiny", cfg_scale, SIDE, SIDE, other.prompts, seed=other.seed, batch=32)
-    return Measuring(survey, source).run()
+    other = config_of((5,), (cfg_scale,), 48, 60)
+    survey = StatisticsConfig("tiny", cfg_scale, SIDE, SIDE, other.prompts, seed=other.seed, batch=32)
+    return StatisticsJob(survey, source).run()
 
 
 def _job(cfg_scale: float, first: int, statistics: Statistics, weights: Path, device: str) -> dict[str, np.ndarray]:
@@ -218,7 +219,7 @@ def measure_exact_v3(workers: int) -> list[exact.ExactScore]:
 def _exact_job(name: str, cfg_scale: float) -> list[exact.ExactScore]:
     torch.set_num_threads(1)
     problem, table = PROBLEMS[name](), stable_diffusion_noise()
-    usual = Survey("usual")
+    usual = StatisticsConfig("usual")
 
     def model_of(count: int) -> Model:
         model = problem.model(problem.labels(count), cfg_scale)

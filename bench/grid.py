@@ -1,7 +1,7 @@
 """Which cells the bench measures, and on how many samples.
 
 Every cell is measured on the first ``COMMON`` samples, so that all can be compared, also by their distance to the
-reference endpoint; those between which the Auto rule decides, and the yardsticks they are held to, on ``MANY``.
+reference endpoint; those between which the Auto rule decides, and the baselines they are held to, on ``MANY``.
 ``full=True`` is the whole grid at ``MANY``, for a machine with a GPU. What is calibrated is measured where it was
 fitted.
 """
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..calibrated import calibrated, profile_of
-from ..methods import AUTO, KARRAS, Method, coupled, diffusers_method, peer
+from .calibrated import calibrated, profile_of
+from .methods import AUTO, KARRAS, Method, coupled, diffusers_method, peer
 
 __all__ = ["BATCH", "CFG_SCALES", "COMMON", "MANY", "NFE", "Cell", "all_methods", "cells"]
 

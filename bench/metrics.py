@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hpsampler.scores import Estimate, Moments, frechet_distance
+from hpsampler.evaluation.metrics import Estimate, Moments, frechet_distance
 
 __all__ = ["Estimate", "Moments", "bootstrap", "frechet", "frechet_distance", "relative_rmse", "share"]
 

@@ -1,4 +1,4 @@
-"""``python -m demo.perf``: what our own part costs, as ratios measured side by side in one run.
+"""``python -m bench.perf``: what our own part costs, as ratios measured side by side in one run.
 
 Absolute times belong to one machine; the ratio of two things measured in turn, in the same process and on one thread,
 holds on others. Every figure is a median.
@@ -239,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> list[Line]:
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m demo.perf", description="Measure what our own part costs.")
+    parser = argparse.ArgumentParser(prog="python -m bench.perf", description="Measure what our own part costs.")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the numbers to this file")
     options = parser.parse_args(argv)

@@ -19,21 +19,21 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hpsampler.profiles import Fitted, Profile
+from hpsampler.calibration.profile import Fitted, Profile
 from hpsampler.recipes import AUTO, recipe_for
+from tiny_model.model import LATENT, TinyModel, seeded_noise
+from tiny_model.pictures import captioned
 
-from ..calibrated import profile_of
-from ..methods import Plan, of_recipe
-from ..problems import PROBLEMS
-from ..problems import reference_endpoint as exact_endpoint
-from ..runs import reference_endpoint
-from ..schedules import stable_diffusion_noise
-from ..tiny.model import LATENT, TinyModel, seeded_noise
-from ..tiny.pictures import captioned
 from . import exact
+from .calibrated import profile_of
 from .grid import BATCH
+from .methods import Plan, of_recipe
 from .metrics import Estimate, relative_rmse
 from .pool import processes
+from .problems import PROBLEMS
+from .problems import reference_endpoint as exact_endpoint
+from .runs import reference_endpoint
+from .schedules import stable_diffusion_noise
 from .tiny import FIRST_SEED, Remembering
 
 __all__ = [

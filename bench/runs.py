@@ -15,10 +15,10 @@ import torch
 
 from hpsampler.recipes import Recipe
 from hpsampler.solvers import SOLVERS
+from tiny_model.model import TinyModel, seeded_noise
+from tiny_model.pictures import Picture, captioned
 
 from .methods import AUTO, KARRAS, Method, Plan
-from .tiny.model import TinyModel, seeded_noise
-from .tiny.pictures import Picture, captioned
 
 __all__ = ["REFERENCE", "REFERENCE_STEPS", "SHOWN", "Comparison", "Run", "compare", "reference_endpoint", "runs_of"]
 

@@ -19,14 +19,15 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from ..methods import Plan
-from ..runs import reference_endpoint
-from ..schedules import stable_diffusion_noise
-from ..tiny.model import Denoiser, TinyModel, seeded_noise
-from ..tiny.pictures import Picture, answers, captioned, draw, random_picture
+from tiny_model.model import Denoiser, TinyModel, seeded_noise
+from tiny_model.pictures import Picture, answers, captioned, draw, random_picture
+
 from .grid import BATCH, COMMON, Cell, cells
+from .methods import Plan
 from .metrics import Estimate, Moments, frechet, relative_rmse, share
 from .pool import processes
+from .runs import reference_endpoint
+from .schedules import stable_diffusion_noise
 
 __all__ = ["Reference", "Remembering", "Score", "caption_read", "look", "measure", "real_pictures", "scores"]
 

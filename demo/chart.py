@@ -7,13 +7,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from bench.calibrated import NAME as CALIBRATED
+from bench.methods import AUTO, KARRAS
+from bench.runs import Run
 from hpsampler.noise import NoiseModel
 from hpsampler.recipes import Recipe
 from hpsampler.schedule import base_karras
-
-from .calibrated import NAME as CALIBRATED
-from .methods import AUTO, KARRAS
-from .runs import Run
 
 __all__ = ["draw_schedules"]
 

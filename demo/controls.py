@@ -17,13 +17,13 @@ from typing import Any, Optional
 import torch
 from PIL import Image, ImageDraw
 
+from bench.runs import REFERENCE_STEPS, SHOWN, reference_endpoint
 from hpsampler.settings import FIELDS, Settings
+from tiny_model.model import TinyModel, seeded_noise
+from tiny_model.pictures import captioned
 
-from .runs import REFERENCE_STEPS, SHOWN, reference_endpoint
 from .session import FAMILY, OURS, Request, first_latent, plan
 from .sheet import INK, MUTED, PAPER, _font
-from .tiny.model import TinyModel, seeded_noise
-from .tiny.pictures import captioned
 
 __all__ = ["FOLDER", "STRIPS", "Column", "Strip", "is_default", "main"]
 

@@ -13,14 +13,15 @@ from typing import Any, Optional
 
 from tqdm import tqdm
 
-from .calibrated import SHIPPED, calibrated, made_for, profile_of
+from bench.calibrated import SHIPPED, calibrated, made_for, profile_of
+from bench.methods import Method
+from bench.runs import REFERENCE_STEPS, Comparison, compare, runs_of
+from tiny_model.model import TinyModel
+from tiny_model.networks import WEIGHTS
+
 from .chart import draw_schedules
-from .methods import Method
 from .page import page, ranking
-from .runs import REFERENCE_STEPS, Comparison, compare, runs_of
 from .sheet import contact_sheet
-from .tiny.model import TinyModel
-from .tiny.networks import WEIGHTS
 
 __all__ = ["main"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
-from .methods import AUTO
-from .runs import Comparison, Run
+from bench.methods import AUTO
+from bench.runs import Comparison, Run
 
 __all__ = ["page"]
 

@@ -17,21 +17,20 @@ from typing import Any, Optional
 
 import torch
 
+from bench.oracles_import import k_diffusion, k_diffusion_sampling
+from bench.schedules import SCHEDULES as WEBUI_SCHEDULES
 from hpsampler import __version__
 from hpsampler.freeu import FreeUPlan
-from hpsampler.golden import CALLS as GOLDEN_CALLS
-from hpsampler.golden import Form, golden_latent, sigma_below
+from hpsampler.golden.search import CALLS as GOLDEN_CALLS
+from hpsampler.golden.search import Form, golden_latent, sigma_below
 from hpsampler.noise import NoiseModel
 from hpsampler.recipes import AUTO, PRESETS, Recipe, shifted
 from hpsampler.schedule import insert_first_midpoint
 from hpsampler.settings import NO_STATISTICS, OFF, SCHEDULE_FIELDS, Settings, SettingsError
 from hpsampler.solvers import SOLVERS
-
-from .oracles_import import k_diffusion, k_diffusion_sampling
-from .schedules import SCHEDULES as WEBUI_SCHEDULES
-from .tiny.model import Denoiser, TinyModel, noise_sampler, seeded_noise
-from .tiny.pictures import COLOURS, SHAPES, SIDE
-from .tiny.words import unknown_words
+from tiny_model.model import Denoiser, TinyModel, noise_sampler, seeded_noise
+from tiny_model.pictures import COLOURS, SHAPES, SIDE
+from tiny_model.words import unknown_words
 
 __all__ = [
     "MAX_PICTURES", "SAMPLERS", "SCHEDULES", "Drawing", "Plan", "Reading", "Request", "draw", "infotext", "latents",

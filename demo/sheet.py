@@ -9,9 +9,9 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from .calibrated import NAME as CALIBRATED
-from .methods import AUTO, KARRAS
-from .runs import REFERENCE, SHOWN, Comparison, Run
+from bench.calibrated import NAME as CALIBRATED
+from bench.methods import AUTO, KARRAS
+from bench.runs import REFERENCE, SHOWN, Comparison, Run
 
 __all__ = ["COLOURS", "contact_sheet"]
 

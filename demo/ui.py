@@ -18,27 +18,15 @@ import torch
 from PIL import Image
 
 from hpsampler.panel import panel_data
-from hpsampler.presets import PresetShelf, built_in
+from hpsampler.presets import PresetStore, built_in
 from hpsampler.settings import ENABLED, Settings, SettingsError
-from hpsampler.webui.accordion import Surroundings, build
+from hpsampler.webui.accordion import PageContext, build
+from tiny_model.model import TinyModel
+from tiny_model.networks import WEIGHTS
+from tiny_model.pictures import SIDE
+from tiny_model.words import WORDS, unknown_words
 
-from .session import (
-    FAMILY,
-    HP,
-    MAX_PICTURES,
-    MAX_SEED,
-    OURS,
-    SAMPLERS,
-    SCHEDULES,
-    Drawing,
-    Reading,
-    Request,
-    draw,
-)  # fmt: skip
-from .tiny.model import TinyModel
-from .tiny.networks import WEIGHTS
-from .tiny.pictures import SIDE
-from .tiny.words import WORDS, unknown_words
+from .session import FAMILY, HP, MAX_PICTURES, MAX_SEED, OURS, SAMPLERS, SCHEDULES, Drawing, Reading, Request, draw
 
 __all__ = ["main", "page"]
 
@@ -59,11 +47,11 @@ SCRIPTS = tuple(
 
 def page(model: TinyModel, presets: Path) -> gr.Blocks:
     """The page, ready to launch; it draws with ``model`` and keeps presets in the folder ``presets``."""
-    shelf = PresetShelf(presets)
+    store = PresetStore(presets)
 
     def panel() -> dict[str, Any]:
         return panel_data(
-            "the tiny model", FAMILY, model.noise, OURS, [HP], presets=[*built_in(), *shelf.read()[0]]
+            "the tiny model", FAMILY, model.noise, OURS, [HP], presets=[*built_in(), *store.read()[0]]
         )  # fmt: skip
 
     # fonts of the reader's own machine: the usual theme asks a CDN for them
@@ -75,7 +63,7 @@ def page(model: TinyModel, presets: Path) -> gr.Blocks:
         with gr.Row():
             with gr.Column():
                 controls = _controls()
-                accordion = build(PREFIX, _switched, Surroundings(PAGE, panel, shelf))
+                accordion = build(PREFIX, _switched, PageContext(PAGE, panel, store))
             with gr.Column():
                 button = gr.Button("Generate", variant="primary", elem_id="demo_generate")
                 gallery = gr.Gallery(

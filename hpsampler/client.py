@@ -1,9 +1,14 @@
-"""A running WebUI, asked from the command line: what it makes is started, followed and kept there."""
+"""The HTTP client of a running WebUI, and what its command lines share.
+
+The WebUI holds the model, so calibrations, statistics and pictures are made there; a command line starts the work,
+follows it, and fetches what came of it.
+"""
 
 from __future__ import annotations
 
 import argparse
 import base64
+import http.client
 import json
 import sys
 import time
@@ -13,120 +18,172 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
-__all__ = ["Server", "act", "add_acts", "begin", "parser"]
+__all__ = [
+    "Client", "ClientError", "RequestRefused", "add_commands", "add_config_options", "make_parser", "run_command",
+    "start_job",
+]  # fmt: skip
 
 EVERY_SECONDS = 1.0
 
 
-class Server:
+class ClientError(Exception):
+    """The WebUI cannot be reached, or does not let us in; the message is for people."""
+
+
+class RequestRefused(ClientError):
+    """The WebUI answered a request with an error.
+
+    Attributes:
+        status: of the HTTP answer.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Client:
     """A running WebUI.
 
     Args:
         url: such as ``http://127.0.0.1:7860``.
         auth: ``user:password`` where it was started with ``--api-auth``.
+        timeout: seconds that one request may take.
     """
 
-    def __init__(self, url: str, auth: Optional[str] = None) -> None:
-        self.url, self.auth = url.rstrip("/"), auth
+    def __init__(self, url: str, auth: Optional[str] = None, timeout: float = 120) -> None:
+        self.url, self.auth, self.timeout = url.rstrip("/"), auth, timeout
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """Raises SystemExit: with the server's words, or why it cannot be reached."""
-        request = Request(f"{self.url}/hpsampler{path}", method=method)
-        if self.auth:
-            request.add_header("Authorization", "Basic " + base64.b64encode(self.auth.encode()).decode())
-        data = None
-        if body is not None:
-            request.add_header("Content-Type", "application/json")
-            data = json.dumps(body).encode()
+        """The JSON that the WebUI answers.
+
+        Raises:
+            RequestRefused: it answered with an error; the message has its words.
+            ClientError: it cannot be reached, or does not let us in.
+        """
         try:
-            with urlopen(request, data, timeout=120) as answer:
+            request = Request(self.url + path, method=method)
+            if self.auth:
+                request.add_header("Authorization", "Basic " + base64.b64encode(self.auth.encode()).decode())
+            data = None
+            if body is not None:
+                request.add_header("Content-Type", "application/json")
+                data = json.dumps(body).encode()
+            with urlopen(request, data, timeout=self.timeout) as answer:
                 return json.load(answer)
         except HTTPError as error:
-            raise SystemExit(_words_of(error)) from None
-        except (URLError, OSError, ValueError) as error:
-            raise SystemExit(f"no answer from {self.url}: {error}") from None
+            if error.code in (401, 403):
+                raise ClientError(f"{self.url} wants another user and password: --auth user:password") from None
+            if error.code == 404:
+                raise ClientError(_missing(self.url, path)) from None
+            raise RequestRefused(_words_of(error), error.code) from None
+        except (URLError, OSError, ValueError, http.client.HTTPException) as error:
+            raise ClientError(f"no answer from {self.url}: {getattr(error, 'reason', None) or error}") from None
+
+
+def _missing(url: str, path: str) -> str:
+    """What a 404 means: the WebUI's own routes are there with ``--api``, ours with the extension too."""
+    if path.startswith("/hpsampler"):
+        return f"{url} has no HP Sampler, or was started without --api"
+    return f"{url} has no {path.partition('?')[0]}; start the WebUI with --api"
 
 
 def _words_of(error: HTTPError) -> str:
-    if error.code == 404:
-        return "the server has no HP Sampler, or was started without --api"
+    """What an error's body says: FastAPI's ``detail``, or the ``errors`` and ``error`` of A1111."""
     try:
-        return str(json.load(error).get("detail", error))
-    except ValueError:
-        return str(error)
+        found = json.load(error)
+    except (ValueError, OSError, http.client.HTTPException):
+        return f"the WebUI answered {error}"
+    if not isinstance(found, dict):
+        return f"the WebUI answered {error.code}: {found}"
+    detail = found.get("detail")
+    if isinstance(detail, list):
+        detail = "; ".join(f"{'.'.join(map(str, each.get('loc', ())))}: {each.get('msg')}" for each in detail)
+    return f"the WebUI answered {error.code}: {found.get('errors') or detail or found.get('error') or found}"
 
 
-def parser(program: str, description: str) -> argparse.ArgumentParser:
-    """What every command line of ours begins with."""
-    made = argparse.ArgumentParser(prog=f"python -m hpsampler.{program}", description=description)
-    made.add_argument("--url", default="http://127.0.0.1:7860", help="of the WebUI (default: %(default)s)")
-    made.add_argument("--auth", help="user:password, where the WebUI has --api-auth")
-    return made
+# ---- command lines ---------------------------------------------------------------------------------------------------
 
 
-def add_order(start: argparse.ArgumentParser, *numbers: str) -> None:
-    """What every order is told: a name, prompts, and whole numbers of these names."""
-    start.add_argument("name")
-    start.add_argument("--prompts", type=Path, help="a text file, one prompt on each line")
-    start.add_argument("--negative", help="negative prompt")
-    for name in numbers:
-        start.add_argument(f"--{name}", type=int)
+def make_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """The parser that every command line begins with: which WebUI, and how it lets us in."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m hpsampler.{program}", description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--url", default="http://127.0.0.1:7860", help="address of the WebUI (default: %(default)s)")
+    parser.add_argument("--auth", help="user:password, where the WebUI was started with --api-auth (default: none)")
+    return parser
 
 
-def add_acts(commands: Any) -> None:
-    """The commands that :func:`act` carries out."""
-    named = {"resume": "go on with an unfinished one", "discard": "forget an unfinished one", "delete": "delete one"}
-    for name, told in named.items():
-        commands.add_parser(name, help=told).add_argument("name")
-    for name, told in (("watch", "follow the one under way"), ("stop", "stop it")):
-        commands.add_parser(name, help=told)
-    rename = commands.add_parser("rename", help="rename one")
-    rename.add_argument("name")
-    rename.add_argument("new_name")
+def add_config_options(start: argparse.ArgumentParser, numbers: dict[str, str]) -> None:
+    """The options that describe any job: its name, prompts, and whole numbers by name with their help."""
+    start.add_argument("name", help="name of the result, as menus and pictures show it")
+    start.add_argument("--prompts", type=Path, help="text file with one prompt on each line (default: those built in)")
+    start.add_argument("--negative", help="negative prompt (default: none)")
+    for name, text in numbers.items():
+        start.add_argument(f"--{name}", type=int, help=text)
 
 
-def begin(server: Server, path: str, args: argparse.Namespace, fields: tuple[str, ...]) -> None:
-    """Start what ``args`` say, of the order's ``fields`` those that were given, and follow it."""
-    order = {name: getattr(args, name) for name in fields if getattr(args, name) is not None}
+def add_commands(commands: Any) -> None:
+    """The commands that :func:`run_command` carries out."""
+    named = {
+        "resume": "go on with an unfinished job",
+        "discard": "forget an unfinished job; what it has finished stays",
+        "delete": "delete a result",
+    }
+    for name, text in named.items():
+        commands.add_parser(name, help=text).add_argument("name", help="as `list` shows it")
+    for name, text in (("watch", "follow the job under way"), ("stop", "stop it; it can be resumed")):
+        commands.add_parser(name, help=text)
+    rename = commands.add_parser("rename", help="rename a result")
+    rename.add_argument("name", help="as `list` shows it")
+    rename.add_argument("new_name", help="the name it shall have")
+
+
+def start_job(client: Client, jobs: str, args: argparse.Namespace, fields: tuple[str, ...]) -> None:
+    """Start the job that ``args`` describe (those of ``fields`` that were given), and follow it."""
+    config = {name: getattr(args, name) for name in fields if getattr(args, name) is not None}
     if args.prompts is not None:
-        order["prompts"] = args.prompts.read_text(encoding="utf-8-sig")
-    print(f"Begun: {server.ask('POST', path, order)['name']}")
-    follow(server, path)
+        config["prompts"] = args.prompts.read_text(encoding="utf-8-sig")
+    print(f"Started: {client.ask('POST', jobs, config)['name']}")
+    follow(client, jobs)
 
 
-def act(server: Server, args: argparse.Namespace, path: str, kept: str) -> None:
-    """One of :func:`add_acts`' commands, of what is made under ``path`` and kept under ``kept``."""
+def run_command(client: Client, args: argparse.Namespace, jobs: str, results: str) -> None:
+    """Carry out one of :func:`add_commands`' commands; ``jobs`` and ``results`` are the paths of their routes."""
     if args.command == "resume":
-        server.ask("POST", f"{path}/resume", {"name": args.name})
-        follow(server, path)
+        client.ask("POST", f"{jobs}/resume", {"name": args.name})
+        follow(client, jobs)
     elif args.command == "watch":
-        follow(server, path)
+        follow(client, jobs)
     elif args.command == "stop":
-        print(server.ask("POST", f"{path}/stop")["message"])
+        print(client.ask("POST", f"{jobs}/stop")["message"])
     elif args.command == "discard":
-        server.ask("POST", f"{path}/discard", {"name": args.name})
+        client.ask("POST", f"{jobs}/discard", {"name": args.name})
         print(f"Discarded: {args.name}")
     elif args.command == "rename":
-        print(f"Renamed: {server.ask('PATCH', f'{kept}/{quote(args.name)}', {'name': args.new_name})['name']}")
+        renamed = client.ask("PATCH", f"{results}/{quote(args.name)}", {"name": args.new_name})
+        print(f"Renamed: {renamed['name']}")
     elif args.command == "delete":
-        server.ask("DELETE", f"{kept}/{quote(args.name)}")
+        client.ask("DELETE", f"{results}/{quote(args.name)}")
         print(f"Deleted: {args.name}")
 
 
-def follow(server: Server, path: str) -> None:
-    """Print what happens until it ends. Raises SystemExit: it failed."""
-    told = 0
+def follow(client: Client, jobs: str) -> None:
+    """Print what happens until the job under way ends. Raises SystemExit: it failed."""
+    printed = 0
     while True:
-        status = server.ask("GET", path)
-        for line in status["log"][told:]:
+        status = client.ask("GET", jobs)
+        for line in status["log"][printed:]:
             print(f"\r{line}".ljust(79), flush=True)
-        told = len(status["log"])
+        printed = len(status["log"])
         if status["state"] != "running":
             break
         left = status["seconds_left"]
-        shown = f"{status['calls']} of at most {status['of']} UNet calls"
-        shown += f", at most {left / 60:.1f} min of drawing left" if left is not None else ""
-        print(f"\r{shown}".ljust(79), end="", file=sys.stderr, flush=True)
+        progress = f"{status['calls']} of at most {status['of']} UNet calls"
+        progress += f", at most {left / 60:.1f} min of drawing left" if left is not None else ""
+        print(f"\r{progress}".ljust(79), end="", file=sys.stderr, flush=True)
         time.sleep(EVERY_SECONDS)
     print(status["message"])
     if status["state"] == "failed":

@@ -1,7 +1,9 @@
-"""Where calibrations and statistics are made: one at a time, in a thread of its own; what is unfinished lies in files.
+"""Background jobs on the loaded model: how one is described, run one at a time, stopped, resumed and kept.
 
-Beside what is kept a folder ``unfinished`` holds one folder for each order that was begun and has not ended: the order,
-and what was paid for already. What is finished of a calibration is a profile like any other and in use.
+A job is described by a frozen dataclass (``CalibrationConfig``, ``StatisticsConfig``), works on a :class:`ModelSource`
+(the WebUI's checkpoint, or the small model of the demo), and is carried out by a :class:`JobRunner` in a thread of its
+own. What has been started and has not ended lies in the folder ``unfinished``, one folder for each job: its description
+in ``order.json``, and the results that were already paid for.
 """
 
 from __future__ import annotations
@@ -10,29 +12,206 @@ import json
 import re
 import shutil
 import threading
+import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Optional, Protocol, TypeVar
 
-from .measuring import Measuring, Survey
-from .profiles import Library, Profile
-from .shelf import Shelf, ShelfError, clean_name, write_atomically
-from .statistics import RESERVED, StatisticsError, about, kept_in
-from .statistics import Source as Origin
-from .tuning import Cancelled, Job, Order, Progress, Source, Tuning
+import torch
 
-__all__ = ["CalibrationWorkshop", "StatisticsWorkshop", "Status", "Unfinished", "Workshop"]
+from .noise import NoiseModel
+from .solvers._core import Model
+from .store import Store, StoreError, abbreviated, clean_name, write_atomically
+
+__all__ = [
+    "DEFAULT_PROMPTS", "Cancelled", "Exclusively", "Job", "JobConfig", "JobRunner", "ModelSource", "Progress", "Status",
+    "UnfinishedJob", "at_once", "checked_fields", "number", "started_with_another_model",
+]  # fmt: skip
+
+DEFAULT_PROMPTS = tuple(
+    line for line in (Path(__file__).parent / "prompts.txt").read_text(encoding="utf-8").splitlines() if line.strip()
+)
+
+MAX_PROMPTS = 4096
+
+
+class Cancelled(Exception):
+    """Somebody asked the job to stop."""
+
+
+def checked_fields(
+    kind: type, values: Mapping[str, Any], reserved: Collection[str], whole: Mapping[str, tuple[int, int]]
+) -> dict[str, Any]:
+    """Check the fields that every kind of job has: its name, whole numbers, the size of the pictures, the prompts.
+
+    Args:
+        kind: the job's dataclass, which says what fields there are.
+        values: what was given, by name of field.
+        reserved: names that mean something else in menus.
+        whole: lowest and highest value of each field that is a whole number.
+
+    Returns:
+        The checked values of those fields that were given.
+
+    Raises:
+        StoreError: naming the field, its value and what is allowed.
+    """
+    known = {each.name for each in fields(kind)}
+    for name in values:
+        if name not in known:
+            raise StoreError(f"unknown field {abbreviated(name)}; the fields are {', '.join(sorted(known))}")
+    if "name" not in values:
+        raise StoreError("name is missing")
+    checked: dict[str, Any] = {"name": clean_name(values["name"], reserved)}
+    for name, (low, high) in whole.items():
+        if name in values:
+            checked[name] = number(name, values[name], low, high, whole=True)
+    for name in ("width", "height"):
+        if checked.get(name, 512) % 8:
+            raise StoreError(f"{name} must be a multiple of 8, got {checked[name]}")
+    if "prompts" in values:
+        checked["prompts"] = _prompts(values["prompts"])
+    if "negative" in values:
+        if not isinstance(values["negative"], str):
+            raise StoreError(f"negative must be a text, got {abbreviated(values['negative'])}")
+        checked["negative"] = values["negative"].strip()
+    return checked
+
+
+def number(name: str, value: Any, low: float, high: float, whole: bool = False) -> Any:
+    """A number, or the text of one. Raises StoreError: naming the field, its value and what is allowed."""
+    allowed = f"{name} must be a {'whole ' if whole else ''}number from {low} to {high}, got {abbreviated(value)}"
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise StoreError(allowed)
+    try:
+        found = float(value)
+    except (ValueError, OverflowError):
+        raise StoreError(allowed) from None
+    if not low <= found <= high or (whole and not found.is_integer()):
+        raise StoreError(allowed)
+    return int(found) if whole else found
+
+
+def _prompts(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = value.splitlines()
+    if not isinstance(value, Sequence) or not all(isinstance(each, str) for each in value):
+        raise StoreError(f"prompts must be texts, or one text with a prompt on each line, got {abbreviated(value)}")
+    found = tuple(" ".join(each.split()) for each in value if each.strip())
+    if not 1 <= len(found) <= MAX_PROMPTS:
+        raise StoreError(f"prompts must be 1 to {MAX_PROMPTS}, got {len(found)}")
+    return found
+
+
+class ModelSource(Protocol):
+    """The model that a job works on."""
+
+    model_name: str
+    hashes: tuple[str, ...]
+    family: str
+    noise: NoiseModel
+
+    def denoiser(self, prompts: Sequence[str], negative: str, cfg_scale: float) -> Model:
+        """The guided denoiser of as many trajectories as prompts; makes one batch of calls at a time."""
+
+    def start(self, seeds: Sequence[int], width: int, height: int) -> torch.Tensor:
+        """Unit noise of each seed's own generator, (n, channels, h, w)."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents as pictures (n, 3, height, width), values from 0 to 1."""
+
+
+@dataclass
+class Progress:
+    """Where a job stands; written by the job's thread, read by whoever watches.
+
+    Attributes:
+        calls: UNet calls made so far, each for one picture; ``of`` is the largest number there can be.
+        seconds: time spent in those calls.
+        cell: guidance scale and number of steps under way; None before the first and after the last.
+        curve: (runs of the sampler, error) of the cell under way, and ``lines`` what it is compared to.
+        log: sentences for people, the newest last.
+    """
+
+    calls: int = 0
+    of: int = 0
+    seconds: float = 0.0
+    cell: Optional[tuple[float, int]] = None
+    curve: list[tuple[float, float]] = field(default_factory=list)
+    lines: dict[str, float] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
+    cancelled: bool = False
+
+    @property
+    def seconds_left(self) -> Optional[float]:
+        """An upper bound; None before the first call has been timed."""
+        return self.seconds / self.calls * max(self.of - self.calls, 0) if self.calls else None
+
+
+Exclusively = Callable[[Callable[[], Any]], Any]
+"""Runs a function while nobody else uses the model, for example between two pictures of the WebUI's queue."""
+
+
+def at_once(work: Callable[[], Any]) -> Any:
+    """An :data:`Exclusively` for a model that nobody else uses."""
+    return work()
+
+
+class Job:
+    """Calls the model when it is free, counts and times those calls, and can be cancelled between them.
+
+    Args:
+        exclusively: how the job gets the model to itself.
+    """
+
+    progress: Progress
+
+    def __init__(self, exclusively: Exclusively) -> None:
+        self.exclusively = exclusively
+
+    def cancel(self) -> None:
+        """Stop before the next call of the model."""
+        self.progress.cancelled = True
+
+    def _counted(self, model: Model) -> Model:
+        def call(x: torch.Tensor, sigma: torch.Tensor, /, **extra_args: Any) -> torch.Tensor:
+            def work() -> torch.Tensor:
+                # the time spent waiting for the model is not the model's
+                began = time.perf_counter()
+                denoised = model(x, sigma, **extra_args)
+                self.progress.seconds += time.perf_counter() - began
+                self.progress.calls += len(x)
+                return denoised
+
+            return self._on_model(work)
+
+        return call
+
+    def _on_model(self, work: Callable[[], Any]) -> Any:
+        """One use of the model, unless it was cancelled before or while waiting."""
+
+        def checked() -> Any:
+            self._check_cancelled()
+            # inside the function, which ``exclusively`` may run in another thread
+            with torch.no_grad():
+                return work()
+
+        self._check_cancelled()
+        return self.exclusively(checked)
+
+    def _check_cancelled(self) -> None:
+        if self.progress.cancelled:
+            raise Cancelled
+
 
 IDLE, RUNNING, STOPPED, FINISHED, FAILED = "idle", "running", "stopped", "finished", "failed"
 
-Turn = Callable[[Callable[[], Any]], Any]
 
-
-class AnyOrder(Protocol):
-    """What all orders have; frozen dataclasses."""
+class JobConfig(Protocol):
+    """What the descriptions of all kinds of jobs have in common; they are frozen dataclasses."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -40,58 +219,58 @@ class AnyOrder(Protocol):
     def name(self) -> str: ...
 
 
-O = TypeVar("O", bound=AnyOrder)  # noqa: E741 - one letter, as type variables are
+C = TypeVar("C", bound=JobConfig)
 
 
 @dataclass(frozen=True)
-class Unfinished(Generic[O]):
-    """An order that was begun."""
+class UnfinishedJob(Generic[C]):
+    """A job that was started and has not ended."""
 
-    order: O
+    config: C
     model: str
     folder: Path
 
     @property
     def name(self) -> str:
-        return self.order.name
+        return self.config.name
 
 
 @dataclass(frozen=True)
-class Status(Generic[O]):
-    """What a workshop does, for those who watch.
+class Status(Generic[C]):
+    """What a runner is doing, for whoever watches.
 
     Attributes:
         state: idle, running, stopped, finished or failed.
         message: a sentence for people.
-        progress: of the latest order, also after its end.
+        progress: of the latest job, also after its end.
     """
 
     state: str
-    order: Optional[O]
+    config: Optional[C]
     message: str
     progress: Progress
 
 
-class Workshop(ABC, Generic[O]):
-    """Carries out orders. A subclass says of what kind.
+class JobRunner(ABC, Generic[C]):
+    """Runs the jobs of one kind, one at a time. A subclass says which kind.
 
     Args:
-        folder: where what it makes is kept.
-        source: makes a source for an order, of the model that is loaded now.
-        turns: for each order, what runs a function when it may use the model.
+        folder: where the results are kept.
+        source: makes the source for a job from the model that is loaded now.
+        queue: makes, for each job, its way to get the model to itself.
     """
 
     kind: ClassVar[str]
-    """What people call one of what it makes, with its article."""
+    """What people call a result, with its article."""
 
     def __init__(
-        self, folder: Path, source: Callable[[O], Source], turns: Callable[[], Turn] = lambda: _at_once
+        self, folder: Path, source: Callable[[C], ModelSource], queue: Callable[[], Exclusively] = lambda: at_once
     ) -> None:
-        self.folder, self._source, self._turns = folder, source, turns
+        self.folder, self._source, self._queue = folder, source, queue
         self._lock = threading.Lock()
         self._thread: Optional[threading.Thread] = None
         self._job: Optional[Job] = None
-        self._order: Optional[O] = None
+        self._config: Optional[C] = None
         self._state, self._message = IDLE, "Nothing was begun since the start."
         self._stopping = False
 
@@ -99,22 +278,24 @@ class Workshop(ABC, Generic[O]):
 
     @staticmethod
     @abstractmethod
-    def order_of(values: Mapping[str, Any]) -> O:
-        """An order from named values. Raises ShelfError: naming the field, its value and what is allowed."""
+    def config_of(values: Mapping[str, Any]) -> C:
+        """Describe a job by named values. Raises StoreError: naming the field, its value and what is allowed."""
 
     @abstractmethod
     def names(self) -> list[str]:
-        """Of what is kept."""
+        """Names of the results that are kept."""
 
     @abstractmethod
-    def _begun(self, order: O, source: Source, folder: Path, turn: Turn) -> tuple[Job, Callable[[], str]]:
-        """The job, and what does it and then says in a few words what came of it."""
+    def _prepare(
+        self, config: C, source: ModelSource, folder: Path, exclusively: Exclusively
+    ) -> tuple[Job, Callable[[], str]]:
+        """The job, and a function that runs it and says in a few words what came of it."""
 
     @abstractmethod
-    def _renamed(self, name: str, new_name: str) -> str: ...
+    def _rename_result(self, name: str, new_name: str) -> str: ...
 
     @abstractmethod
-    def _deleted(self, name: str) -> None: ...
+    def _delete_result(self, name: str) -> None: ...
 
     # ---- the rest ----
 
@@ -122,34 +303,34 @@ class Workshop(ABC, Generic[O]):
     def running(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    def status(self) -> Status[O]:
+    def status(self) -> Status[C]:
         job = self._job
-        return Status(self._state, self._order, self._message, job.progress if job else Progress())
+        return Status(self._state, self._config, self._message, job.progress if job else Progress())
 
-    def start(self, order: O) -> O:
-        """Begin an order; where its name is taken it gets the next free one.
+    def start(self, config: C) -> C:
+        """Start a job; where its name is taken it gets the next free one.
 
         Returns:
-            The order as it is carried out.
+            The job's description, with the name it has.
 
         Raises:
-            ShelfError: another one is under way.
+            StoreError: another one is under way.
             OSError: the folder cannot be written.
         """
         with self._lock:
             self._check_free()
             taken = {*self.names(), *(each.name for each in self.unfinished())}
-            order = self.order_of({**_values(order), "name": Shelf.free_name(order.name, taken)})
-            self._begin(order)
-        return order
+            config = self.config_of({**_values(config), "name": Store.free_name(config.name, taken)})
+            self._launch(config)
+        return config
 
-    def resume(self, name: str) -> O:
-        """Go on with an unfinished one. Raises ShelfError: none of that name, or another is under way."""
+    def resume(self, name: str) -> C:
+        """Go on with an unfinished one. Raises StoreError: none of that name, or another is under way."""
         with self._lock:
             self._check_free()
-            order = self._unfinished(name).order
-            self._begin(order)
-        return order
+            config = self._unfinished(name).config
+            self._launch(config)
+        return config
 
     def stop(self, wait: Optional[float] = None) -> None:
         """Stop before the next call of the model; what is finished is kept, the rest can be resumed."""
@@ -160,43 +341,43 @@ class Workshop(ABC, Generic[O]):
             self._thread.join(wait)
 
     def wait(self, seconds: float) -> bool:
-        """Whether nothing is under way any more after so long at most."""
+        """Wait at most so long for the job under way; True if none is running then."""
         if self._thread is not None:
             self._thread.join(seconds)
         return not self.running
 
-    def unfinished(self) -> list[Unfinished[O]]:
-        """All that were begun and have not ended; a folder that cannot be read is left out, and left as it is."""
+    def unfinished(self) -> list[UnfinishedJob[C]]:
+        """All jobs that have not ended. A folder that cannot be read is left out, and left as it is."""
         found = []
         for path in sorted(self._unfinished_folder.glob("*/order.json")):
             try:
                 data = json.loads(path.read_text(encoding="utf-8"))
-                found.append(Unfinished(self.order_of(data["order"]), str(data["model"]), path.parent))
+                found.append(UnfinishedJob(self.config_of(data["order"]), str(data["model"]), path.parent))
             except (OSError, ValueError, KeyError, TypeError):
                 continue
         return found
 
     def discard(self, name: str) -> None:
-        """Forget an unfinished one; what is finished of it stays. Raises ShelfError."""
+        """Forget an unfinished job; what it has finished stays. Raises StoreError."""
         self._check_not_running(name)
         shutil.rmtree(self._unfinished(name).folder)
 
     def rename(self, name: str, new_name: str) -> str:
-        """Of what is kept, and of what is unfinished of it; the name it has then. Raises ShelfError."""
+        """Rename a result, and the unfinished job that makes it; returns the name it has then. Raises StoreError."""
         self._check_not_running(name)
         others = {each.name: each for each in self.unfinished()}
         if new_name in others:
-            raise ShelfError(f"name must be a new one; an unfinished order is named {new_name!r}")
-        new_name = self._renamed(name, new_name)
+            raise StoreError(f"name must be a new one; an unfinished job is named {new_name!r}")
+        new_name = self._rename_result(name, new_name)
         if name in others:
             left = others[name]
-            _write_order(left.folder, self.order_of({**_values(left.order), "name": new_name}), left.model)
+            _write_config(left.folder, self.config_of({**_values(left.config), "name": new_name}), left.model)
         return new_name
 
     def delete(self, name: str) -> None:
-        """Of what is kept, and of what is unfinished of it. Raises ShelfError."""
+        """Delete a result, and the unfinished job that makes it. Raises StoreError."""
         self._check_not_running(name)
-        self._deleted(name)
+        self._delete_result(name)
         for each in self.unfinished():
             if each.name == name:
                 shutil.rmtree(each.folder)
@@ -205,183 +386,77 @@ class Workshop(ABC, Generic[O]):
     def _unfinished_folder(self) -> Path:
         return self.folder / "unfinished"
 
-    def _unfinished(self, name: str) -> Unfinished[O]:
+    def _unfinished(self, name: str) -> UnfinishedJob[C]:
         for each in self.unfinished():
             if each.name == name:
                 return each
         listed = ", ".join(each.name for each in self.unfinished()) or "none"
-        raise ShelfError(f"nothing unfinished is named {name!r}; there are: {listed}")
+        raise StoreError(f"nothing unfinished is named {name!r}; there are: {listed}")
 
     def _check_free(self) -> None:
         if self.running:
-            assert self._order is not None
-            raise ShelfError(f"{self._order.name!r} is under way; stop it first, or let it end")
+            assert self._config is not None
+            raise StoreError(f"{self._config.name!r} is under way; stop it first, or let it end")
 
     def _check_not_running(self, name: str) -> None:
-        if self.running and self._order is not None and self._order.name == name:
-            raise ShelfError(f"{name!r} is under way; stop it first")
+        if self.running and self._config is not None and self._config.name == name:
+            raise StoreError(f"{name!r} is under way; stop it first")
 
-    def _begin(self, order: O) -> None:
-        self._order, self._job, self._stopping = order, None, False
+    def _launch(self, config: C) -> None:
+        self._config, self._job, self._stopping = config, None, False
         self._state, self._message = RUNNING, "Waiting for the model."
-        self._thread = threading.Thread(target=self._work, args=(order,), name=f"HP Sampler {self.kind}", daemon=True)
+        self._thread = threading.Thread(target=self._work, args=(config,), name=f"HP Sampler {self.kind}", daemon=True)
         self._thread.start()
 
-    def _work(self, order: O) -> None:
-        turn = self._turns()
+    def _work(self, config: C) -> None:
+        exclusively = self._queue()
         try:
-            source = turn(lambda: self._source(order))
-            folder = self._folder_of(order, source)
-            self._job, do = self._begun(order, source, folder, turn)
+            source = exclusively(lambda: self._source(config))
+            folder = self._folder_of(config, source)
+            self._job, do = self._prepare(config, source, folder, exclusively)
             if self._stopping:
                 self._job.cancel()
             self._message = f"Making {self.kind} of {source.model_name}."
             made = do()
             shutil.rmtree(folder)
-            self._end(FINISHED, f"{order.name} is ready: {made}.")
+            self._end(FINISHED, f"{config.name} is ready: {made}.")
         except Cancelled:
-            self._end(STOPPED, f"{order.name} was stopped; what is finished is kept, the rest can be resumed.")
-        except ShelfError as error:
-            self._end(FAILED, f"{order.name}: {error}.")
+            self._end(STOPPED, f"{config.name} was stopped; what is finished is kept, the rest can be resumed.")
+        except StoreError as error:
+            self._end(FAILED, f"{config.name}: {error}.")
         except Exception as error:
             traceback.print_exc()
-            self._end(FAILED, f"{order.name} failed: {error} ({type(error).__name__}). It can be resumed.")
+            self._end(FAILED, f"{config.name} failed: {error} ({type(error).__name__}). It can be resumed.")
 
     def _end(self, state: str, message: str) -> None:
         self._state, self._message = state, message
 
-    def _folder_of(self, order: O, source: Source) -> Path:
-        """The folder of an order, made where it is new. Raises ShelfError: it was begun with another model."""
+    def _folder_of(self, config: C, source: ModelSource) -> Path:
+        """The folder of a job, made where it is new. Raises StoreError: it was begun with another model."""
         for each in self.unfinished():
-            if each.name == order.name:
+            if each.name == config.name:
                 if each.model != source.model_name:
-                    raise _begun_with(each.model, source)
+                    raise started_with_another_model(each.model, source)
                 return each.folder
-        stem = re.sub(r"[^A-Za-z0-9]+", "-", order.name).strip("-").lower() or "order"
+        stem = re.sub(r"[^A-Za-z0-9]+", "-", config.name).strip("-").lower() or "job"
         taken = {path.name for path in self._unfinished_folder.glob("*")}
-        folder = self._unfinished_folder / Shelf.free_name(stem, taken, "-")
+        folder = self._unfinished_folder / Store.free_name(stem, taken, "-")
         folder.mkdir(parents=True)
-        _write_order(folder, order, source.model_name)
+        _write_config(folder, config, source.model_name)
         return folder
 
 
-class CalibrationWorkshop(Workshop[Order]):
-    """Makes calibrations. ``profiles`` is where they are kept."""
-
-    kind = "a calibration"
-
-    def __init__(
-        self, library: Library, source: Callable[[Order], Source], turns: Callable[[], Turn] = lambda: _at_once
-    ) -> None:
-        super().__init__(library.folder, source, turns)
-        self.profiles = library
-
-    @staticmethod
-    def order_of(values: Mapping[str, Any]) -> Order:
-        return Order.of(values)
-
-    def names(self) -> list[str]:
-        return self.profiles.names()
-
-    def _begun(self, order: Order, source: Source, folder: Path, turn: Turn) -> tuple[Job, Callable[[], str]]:
-        tuning = Tuning(order, source, self._kept(order, source), self._keep, folder, turn)
-
-        def do() -> str:
-            profile = tuning.run()
-            return f"{len(profile.fitted)} calibrated, {len(profile.refused)} refused"
-
-        return tuning, do
-
-    def _renamed(self, name: str, new_name: str) -> str:
-        return self.profiles.rename(name, new_name).name
-
-    def _deleted(self, name: str) -> None:
-        self.profiles.delete(name)
-
-    def _keep(self, profile: Profile) -> None:
-        self.profiles.save(profile, replacing=True)
-
-    def _kept(self, order: Order, source: Source) -> Optional[Profile]:
-        """What is finished of an order.
-
-        Raises:
-            ShelfError: it is of another model.
-        """
-        if order.name not in self.names():
-            return None
-        profile = self.profiles.get(order.name)
-        if not set(profile.hashes) & set(source.hashes):
-            raise _begun_with(profile.model, source)
-        return profile
-
-
-class StatisticsWorkshop(Workshop[Survey]):
-    """Makes statistics for DPM-Solver-v3, one file each in ``folder``."""
-
-    kind = "statistics"
-
-    @staticmethod
-    def order_of(values: Mapping[str, Any]) -> Survey:
-        return Survey.of(values)
-
-    def names(self) -> list[str]:
-        return list(kept_in(self.folder))
-
-    def _begun(self, order: Survey, source: Source, folder: Path, turn: Turn) -> tuple[Job, Callable[[], str]]:
-        measuring = Measuring(order, source, folder, turn)
-
-        def do() -> str:
-            found = measuring.run()
-            found.save(self._path_of(order.name))
-            return f"{found.source.samples} pictures' trajectories, {len(found.lambdas)} grid points"
-
-        return measuring, do
-
-    def about(self, name: str) -> tuple[Origin, tuple[int, ...]]:
-        """Where one of those that are kept comes from, and its shape. Raises ShelfError: none such, or unreadable."""
-        try:
-            return about(self._kept_path(name))
-        except StatisticsError as error:
-            raise ShelfError(str(error)) from None
-
-    def _path_of(self, name: str) -> Path:
-        return self.folder / f"{name}.safetensors"
-
-    def _renamed(self, name: str, new_name: str) -> str:
-        path, new_name = self._kept_path(name), clean_name(new_name, RESERVED)
-        if new_name != name and new_name in self.names():
-            raise ShelfError(f"name must be a new one; there are statistics named {new_name!r} already")
-        path.rename(self.folder / new_name if path.is_dir() else self._path_of(new_name))
-        return new_name
-
-    def _deleted(self, name: str) -> None:
-        path = self._kept_path(name)
-        if path.is_dir():
-            raise ShelfError(f"{name!r} is a folder in the published layout; delete it where it lies: {path}")
-        path.unlink()
-
-    def _kept_path(self, name: str) -> Path:
-        kept = kept_in(self.folder)
-        if name not in kept:
-            raise ShelfError(f"there are no statistics named {name!r}; there are: {', '.join(kept) or 'none yet'}")
-        return kept[name]
-
-
-def _begun_with(model: str, source: Source) -> ShelfError:
-    return ShelfError(
+def started_with_another_model(model: str, source: ModelSource) -> StoreError:
+    return StoreError(
         f"it was begun with the model {model}, and {source.model_name} is loaded now; load the first again, then resume"
     )
 
 
-def _at_once(work: Callable[[], Any]) -> Any:
-    return work()
-
-
-def _values(order: AnyOrder) -> dict[str, Any]:
-    found = asdict(order)
+def _values(config: JobConfig) -> dict[str, Any]:
+    found = asdict(config)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
-def _write_order(folder: Path, order: AnyOrder, model: str) -> None:
-    text = json.dumps({"order": _values(order), "model": model}, indent=1)
+def _write_config(folder: Path, config: JobConfig, model: str) -> None:
+    text = json.dumps({"order": _values(config), "model": model}, indent=1)
     write_atomically(folder / "order.json", text + "\n")

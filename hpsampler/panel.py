@@ -10,10 +10,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Optional
 
-from .golden import CALLS
+from .calibration.profile import AREA_REACH, CFG_REACH, Profile
+from .golden.search import CALLS
 from .noise import NoiseModel
 from .presets import Preset
-from .profiles import AREA_REACH, CFG_REACH, Profile
 from .recipes import (
     AUTO,
     FAMILIES,

@@ -10,9 +10,9 @@ from typing import Any
 
 from .recipes import AUTO, FAMILIES, MAX_STEPS, PRESETS, preset_family
 from .settings import ENABLED, FIELDS, LONGEST_TEXT, Settings, SettingsError
-from .shelf import Reader, Shelf, ShelfError, clean_name, parsed, shown
+from .store import Reader, Store, StoreError, abbreviated, clean_name, parse_json
 
-__all__ = ["FAMILY_LABELS", "Preset", "PresetShelf", "built_in"]
+__all__ = ["FAMILY_LABELS", "Preset", "PresetStore", "built_in"]
 
 FORMAT, VERSION = "hpsampler preset", 1
 
@@ -47,7 +47,7 @@ class Preset:
         """From the accordion's values by name, and what stands ``around`` it (the other attributes).
 
         Raises:
-            ShelfError: a name that cannot be kept, values that cannot be used, or a wrong attribute.
+            StoreError: a name that cannot be kept, values that cannot be used, or a wrong attribute.
         """
         preset = cls(clean_name(name, RESERVED), _checked(values), **around)
         # one set of checks: what a file may hold
@@ -82,9 +82,9 @@ class Preset:
         """Read and check every value.
 
         Raises:
-            ShelfError: naming the field, its value and what is allowed.
+            StoreError: naming the field, its value and what is allowed.
         """
-        read = Reader(parsed(text, "preset", FORMAT, VERSION))
+        read = Reader(parse_json(text, "preset", FORMAT, VERSION))
         settings = read.at("settings")
         if not isinstance(settings.data, dict):
             raise settings.error("an object of settings by name")
@@ -106,23 +106,23 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values that differ from their default, in their proper types.
 
     Raises:
-        ShelfError: an unknown name, a wrong value, or values that contradict each other.
+        StoreError: an unknown name, a wrong value, or values that contradict each other.
     """
     if ENABLED.name in values:
-        raise ShelfError(f"settings.{ENABLED.name} must not be there: loading a preset switches HP Sampler on")
+        raise StoreError(f"settings.{ENABLED.name} must not be there: loading a preset switches HP Sampler on")
     names = [each.name for each in FIELDS]
     for name in values:
         if name not in names:
-            raise ShelfError(f"unknown setting {shown(name)}; the names are {', '.join(names)}")
+            raise StoreError(f"unknown setting {abbreviated(name)}; the names are {', '.join(names)}")
     try:
         settings = Settings.of_names({ENABLED.name: True, **values})
     except SettingsError as error:
-        raise ShelfError(str(error).removeprefix("HP Sampler: ")) from None
+        raise StoreError(str(error).removeprefix("HP Sampler: ")) from None
     kept = {each.name: getattr(settings, each.name) for each in settings.changed(names)}
     for name, value in kept.items():
         # a page cannot show halves of characters, and a picture's text is one line
         if isinstance(value, str) and not value.isprintable():
-            raise ShelfError(f"settings.{name} must be a text of printable characters, got {shown(value)}")
+            raise StoreError(f"settings.{name} must be a text of printable characters, got {abbreviated(value)}")
     return kept
 
 
@@ -145,7 +145,7 @@ def built_in() -> tuple[Preset, ...]:
     return (Preset(AUTO, sampler=OWN_SAMPLER), *papers)
 
 
-class PresetShelf(Shelf[Preset]):
+class PresetStore(Store[Preset]):
     """A person's own presets, in a folder."""
 
     kind = "preset"
@@ -163,9 +163,9 @@ class PresetShelf(Shelf[Preset]):
         """The preset of that name, built in or not.
 
         Raises:
-            ShelfError: there is none.
+            StoreError: there is none.
         """
         presets = {each.name: each for each in (*built_in(), *self.read()[0])}
         if name not in presets:
-            raise ShelfError(f"there is no preset named {name!r}; there are: {', '.join(presets)}")
+            raise StoreError(f"there is no preset named {name!r}; there are: {', '.join(presets)}")
         return presets[name]

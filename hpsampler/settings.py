@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Optional
 
 from .freeu import FreeUPlan
-from .golden import Form
+from .golden.search import Form
 from .recipes import AUTO, MAX_STEPS, PRESETS, Recipe, counterpart, late_start, recipe_for
 from .solvers.unipc import MAX_ORDER, PREDICTIONS, VARIANTS
 

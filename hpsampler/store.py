@@ -20,18 +20,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Optional, Protocol, TypeVar
 
-__all__ = ["MAX_FILE", "MAX_NAME", "Item", "Reader", "Shelf", "ShelfError", "clean_name", "shown", "write_atomically"]
+__all__ = [
+    "MAX_FILE",
+    "MAX_NAME",
+    "Item",
+    "Reader",
+    "Store",
+    "StoreError",
+    "abbreviated",
+    "clean_name",
+    "write_atomically",
+]
 
 MAX_FILE = 4 * 2**20
 MAX_NAME = 60
 
 
-class ShelfError(ValueError):
+class StoreError(ValueError):
     """A file or a name that cannot be kept or used; the message is for people."""
 
 
 class Item(Protocol):
-    """What a shelf keeps: a frozen dataclass."""
+    """What a store keeps: a frozen dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -44,7 +54,7 @@ class Item(Protocol):
 T = TypeVar("T", bound=Item)
 
 
-def shown(value: Any) -> str:
+def abbreviated(value: Any) -> str:
     """A value as messages show it, cut short whatever it is."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = 60
@@ -55,24 +65,24 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def parsed(text: str, kind: str, form: str, version: int) -> dict[str, Any]:
+def parse_json(text: str, kind: str, form: str, version: int) -> dict[str, Any]:
     """The object in a file's text, of the right format and version.
 
     Raises:
-        ShelfError: it is none.
+        StoreError: it is none.
     """
     if not isinstance(text, str) or len(text) > MAX_FILE:
-        raise ShelfError(f"not a JSON file: it must be a text of at most {MAX_FILE >> 20} MB")
+        raise StoreError(f"not a JSON file: it must be a text of at most {MAX_FILE >> 20} MB")
     try:
         # some editors begin a file with a byte order mark
         data = json.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
-        raise ShelfError(f"not a JSON file: {str(error)[:80]}") from None
+        raise StoreError(f"not a JSON file: {str(error)[:80]}") from None
     if not isinstance(data, dict) or data.get("format") != form:
-        raise ShelfError(f"not a {kind} of HP Sampler: format must be {form!r}")
+        raise StoreError(f"not a {kind} of HP Sampler: format must be {form!r}")
     given = data.get("version")
     if type(given) is not int or given != version:
-        raise ShelfError(f"version must be {version}, got {shown(given)}; update HP Sampler to read it")
+        raise StoreError(f"version must be {version}, got {abbreviated(given)}; update HP Sampler to read it")
     return data
 
 
@@ -87,15 +97,20 @@ class Reader:
         if not isinstance(self.data, dict):
             raise self.error(f"an object that has {name}")
         if name not in self.data:
-            raise ShelfError(f"{path} is missing")
+            raise StoreError(f"{path} is missing")
         return Reader(self.data[name], path)
 
-    def error(self, allowed: str) -> ShelfError:
-        return ShelfError(f"{self.path} must be {allowed}, got {shown(self.data)}")
+    def error(self, allowed: str) -> StoreError:
+        return StoreError(f"{self.path} must be {allowed}, got {abbreviated(self.data)}")
 
     def text(self, name: str = "") -> str:
         here = self.at(name) if name else self
-        if not isinstance(here.data, str) or not here.data.strip() or len(here.data) > 4096 or halves(here.data):
+        if (
+            not isinstance(here.data, str)
+            or not here.data.strip()
+            or len(here.data) > 4096
+            or has_lone_surrogate(here.data)
+        ):
             raise here.error("a text of 1 to 4096 characters")
         return here.data
 
@@ -124,7 +139,7 @@ class Reader:
         return tuple(self.items(name, lambda row: row.as_number(low, high)))
 
 
-def halves(text: str) -> bool:
+def has_lone_surrogate(text: str) -> bool:
     """Whether a text holds halves of surrogate pairs, which JSON can say and no page can show."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 
@@ -133,7 +148,7 @@ def clean_name(name: str, reserved: Collection[str] = ()) -> str:
     """A name as it may be kept.
 
     Raises:
-        ShelfError: empty, too long, with characters that a picture's text does not carry, or one of ``reserved``.
+        StoreError: empty, too long, with characters that a picture's text does not carry, or one of ``reserved``.
     """
     given = name
     # one spelling of what looks the same
@@ -141,16 +156,16 @@ def clean_name(name: str, reserved: Collection[str] = ()) -> str:
     # marks are vowels in some scripts
     allowed = all(each.isalnum() or each in "_ .()+-" or unicodedata.category(each)[0] == "M" for each in name)
     if not allowed or not 1 <= len(name) <= MAX_NAME or not name[0].isalnum():
-        raise ShelfError(
+        raise StoreError(
             f"name must be 1 to {MAX_NAME} letters, digits, blanks or . ( ) + - _, and begin with a letter or digit; "
-            f"got {shown(given)}"
+            f"got {abbreviated(given)}"
         )
     if name.lower() in {each.lower() for each in reserved}:
-        raise ShelfError(f"name must be one that has no other meaning here, got {name!r}")
+        raise StoreError(f"name must be one that has no other meaning here, got {name!r}")
     return name
 
 
-class Shelf(ABC, Generic[T]):
+class Store(ABC, Generic[T]):
     """The things in a folder. A subclass says what they are, and how one is read."""
 
     kind: ClassVar[str]
@@ -168,7 +183,7 @@ class Shelf(ABC, Generic[T]):
         """One of them from a file's text.
 
         Raises:
-            ShelfError: naming the field, its value and what is allowed.
+            StoreError: naming the field, its value and what is allowed.
         """
 
     def read(self) -> tuple[list[T], list[str]]:
@@ -176,7 +191,7 @@ class Shelf(ABC, Generic[T]):
         found: dict[str, T] = {}
         problems = []
         for path, item in self._files():
-            if isinstance(item, ShelfError):
+            if isinstance(item, StoreError):
                 problems.append(f"{path.name}: {item}")
             elif item.name in found:
                 problems.append(f"{path.name}: another file holds a {self.kind} named {item.name!r}")
@@ -191,20 +206,20 @@ class Shelf(ABC, Generic[T]):
         """The one of that name.
 
         Raises:
-            ShelfError: there is none.
+            StoreError: there is none.
         """
         items = self.read()[0]
         for item in items:
             if item.name == name:
                 return item
         listed = ", ".join(item.name for item in items) or "none yet"
-        raise ShelfError(f"there is no {self.kind} named {name!r}; there are: {listed}")
+        raise StoreError(f"there is no {self.kind} named {name!r}; there are: {listed}")
 
     def save(self, item: T, replacing: bool = False) -> T:
         """Write it; where its name is taken (and not ``replacing``) under the next free one, which it returns.
 
         Raises:
-            ShelfError: a name or a value that could not be read again.
+            StoreError: a name or a value that could not be read again.
             OSError: the folder cannot be written.
         """
         with _WRITING:
@@ -219,28 +234,28 @@ class Shelf(ABC, Generic[T]):
         return item
 
     def rename(self, name: str, new_name: str) -> T:
-        """Raises ShelfError: no such one, or the new name is taken or cannot be kept."""
+        """Raises StoreError: no such one, or the new name is taken or cannot be kept."""
         with _WRITING:
             item, new_name = self.get(name), clean_name(new_name, self.reserved)
             if new_name != name and new_name in self.names():
-                raise ShelfError(f"name must be a new one; there is a {self.kind} named {new_name!r} already")
+                raise StoreError(f"name must be a new one; there is a {self.kind} named {new_name!r} already")
             item = replace(item, name=new_name)
             write_atomically(self._path_of(name) or self._new_path(new_name), item.to_json())
         return item
 
     def delete(self, name: str) -> None:
-        """Raises ShelfError: no such one."""
+        """Raises StoreError: no such one."""
         with _WRITING:
             self.get(name)
             path = self._path_of(name)
             if path is not None:
                 path.unlink(missing_ok=True)
 
-    def take(self, text: str) -> T:
-        """Import one from the text of another one's file. Raises ShelfError: see :meth:`parse`."""
+    def import_json(self, text: str) -> T:
+        """Import one from the text of another one's file. Raises StoreError: see :meth:`parse`."""
         return self.save(self.parse(text))
 
-    def _files(self) -> Iterator[tuple[Path, T | ShelfError]]:
+    def _files(self) -> Iterator[tuple[Path, T | StoreError]]:
         """Every file with what it holds, or why it cannot be read."""
         for path in sorted(self.folder.glob("*.json")):
             try:
@@ -248,13 +263,13 @@ class Shelf(ABC, Generic[T]):
             except FileNotFoundError:
                 continue  # deleted since the folder was listed
             except (OSError, UnicodeError) as error:
-                yield path, ShelfError(f"cannot be read: {getattr(error, 'strerror', None) or error}")
-            except ShelfError as error:
+                yield path, StoreError(f"cannot be read: {getattr(error, 'strerror', None) or error}")
+            except StoreError as error:
                 yield path, error
 
     def _path_of(self, name: str) -> Optional[Path]:
         return next(
-            (path for path, each in self._files() if not isinstance(each, ShelfError) and each.name == name), None
+            (path for path, each in self._files() if not isinstance(each, StoreError) and each.name == name), None
         )
 
     def _new_path(self, name: str) -> Path:
@@ -275,9 +290,9 @@ class Shelf(ABC, Generic[T]):
 
 def _text_of(path: Path) -> str:
     if not path.is_file() and path.exists():
-        raise ShelfError("not a file")
+        raise StoreError("not a file")
     if path.stat().st_size > MAX_FILE:
-        raise ShelfError(f"the file must be at most {MAX_FILE >> 20} MB")
+        raise StoreError(f"the file must be at most {MAX_FILE >> 20} MB")
     return path.read_text(encoding="utf-8")
 
 

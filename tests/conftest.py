@@ -17,7 +17,6 @@ from hypothesis import settings
 from hpsampler.noise import NoiseModel
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
 CHROMIUM = "/usr/bin/chromium"
 
 # people find new counterexamples, CI repeats itself
@@ -72,10 +71,8 @@ def zsnr_noise():
 
 @pytest.fixture(scope="session")
 def vectors():
-    """Numbers made by running the paper's own code; they lie beside the project, not in it."""
-    if not SHARED.is_dir():
-        pytest.skip("the reference numbers lie in ../shared beside the project, which is not here")
-    return json.loads((SHARED / "reference" / "vectors.json").read_text())
+    """Numbers made by running the paper's own code."""
+    return json.loads((ROOT / "tests" / "data" / "vectors.json").read_text())
 
 
 @pytest.fixture
@@ -84,9 +81,9 @@ def webui(monkeypatch, tmp_path):
 
     Has the stand-in's modules as attributes, and ``load()``, which runs the script file once more (Reload UI).
     """
-    from tests.tiny import tiny_checkpoint
+    from tests.small_unet import tiny_checkpoint
 
-    monkeypatch.syspath_prepend(str(ROOT / "tests" / "host"))
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "adapter" / "host"))
 
     def forget() -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] in ("modules", "hpsampler")]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from demo.oracles_import import k_diffusion, k_diffusion_sampling
+from bench.oracles_import import k_diffusion, k_diffusion_sampling
 
 __all__ = ["fft_low_frequencies", "k_diffusion", "k_diffusion_sampling", "mixture_denoiser"]
 

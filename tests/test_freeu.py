@@ -15,7 +15,7 @@ from torch import nn
 
 from hpsampler.freeu import FreeU, FreeUPlan, scale_backbone_, scale_low_frequencies
 from tests.oracles import fft_low_frequencies
-from tests.tiny import tiny_unet
+from tests.small_unet import tiny_unet
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

@@ -9,19 +9,18 @@ import threading
 import pytest
 from hypothesis import given, settings
 
-from hpsampler.presets import Preset, PresetShelf, built_in
+from hpsampler.presets import Preset, PresetStore, built_in
 from hpsampler.recipes import AUTO, PRESETS, recipe_for
 from hpsampler.settings import FIELDS, Settings
-from hpsampler.shelf import MAX_FILE, ShelfError
-
-from .test_settings import valid_settings
+from hpsampler.store import MAX_FILE, StoreError
+from tests.test_settings import valid_settings
 
 MINE = {"rho": 6.5, "ending": "To zero", "freeu": "On", "b1": 1.25}
 
 
 @pytest.fixture
 def shelf(tmp_path):
-    return PresetShelf(tmp_path / "presets")
+    return PresetStore(tmp_path / "presets")
 
 
 def mine(name="mine", **around):
@@ -87,7 +86,7 @@ def file_of(**changes):
     ],
 )
 def test_a_wrong_file_is_refused_with_field_value_and_what_is_allowed(changes, words):
-    with pytest.raises(ShelfError) as error:
+    with pytest.raises(StoreError) as error:
         Preset.from_json(file_of(**changes))
     assert words in str(error.value) and len(str(error.value)) < 700
 
@@ -96,14 +95,14 @@ def test_a_wrong_file_is_refused_with_field_value_and_what_is_allowed(changes, w
     "text", ["", "{", "[]", "5", "null", '"x"', "\x00", "[" * 100_000, " " * (MAX_FILE + 1), b"{}"]
 )
 def test_what_is_no_preset_at_all_is_refused_in_words(text):
-    with pytest.raises(ShelfError, match="not a"):
+    with pytest.raises(StoreError, match="not a"):
         Preset.from_json(text)
 
 
 def test_numbers_that_json_should_not_have():
-    with pytest.raises(ShelfError, match="cfg_scale must be a number"):
+    with pytest.raises(StoreError, match="cfg_scale must be a number"):
         Preset.from_json(file_of(cfg_scale=float("nan")))
-    with pytest.raises(ShelfError, match="Rho"):
+    with pytest.raises(StoreError, match="Rho"):
         Preset.from_json(file_of(settings={"rho": float("inf")}))
 
 
@@ -154,15 +153,15 @@ def test_saving_replacing_renaming_deleting(shelf):
     assert shelf.save(changed, replacing=True) == changed == shelf.get("mine")
     assert shelf.rename("mine 2", "Mine").name == "Mine", "names that differ in case are two"
     assert shelf.names() == ["mine", "Mine"] or shelf.names() == ["Mine", "mine"]
-    with pytest.raises(ShelfError, match="there is a preset named 'mine' already"):
+    with pytest.raises(StoreError, match="there is a preset named 'mine' already"):
         shelf.rename("Mine", "mine")
-    with pytest.raises(ShelfError, match="no other meaning"):
+    with pytest.raises(StoreError, match="no other meaning"):
         shelf.rename("Mine", "sdxl 8 STEPS")
     shelf.delete("mine")
     assert shelf.names() == ["Mine"] and shelf.get("Mine") == mine("Mine")
-    with pytest.raises(ShelfError, match="no preset named 'mine'; there are: Mine"):
+    with pytest.raises(StoreError, match="no preset named 'mine'; there are: Mine"):
         shelf.delete("mine")
-    assert shelf.take(mine("Mine").to_json()).name == "Mine 2"
+    assert shelf.import_json(mine("Mine").to_json()).name == "Mine 2"
 
 
 def test_two_at_once_do_not_write_over_each_other(shelf):
@@ -197,11 +196,11 @@ class TestBuiltIn:
         shelf.save(mine())
         assert shelf.all_names() == [AUTO, *PRESETS, "mine"]
         assert shelf.find("mine") == mine() and shelf.find("SDXL 8 steps") == built_in()[-6]
-        with pytest.raises(ShelfError, match=r"no preset named 'gone'; there are: Auto, .*, mine"):
+        with pytest.raises(StoreError, match=r"no preset named 'gone'; there are: Auto, .*, mine"):
             shelf.find("gone")
-        with pytest.raises(ShelfError, match="no other meaning"):
+        with pytest.raises(StoreError, match="no other meaning"):
             shelf.save(Preset("sdxl 8 STEPS", {}), replacing=True)
-        with pytest.raises(ShelfError, match="no other meaning"):
-            shelf.take(Preset("auto", {}).to_json())
-        with pytest.raises(ShelfError, match="no preset named 'Auto'"):
+        with pytest.raises(StoreError, match="no other meaning"):
+            shelf.import_json(Preset("auto", {}).to_json())
+        with pytest.raises(StoreError, match="no preset named 'Auto'"):
             shelf.delete(AUTO)

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demo.problems import PROBLEMS, reference_endpoint, relative_error
+from bench.problems import PROBLEMS, reference_endpoint, relative_error
 from hpsampler.freeu import FreeUPlan
 from hpsampler.recipes import AUTO, ENDINGS, FAMILIES, MAX_STEPS, PRESETS, family_of, recipe_for
 from hpsampler.schedule import coupled_sigmas, insert_first_midpoint

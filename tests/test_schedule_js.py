@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 import torch
 
-from demo.schedules import SCHEDULES, stable_diffusion_noise
+from bench.schedules import SCHEDULES, stable_diffusion_noise
 from demo.session import OURS, Request, plan
+from hpsampler.calibration.profile import Fitted, Profile, ProfileStore, Target
 from hpsampler.effects import Use, idle
-from hpsampler.golden import CALLS
+from hpsampler.golden.search import CALLS
 from hpsampler.noise import NoiseModel
 from hpsampler.panel import panel_data
-from hpsampler.profiles import Fitted, Library, Profile, Target
 from hpsampler.recipes import AUTO, MAX_STEPS, PRESETS, recipe_for, shifted
 from hpsampler.schedule import base_karras, insert_first_midpoint
 from hpsampler.settings import FIELDS, NO_STATISTICS, OFF, SCHEDULE_FIELDS, Settings, SettingsError
-from hpsampler.shelf import ShelfError
+from hpsampler.store import StoreError
 from tests.conftest import zero_terminal_snr
 
 SCRIPT = Path(__file__).resolve().parents[1] / "javascript" / "hpsampler_schedule.js"
@@ -540,7 +540,7 @@ def fitted(rng, steps, cfg_scale):
 def shelf(tmp_path_factory):
     """Calibrations of the loaded model, and one of another."""
     rng = random.Random("calibrations")
-    library = Library(tmp_path_factory.mktemp("calibrations"))
+    library = ProfileStore(tmp_path_factory.mktemp("calibrations"))
     for name, hashes, side in (
         ("mine", HASHES, 512), ("Another", HASHES, 512), ("wide", HASHES, 768), ("foreign", ("ffff",), 512),
     ):  # fmt: skip
@@ -625,7 +625,7 @@ def test_a_calibration_is_chosen_as_the_library_chooses(page, shelf):
 def test_the_adapter_s_own_passes_do_the_same(page, webui, shelf):
     """Not what the tests above say of it, but the code that draws pictures, up to its solver."""
     passes = importlib.import_module("hpsampler.webui.passes")
-    library = importlib.import_module("hpsampler.webui.store").library()
+    library = importlib.import_module("hpsampler.webui.folders").library()
     for profile in shelf.read()[0]:
         library.save(profile)
     setup = Setup(profiles=tuple(shelf.read()[0]))
@@ -687,7 +687,7 @@ def test_a_calibration_of_another_model_is_not_known_here(page, shelf):
     answer = view(page, state_of({"calibration": "foreign"}), setup)
     assert answer["error"] == "" and answer["calibration"] == ""
     assert "the calibration foreign was not used" in answer["notes"][0]
-    with pytest.raises(ShelfError):
+    with pytest.raises(StoreError):
         shelf.named("nobody's")
 
 

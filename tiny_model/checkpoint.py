@@ -1,4 +1,4 @@
-"""``python -m demo.tiny.checkpoint``: the tiny model as a checkpoint that AUTOMATIC1111's WebUI loads.
+"""``python -m tiny_model.checkpoint``: the tiny model as a checkpoint that AUTOMATIC1111's WebUI loads.
 
 Into the folder ``--out`` (best the WebUI's own ``models/Stable-diffusion``) it writes
 
@@ -10,7 +10,7 @@ Into the folder ``--out`` (best the WebUI's own ``models/Stable-diffusion``) it 
 The tokenizer follows from CLIP's vocabulary, which the WebUI brings: ``--webui`` says where the WebUI is (its ``venv``
 is searched), ``--bpe`` names the file itself, ``bpe_simple_vocab_16e6.txt.gz``.
 
-The model was trained for pictures of 96x96 pixels and knows the words in ``demo.tiny.words.WORDS``, as in "a large red
+The model was trained for pictures of 96x96 pixels and knows the words in ``tiny_model.words.WORDS``, as in "a large red
 heart on a striped teal background at the left". All other words are one and the same word to it, punctuation too.
 """
 
@@ -182,7 +182,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); python -m demo.tiny.train makes it") from None
+        raise CheckpointError(f"{path} cannot be read ({error}); python -m tiny_model.train makes it") from None
 
 
 def write(out: Path, bpe: Path, weights: Path) -> Path:

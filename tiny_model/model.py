@@ -8,9 +8,9 @@ from typing import Any, Optional
 
 import torch
 
+from bench.schedules import stable_diffusion_noise
 from hpsampler.freeu import FreeU, FreeUPlan
 
-from ..schedules import stable_diffusion_noise
 from .networks import WEIGHTS, Classifier, TinyDiffusion, read_weights
 from .pictures import SIDE, Picture, answers, truth
 

@@ -1,7 +1,7 @@
 """The tiny Stable Diffusion's networks, in SD 1.x's very layout: the classes are those of the original code (``ldm``)
 and of ``transformers``; only widths and depths are ours.
 
-``python -m demo.tiny.train`` makes their weights; :func:`load` reads them.
+``python -m tiny_model.train`` makes their weights; :func:`load` reads them.
 """
 
 from __future__ import annotations

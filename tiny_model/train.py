@@ -1,4 +1,4 @@
-"""``python -m demo.tiny.train``: make the tiny model's weights from nothing, on a CPU or a GPU, from fixed seeds.
+"""``python -m tiny_model.train``: make the tiny model's weights from nothing, on a CPU or a GPU, from fixed seeds.
 
 Four stages, each reading what the ones before it wrote: the classifier (also the metric of the bench), the autoencoder,
 the text encoder, the UNet. Losses go to ``losses.csv`` beside the weights.
@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
-from ..schedules import stable_diffusion_noise
+from bench.schedules import stable_diffusion_noise
+
 from .networks import TEXT_WIDTH, WEIGHTS, Classifier, TinyDiffusion, read_weights
 from .pictures import SIDE, Picture, answers, draw, random_picture, truth
 from .words import CONTEXT

@@ -1,4 +1,4 @@
-"""A schedule of one's own: points and multistep factors fitted to a model, so that few steps end where many would.
+"""Fitting a schedule to a model, so that few steps end where many would.
 
 Of DPM++ 2M on n steps this fits the noise levels between the first and the last and one factor per step, which scales
 the second-order correction (0 is first order, 1 the solver's own)::
@@ -6,12 +6,9 @@ the second-order correction (0 is first order, 1 the solver's own)::
     x' = (sigma'/sigma) x - expm1(-h) (D + f (D - D_prev)/(2r)),    and to sigma 0:  x' = D + f (D - D_prev)/2
 
 Minimised is the distance of the sampler's endpoints to those of the same guided ODE solved with many steps from the
-same noise (:class:`Trajectories`), by damped least squares, without back-propagation. A perturbed point changes nothing
-before it, so a column of the Jacobian costs only the calls after it. Whether it was worth it is judged on trajectories
-that the fit has not seen, and a fit that does not beat the recipe there is refused.
-
-Where a decoder is at hand it says how much final sigma it swallows (:func:`decoder_curve`), and whether the schedule
-should stop there rather than at 0 (:func:`with_best_end`).
+same noise (:class:`~hpsampler.calibration.trajectories.Trajectories`), by damped least squares, without
+back-propagation. A perturbed point changes nothing before it, so a column of the Jacobian costs only the calls after
+it. Held-out trajectories decide whether it was worth it: a fit that does not beat the recipe there is refused.
 
 What is fitted belongs to the model, the guidance scale and the number of steps it was fitted for: none carries over.
 """
@@ -19,25 +16,20 @@ What is fitted belongs to the model, the guidance scale and the number of steps 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 import numpy as np
 import torch
 
-from .noise import NoiseModel
-from .schedule import base_karras
-from .solvers import sample_dpmpp_2m
-from .solvers._core import Model, Run
-from .solvers.dpmpp import dpmpp_2m_steps
+from ..solvers import sample_dpmpp_2m
+from ..solvers._core import Model, Run
+from ..solvers.dpmpp import dpmpp_2m_steps
+from .trajectories import MultistepSchedule, Trajectories
 
-__all__ = [
-    "Calibration", "CalibrationRefused", "Decode", "MultistepSchedule", "Trajectories", "calibrate", "decoder_curve",
-    "swallowed", "with_best_end",
-]  # fmt: skip
+__all__ = ["Calibration", "CalibrationRefused", "calibrate"]
 
-REFERENCE_CALLS = 60
 MAX_RUNS = 60
 """Budget in runs of the fitted sampler over the calibration set, the reference endpoints included."""
 
@@ -52,98 +44,9 @@ FACTORS = (-1.0, 2.5)
 OUTLIER = 2.0
 """From this many times the median error on a trajectory counts less. Of 1, 2, 3 and 6 the best over the testbeds."""
 
-END_SIGMAS = (0.03, 0.06, 0.1, 0.13, 0.2, 0.3, 0.45)
-"""Where a schedule might stop short of 0; the paper's cuts leave 0.13 to 0.16."""
-
-DECODED_AT_ONCE = 8
-"""Pictures are a hundred times what their latents are; those of all trajectories need not be held at once."""
-
-SWALLOWED = 0.02
-"""RMS change of pixels (0 to 1) below which residual noise is lost on the eye: 5 of 255."""
-
 
 class CalibrationRefused(ValueError):
     """A fit that is no better than what there was; the message holds the numbers."""
-
-
-@dataclass(frozen=True)
-class MultistepSchedule:
-    """What is fitted. Invariant: ``len(sigmas) == steps + 1``, decreasing, last >= 0; ``len(factors) == steps``.
-
-    The first factor has no past to scale and is 0.
-    """
-
-    sigmas: tuple[float, ...]
-    factors: tuple[float, ...]
-
-    @property
-    def steps(self) -> int:
-        return len(self.factors)
-
-    def sample(self, model: Model, noise: torch.Tensor) -> torch.Tensor:
-        """From unit noise (n, ...) to the last sigma, ``steps`` calls."""
-        sigmas = torch.tensor(self.sigmas, dtype=torch.float64)
-        return sample_dpmpp_2m(model, noise * self.sigmas[0], sigmas, factors=self.factors)
-
-    @classmethod
-    def of(cls, sigmas: Sequence[float], factor: float = 1.0, last: Optional[float] = None) -> MultistepSchedule:
-        """A known schedule, its last sigma replaced by 0, with one factor for all steps, or another for the last."""
-        points = tuple(float(sigma) for sigma in sigmas[:-1])
-        factors = [0.0] + [factor] * (len(points) - 1)
-        if last is not None and len(points) > 1:
-            factors[-1] = last
-        return cls((*points, 0.0), tuple(factors))
-
-
-@dataclass(frozen=True)
-class Trajectories:
-    """Where the guided ODE leads from some noise under some conditions.
-
-    Attributes:
-        model: the guided denoiser, its conditions bound.
-        noise: unit noise, shape (n, ...).
-        endpoints: shape (n, ...), from :meth:`of`.
-        calls: what the endpoints cost.
-    """
-
-    model: Model
-    noise: torch.Tensor
-    endpoints: torch.Tensor
-    calls: int
-
-    @classmethod
-    def of(cls, model: Model, noise: torch.Tensor, table: NoiseModel, calls: int = REFERENCE_CALLS) -> Trajectories:
-        """Solve them: DPM++ 2M on Karras' schedule down to the table's smallest sigma, then to 0.
-
-        On the exact problems 60 calls are nearer to the solution by 4 to 40 times than 60 that are even in time, which
-        leave too few for the small sigmas; on the demonstration's small model by 15 times.
-
-        Raises:
-            ValueError: the model's output is not finite.
-        """
-        sigmas = torch.tensor([*base_karras(calls, 7.0, table.sigma_min, table.sigma_max), 0.0], dtype=torch.float64)
-        endpoints = sample_dpmpp_2m(model, noise * float(sigmas[0]), sigmas)
-        if not torch.isfinite(endpoints).all():
-            raise ValueError("the model's output is not finite; nothing can be calibrated to it")
-        return cls(model, noise, endpoints, calls)
-
-    def error(self, schedule: MultistepSchedule) -> float:
-        """RMSE of the sampler's endpoints over the RMS of the endpoints; infinite where it blows up."""
-        return self.error_of(schedule.sample(self.model, self.noise))
-
-    def error_of(self, ends: torch.Tensor) -> float:
-        """The same of ends that are at hand."""
-        error = _rms(ends - self.endpoints) / self.scale
-        return error if math.isfinite(error) else math.inf
-
-    def differences(self, ends: torch.Tensor) -> torch.Tensor:
-        """Of every trajectory's end to its reference, (n, numbers), float64 on the CPU; its norm is the error."""
-        rows = (ends - self.endpoints).cpu().double().flatten(1)
-        return rows / (self.scale * rows.shape[1] ** 0.5)
-
-    @property
-    def scale(self) -> float:
-        return float(self.endpoints.cpu().double().square().mean().sqrt())
 
 
 @dataclass(frozen=True)
@@ -222,73 +125,6 @@ def calibrate(
             f"calibrating {min(steps)} steps gave nothing: on held-out trajectories the errors are {listed}"
         )
     return result
-
-
-Decode = Callable[[torch.Tensor], torch.Tensor]
-"""Latents (n, ...) to pictures (n, ...), values from 0 to 1."""
-
-
-def decoder_curve(
-    decode: Decode, latents: torch.Tensor, noise: torch.Tensor, sigmas: Sequence[float] = END_SIGMAS
-) -> tuple[tuple[float, float], ...]:
-    """(sigma, RMS change over pixels of the decoded latents when noise of that sigma is left on them)."""
-    clean = decode(latents)
-    return tuple((sigma, _rms(decode(latents + sigma * noise) - clean)) for sigma in sigmas)
-
-
-def swallowed(curve: Sequence[tuple[float, float]]) -> float:
-    """The largest sigma of a decoder's curve up to which no more than ``SWALLOWED`` is left of the noise; 0 if none."""
-    found = 0.0
-    for sigma, change in curve:
-        if not change <= SWALLOWED:
-            break
-        found = sigma
-    return found
-
-
-def with_best_end(
-    schedule: MultistepSchedule, fit: Trajectories, held_out: Trajectories, decode: Decode, largest: float
-) -> MultistepSchedule:
-    """The schedule ended where its decoded pictures come nearest to those of the reference endpoints: at 0, or above.
-
-    Ends above 0 are those of ``END_SIGMAS`` up to ``largest`` (what the decoder swallows) and below the schedule's last
-    point, the last step of first or of second order. Chosen on ``fit``; kept only where it also wins on ``held_out``.
-    Costs one run on either: what comes before the last step is the same.
-    """
-    ends = [sigma for sigma in END_SIGMAS if sigma <= largest and sigma < schedule.sigmas[-2] * math.exp(-LEAST_STEP)]
-    others = [
-        MultistepSchedule((*schedule.sigmas[:-1], sigma), (*schedule.factors[:-1], factor))
-        for sigma in ends
-        for factor in (0.0, 1.0)
-    ]
-    if not others:
-        return schedule
-    candidates = [schedule, *others]
-    errors = _decoded_errors(candidates, fit, decode)
-    chosen = candidates[int(np.argmin(errors))]
-    if chosen is schedule:
-        return schedule
-    kept, zero = _decoded_errors([chosen, schedule], held_out, decode)
-    return chosen if kept < zero else schedule
-
-
-def _decoded_errors(schedules: Sequence[MultistepSchedule], target: Trajectories, decode: Decode) -> list[float]:
-    """RMS over pixels to the decoded endpoints, of schedules that differ in their last step only; inf if not finite."""
-    path = _Path.along(target.model, target.noise, schedules[0])
-    last = schedules[0].steps - 1
-    ends = [path.again(target.model, schedule, last).split(DECODED_AT_ONCE) for schedule in schedules]
-    means: list[list[float]] = [[] for _ in schedules]
-    for index, latents in enumerate(target.endpoints.split(DECODED_AT_ONCE)):
-        aim = decode(latents)
-        for found, parts in zip(means, ends):
-            found.append(_rms(decode(parts[index]) - aim) ** 2 * len(latents))
-    errors = [math.sqrt(sum(found) / len(target.endpoints)) for found in means]
-    return [error if math.isfinite(error) else math.inf for error in errors]
-
-
-def _rms(difference: torch.Tensor) -> float:
-    # to the CPU first: not every device has float64
-    return float(difference.cpu().double().square().mean().sqrt())
 
 
 @dataclass

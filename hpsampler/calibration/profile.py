@@ -13,13 +13,13 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import Optional
+from typing import Any, Optional
 
-from .noise import NoiseModel
-from .recipes import FAMILIES, MAX_STEPS, Recipe
-from .shelf import Reader, Shelf, ShelfError, clean_name, halves, parsed, shown
+from ..noise import NoiseModel
+from ..recipes import FAMILIES, MAX_STEPS, Recipe
+from ..store import Reader, Store, StoreError, abbreviated, clean_name, has_lone_surrogate, parse_json
 
-__all__ = ["Fitted", "Library", "Profile", "Refused", "Target"]
+__all__ = ["Fitted", "Profile", "ProfileStore", "Refused", "Target"]
 
 FORMAT, VERSION = "hpsampler calibration", 1
 
@@ -62,7 +62,7 @@ class Fitted:
     Attributes:
         start: name of the schedule that the fit began from.
         held_out: errors on trajectories the fit has not seen, by name of schedule; ``"calibrated"`` is this one's.
-        yardstick: the error of 20 steps of DPM++ 2M Karras there.
+        baseline: the error of 20 steps of DPM++ 2M Karras there; files and the API call it ``yardstick``.
         calls: UNet calls on the calibration set that the fit took, the reference included.
     """
 
@@ -72,8 +72,13 @@ class Fitted:
     factors: tuple[float, ...]
     start: str
     held_out: Mapping[str, float]
-    yardstick: float
+    baseline: float
     calls: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As files and the API have it."""
+        found = asdict(self)
+        return {("yardstick" if name == "baseline" else name): value for name, value in found.items()}
 
     @property
     def hash(self) -> str:
@@ -173,19 +178,23 @@ class Profile:
             calibration=self.label(fitted),
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """As files and the API have it."""
+        return {**asdict(self), "fitted": [each.to_dict() for each in self.fitted]}
+
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n"
+        return json.dumps({"format": FORMAT, "version": VERSION, **self.to_dict()}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Profile:
         """Read and check every number.
 
         Raises:
-            ShelfError: naming the field, its value and what is allowed.
+            StoreError: naming the field, its value and what is allowed.
         """
-        read = Reader(parsed(text, "calibration", FORMAT, VERSION))
+        read = Reader(parse_json(text, "calibration", FORMAT, VERSION))
         profile = cls(
-            name=clean_name(read.text("name"), Library.reserved),
+            name=clean_name(read.text("name"), ProfileStore.reserved),
             model=read.text("model"),
             hashes=tuple(read.items("hashes", lambda row: row.text())),
             family=_family(read.text("family")),
@@ -201,15 +210,15 @@ class Profile:
             decoder=tuple(read.items("decoder", _pair)),
         )
         if not profile.hashes:
-            raise ShelfError("hashes must hold at least one hash of the model, got none")
+            raise StoreError("hashes must hold at least one hash of the model, got none")
         if not profile.sigma_min < profile.sigma_max:
-            raise ShelfError(f"sigma_max must be above sigma_min ({profile.sigma_min:g}), got {profile.sigma_max:g}")
+            raise StoreError(f"sigma_max must be above sigma_min ({profile.sigma_min:g}), got {profile.sigma_max:g}")
         return profile
 
 
 def _family(name: str) -> str:
     if name not in FAMILIES:
-        raise ShelfError(f"family must be one of {', '.join(FAMILIES)}, got {shown(name)}")
+        raise StoreError(f"family must be one of {', '.join(FAMILIES)}, got {abbreviated(name)}")
     return name
 
 
@@ -217,7 +226,7 @@ def _fitted(row: Reader) -> Fitted:
     errors = row.at("held_out")
     if not isinstance(errors.data, dict) or "calibrated" not in errors.data or not 2 <= len(errors.data) <= 64:
         raise errors.error("2 to 64 errors by name, of what there was and of what is calibrated")
-    if any(not name.strip() or len(name) > 100 or halves(name) for name in errors.data):
+    if any(not name.strip() or len(name) > 100 or has_lone_surrogate(name) for name in errors.data):
         raise errors.error("errors by names of 1 to 100 characters")
     found = Fitted(
         steps=row.whole("steps", 2, MAX_STEPS),
@@ -226,7 +235,7 @@ def _fitted(row: Reader) -> Fitted:
         factors=row.numbers("factors", -MAX_FACTOR, MAX_FACTOR),
         start=row.text("start"),
         held_out={name: errors.number(name, *ERRORS) for name in errors.data},
-        yardstick=row.number("yardstick", 0, ERRORS[1]),
+        baseline=row.number("yardstick", 0, ERRORS[1]),
         calls=row.whole("calls", 0, 10**12),
     )
     falling = all(low < high * (1 - LEAST_FALL) for high, low in pairwise(found.sigmas))
@@ -251,7 +260,7 @@ def _pair(row: Reader) -> tuple[float, float]:
     return first, second
 
 
-class Library(Shelf[Profile]):
+class ProfileStore(Store[Profile]):
     """The profiles in a folder."""
 
     kind = "calibration"
@@ -284,7 +293,7 @@ class Library(Shelf[Profile]):
             The schedule of that many steps, or None and the reason why there is none.
 
         Raises:
-            ShelfError: nothing here has that name or label.
+            StoreError: nothing here has that name or label.
         """
         named = self.named(wanted)
         if isinstance(named, Profile):
@@ -301,7 +310,7 @@ class Library(Shelf[Profile]):
         """The profile of a name, or the schedules of labels.
 
         Raises:
-            ShelfError: there is none.
+            StoreError: there is none.
         """
         profiles = self.read()[0]
         for profile in profiles:
@@ -310,7 +319,7 @@ class Library(Shelf[Profile]):
         found = [pair for label in wanted.split("; ") if (pair := self.by_label(label))]
         if not found:
             listed = ", ".join(profile.name for profile in profiles) or "none yet"
-            raise ShelfError(f"there is no calibration {wanted!r} here; there are: {listed}")
+            raise StoreError(f"there is no calibration {wanted!r} here; there are: {listed}")
         return found
 
 

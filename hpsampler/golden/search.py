@@ -33,7 +33,7 @@ from typing import Any, Optional, Protocol
 
 import torch
 
-from .shelf import shown
+from ..store import abbreviated
 
 __all__ = ["CALLS", "SIGMA_GAP", "Form", "golden_latent", "sigma_below"]
 
@@ -104,7 +104,7 @@ def golden_latent(
             model that returns another shape.
     """
     if not isinstance(form, Form):
-        raise ValueError(f"form must be one of {', '.join(map(str, Form))}, got {shown(form)}")
+        raise ValueError(f"form must be one of {', '.join(map(str, Form))}, got {abbreviated(form)}")
     if x.ndim < 1 or not x.is_floating_point():
         raise ValueError(f"x must be floating point of shape (batch, ...), got {x.dtype} of shape {tuple(x.shape)}")
     sigma, sigma_next = float(sigma), float(sigma_next)

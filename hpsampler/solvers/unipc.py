@@ -30,7 +30,7 @@ from ._core import (
     first_order,
     log_step,
     step_ratio,
-)  # fmt: skip
+)
 
 __all__ = ["MAX_ORDER", "PREDICTIONS", "VARIANTS", "sample_unipc", "unipc_steps"]
 

@@ -1,7 +1,7 @@
 """``python -m hpsampler.measure``: statistics for HP DPM-v3 from the command line, through a WebUI with ``--api``.
 
-It is the WebUI that holds the model, so it is the WebUI that measures; this starts it and follows it. ``convert`` needs
-none: it turns a folder in the published layout (``l.npz`` and ``sb.npz``) into one file of ours, and ``publish`` back.
+The WebUI holds the model, so the WebUI measures; this starts it and follows it. ``convert`` and ``publish`` need none:
+they turn a folder in the published layout (``l.npz`` and ``sb.npz``) into one file of ours, and back.
 """
 
 from __future__ import annotations
@@ -13,47 +13,54 @@ from typing import Optional
 
 import numpy as np
 
-from .noise import NoiseModel
-from .recipes import FAMILIES
-from .remote import Server, act, add_acts, add_order, begin, parser
-from .statistics import Source, StatisticsError, convert_published, load_statistics
+from ..client import Client, ClientError, add_commands, add_config_options, make_parser, run_command, start_job
+from ..noise import NoiseModel
+from ..recipes import FAMILIES
+from .coefficients import Provenance, StatisticsError
+from .files import convert_published, load_statistics
+from .job import StatisticsConfig
 
 __all__ = ["main"]
 
-MADE, KEPT = "/measure", "/statistics"
+JOBS, RESULTS = "/hpsampler/measure", "/hpsampler/statistics"
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Do what the command line says."""
+    """Do what the command line says. Raises SystemExit: with a sentence on what is wrong."""
     args = _options(argv)
-    server = Server(args.url, args.auth)
-    if args.command == "start":
-        begin(server, MADE, args, _SURVEY)
-    elif args.command == "list":
-        _list(server)
-    elif args.command == "convert":
-        _convert(args)
-    elif args.command == "publish":
-        _publish(args)
-    else:
-        act(server, args, MADE, KEPT)
+    if args.command == "convert":
+        return _convert(args)
+    if args.command == "publish":
+        return _publish(args)
+    client = Client(args.url, args.auth)
+    try:
+        if args.command == "start":
+            start_job(client, JOBS, args, _FIELDS)
+        elif args.command == "list":
+            _list(client)
+        else:
+            run_command(client, args, JOBS, RESULTS)
+    except ClientError as error:
+        raise SystemExit(str(error)) from None
 
 
-def _list(server: Server) -> None:
-    found = server.ask("GET", KEPT)
+def _list(client: Client) -> None:
+    found = client.ask("GET", RESULTS)
     for each in found["statistics"]:
         told = ", ".join(f"{name} {value}" for name, value in each["source"].items())
         print(f"{each['name']}: {told or 'in the published layout, of an unknown model'}")
     for problem in found["problems"]:
         print(problem)
-    unfinished = server.ask("GET", MADE)["unfinished"]
+    unfinished = client.ask("GET", JOBS)["unfinished"]
     if unfinished:
         print(f"Unfinished: {', '.join(unfinished)}")
 
 
 def _convert(args: argparse.Namespace) -> None:
     """Raises SystemExit: with what is wrong with the folder."""
-    known = Source(model_hash=args.model_hash, model_name=args.model_name, family=args.family, cfg_scale=args.cfg_scale)
+    known = Provenance(
+        model_hash=args.model_hash, model_name=args.model_name, family=args.family, cfg_scale=args.cfg_scale
+    )
     if args.file.suffix != ".safetensors":
         raise SystemExit(f"the new file's name must end in .safetensors, got {args.file.name!r}")
     try:
@@ -78,34 +85,45 @@ def _publish(args: argparse.Namespace) -> None:
     print(f"Written: {args.folder}")
 
 
-_SURVEY = (
+_FIELDS = (
     "name", "cfg_scale", "width", "height", "negative", "samples", "points", "per_pixel", "batch", "seed",
 )  # fmt: skip
 
 
 def _options(argv: Optional[Sequence[str]]) -> argparse.Namespace:
-    made = parser("measure", (__doc__ or "").split("\n\n")[0])
-    commands = made.add_subparsers(dest="command", required=True)
+    usual = StatisticsConfig("usual")
+    parser = make_parser("measure", __doc__ or "")
+    commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("start", help="measure the loaded checkpoint, and follow it")
-    add_order(start, "width", "height", "samples", "points", "batch", "seed")
-    start.add_argument("--cfg", dest="cfg_scale", type=float, help="guidance scale; statistics belong to one")
+    numbers = {
+        "width": f"pixels of the pictures it is measured on (default: {usual.width})",
+        "height": f"pixels (default: {usual.height})",
+        "samples": f"pictures whose trajectories are followed, once each (default: {usual.samples})",
+        "points": f"of the grid from the largest to the smallest sigma, two calls each (default: {usual.points})",
+        "batch": f"pictures drawn at once; more takes more memory (default: {usual.batch})",
+        "seed": f"of the first picture (default: {usual.seed})",
+    }
+    add_config_options(start, numbers)
     start.add_argument(
-        "--per-pixel", action="store_const", const=True, help="of every element of the latents, as the paper has them"
-    )
-    add_acts(commands)
-    commands.add_parser("list", help="list all")
-    convert = commands.add_parser("convert", help="a folder in the published layout as one file of ours")
-    convert.add_argument("folder", type=Path)
-    convert.add_argument("file", type=Path)
+        "--cfg", dest="cfg_scale", type=float,
+        help=f"guidance scale; statistics belong to one (default: {usual.cfg_scale:g})",
+    )  # fmt: skip
+    start.add_argument(
+        "--per-pixel", action="store_const", const=True,
+        help="statistics of every element of the latents, as the paper has them (default: of every channel)",
+    )  # fmt: skip
+    add_commands(commands)
+    commands.add_parser("list", help="list all statistics, and what is unfinished")
+    convert = commands.add_parser("convert", help="write a folder in the published layout as one file of ours")
+    convert.add_argument("folder", type=Path, help="with l.npz and sb.npz")
+    convert.add_argument("file", type=Path, help="the .safetensors file to write")
     convert.add_argument("--model-hash", required=True, help="of the checkpoint, as the WebUI shows it")
-    convert.add_argument("--model-name", default="")
-    convert.add_argument("--family", choices=FAMILIES, default="sd1")
-    convert.add_argument("--cfg", dest="cfg_scale", type=float, help="where the folder's name does not say it")
-    publish = commands.add_parser("publish", help="one file of ours as a folder in the published layout")
-    publish.add_argument("file", type=Path)
-    publish.add_argument("folder", type=Path)
-    return made.parse_args(argv)
-
-
-if __name__ == "__main__":
-    main()
+    convert.add_argument("--model-name", default="", help="of the checkpoint (default: not known)")
+    convert.add_argument("--family", choices=FAMILIES, default="sd1", help="of the model (default: %(default)s)")
+    convert.add_argument(
+        "--cfg", dest="cfg_scale", type=float, help="guidance scale, where the folder's name does not say it"
+    )
+    publish = commands.add_parser("publish", help="write one file of ours as a folder in the published layout")
+    publish.add_argument("file", type=Path, help="one of our .safetensors files")
+    publish.add_argument("folder", type=Path, help="the folder to write")
+    return parser.parse_args(argv)

@@ -1,8 +1,8 @@
-"""Measuring DPM-Solver-v3's statistics of a whole model: what is asked, counted in calls, stopped and resumed.
+"""Measuring DPM-Solver-v3's statistics of a whole model: described, counted in calls, stopped and resumed.
 
-What is asked is a :class:`Survey`; what it is asked of is a :class:`~hpsampler.tuning.Source`. :class:`Measuring`
-walks one batch of pictures after the other and keeps the sums of those that are done in a file, so that whatever stops
-it costs one batch at most.
+:class:`StatisticsConfig` says what is wanted, :class:`StatisticsJob` walks one batch of pictures after the other and
+keeps the sums of the finished ones in a file, so whatever stops it costs one batch at most. :class:`StatisticsRunner`
+runs such jobs in the background.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from typing import Any, Optional
 import numpy as np
 import torch
 
-from .shelf import ShelfError
-from .statistics import RESERVED, Estimator, Statistics, StatisticsError, calls_needed
-from .statistics import Source as Origin
-from .tuning import DEFAULT_PROMPTS, Job, Progress, Source, checked_values, number
+from ..jobs import DEFAULT_PROMPTS, Exclusively, Job, JobRunner, ModelSource, Progress, at_once, checked_fields, number
+from ..store import StoreError, clean_name
+from .coefficients import RESERVED, Provenance, Statistics, StatisticsError
+from .estimator import Estimator, calls_needed
+from .files import read_provenance, save_statistics, statistics_files
 
-__all__ = ["Measuring", "Survey"]
+__all__ = ["StatisticsConfig", "StatisticsJob", "StatisticsRunner"]
 
 SUMS = "sums.safetensors"
 
 
 @dataclass(frozen=True)
-class Survey:
+class StatisticsConfig:
     """What is to be measured.
 
     Attributes:
@@ -53,18 +54,18 @@ class Survey:
     batch: int = 4
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Survey:
+    def of(cls, values: Mapping[str, Any]) -> StatisticsConfig:
         """From named values, as the page, the API and the command line give them.
 
         Raises:
-            ShelfError: naming the field, its value and what is allowed.
+            StoreError: naming the field, its value and what is allowed.
         """
-        checked = checked_values(cls, values, RESERVED, _WHOLE)
+        checked = checked_fields(cls, values, RESERVED, _WHOLE)
         if "cfg_scale" in values:
             checked["cfg_scale"] = float(number("cfg_scale", values["cfg_scale"], 1, 30))
         if "per_pixel" in values:
             if not isinstance(values["per_pixel"], bool):
-                raise ShelfError(f"per_pixel must be true or false, got {values['per_pixel']!r}")
+                raise StoreError(f"per_pixel must be true or false, got {values['per_pixel']!r}")
             checked["per_pixel"] = values["per_pixel"]
         return cls(**checked)
 
@@ -79,64 +80,64 @@ _WHOLE = {
 }  # fmt: skip
 
 
-class Measuring(Job):
-    """Carries out a survey.
+class StatisticsJob(Job):
+    """Measures the statistics that a config describes.
 
     Args:
-        order: what is asked.
-        source: of which model.
+        config: what is to be measured.
+        source: the model.
         folder: where the sums are kept until the end; None keeps none.
-        turn: runs a function when it may use the model, such as between two pictures of a queue.
+        exclusively: how the job gets the model to itself.
 
     Raises:
-        ShelfError: what was kept is of another model, or of another order.
+        StoreError: what was kept is of another model, or of another job.
     """
 
     def __init__(
         self,
-        order: Survey,
-        source: Source,
+        config: StatisticsConfig,
+        source: ModelSource,
         folder: Optional[Path] = None,
-        turn: Callable[[Callable[[], Any]], Any] = lambda work: work(),
+        exclusively: Exclusively = at_once,
     ) -> None:
-        super().__init__(turn)
-        self.order, self.source = order, source
+        super().__init__(exclusively)
+        self.config, self.source = config, source
         self.path = None if folder is None else folder / SUMS
-        self.progress = Progress(of=order.most_calls())
+        self.progress = Progress(of=config.most_calls())
         self.estimator: Optional[Estimator] = self._kept()
         if self.estimator is not None:
-            self.progress.of -= calls_needed(self.estimator.samples, 1, order.points) if self.estimator.samples else 0
+            self.progress.of -= calls_needed(self.estimator.samples, 1, config.points) if self.estimator.samples else 0
 
     def run(self) -> Statistics:
         """Walk all batches that are not done yet.
 
         Raises:
             Cancelled: after :meth:`cancel`.
-            ShelfError: a model whose output is not finite.
+            StoreError: a model whose output is not finite.
         """
-        order = self.order
+        config = self.config
         while True:
             done = self.estimator.samples if self.estimator is not None else 0
-            if done >= order.samples:
+            if done >= config.samples:
                 break
-            seeds = range(order.seed + done, order.seed + min(done + order.batch, order.samples))
-            noise = self._turn(lambda: self.source.start(seeds, order.width, order.height))  # noqa: B023 - at once
+            seeds = range(config.seed + done, config.seed + min(done + config.batch, config.samples))
+            noise = self._on_model(lambda: self.source.start(seeds, config.width, config.height))  # noqa: B023 - at once
             if self.estimator is None:
                 self.estimator = self._new(noise)
-            prompts = [order.prompts[(seed - order.seed) % len(order.prompts)] for seed in seeds]
-            model = self._turn(lambda: self.source.denoiser(prompts, order.negative, order.cfg_scale))  # noqa: B023
+            prompts = [config.prompts[(seed - config.seed) % len(config.prompts)] for seed in seeds]
+            model = self._on_model(lambda: self.source.denoiser(prompts, config.negative, config.cfg_scale))  # noqa: B023
             try:
                 self.estimator.add(self._counted(model), noise * self.estimator.sigmas[0])
             except StatisticsError as error:
-                raise ShelfError(str(error)) from None
+                raise StoreError(str(error)) from None
             if self.path is not None:
                 self.estimator.save(self.path)
         assert self.estimator is not None
-        self.progress.log.append(f"{self.estimator.samples} pictures' trajectories at CFG {order.cfg_scale:g}")
+        self.progress.log.append(f"{self.estimator.samples} pictures' trajectories at CFG {config.cfg_scale:g}")
         return self.estimator.statistics()
 
     def _kept(self) -> Optional[Estimator]:
-        """The sums of an earlier run of the same order, if there are any that can be read."""
+        """The sums of an earlier run of the same job, if there are any that can be read."""
         if self.path is None or not self.path.exists():
             return None
         try:
@@ -144,19 +145,75 @@ class Measuring(Job):
         except StatisticsError:
             return None  # cut off or damaged: measured anew
         if found.source.model_hash not in self.source.hashes:
-            raise ShelfError(
+            raise StoreError(
                 f"it was begun with the model {found.source.model_name}, and {self.source.model_name} is loaded now; "
                 "load the first again, then resume"
             )
         return found
 
     def _new(self, noise: torch.Tensor) -> Estimator:
-        order, table = self.order, self.source.noise
-        grid = np.linspace(-math.log(table.sigma_max), -math.log(table.sigma_min), order.points)
+        config, table = self.config, self.source.noise
+        grid = np.linspace(-math.log(table.sigma_max), -math.log(table.sigma_min), config.points)
         channels, height, width = noise.shape[1:]
-        origin = Origin(
+        provenance = Provenance(
             # a file's name may hold bytes that no text has
             self.source.hashes[0], self.source.model_name.encode("utf-8", "replace").decode(), self.source.family,
-            order.cfg_scale, height, width,
+            config.cfg_scale, height, width,
         )  # fmt: skip
-        return Estimator(grid, (channels, height, width) if order.per_pixel else (channels, 1, 1), origin, order.seed)
+        return Estimator(
+            grid, (channels, height, width) if config.per_pixel else (channels, 1, 1), provenance, config.seed
+        )
+
+
+class StatisticsRunner(JobRunner[StatisticsConfig]):
+    """Measures statistics for DPM-Solver-v3 in the background, one file each in ``folder``."""
+
+    kind = "statistics"
+
+    @staticmethod
+    def config_of(values: Mapping[str, Any]) -> StatisticsConfig:
+        return StatisticsConfig.of(values)
+
+    def names(self) -> list[str]:
+        return list(statistics_files(self.folder))
+
+    def _prepare(
+        self, config: StatisticsConfig, source: ModelSource, folder: Path, exclusively: Exclusively
+    ) -> tuple[Job, Callable[[], str]]:
+        job = StatisticsJob(config, source, folder, exclusively)
+
+        def run() -> str:
+            found = job.run()
+            save_statistics(found, self._path_of(config.name))
+            return f"{found.source.samples} pictures' trajectories, {len(found.lambdas)} grid points"
+
+        return job, run
+
+    def read_provenance(self, name: str) -> tuple[Provenance, tuple[int, ...]]:
+        """Where one of those that are kept comes from, and its shape. Raises StoreError: none such, or unreadable."""
+        try:
+            return read_provenance(self._kept_path(name))
+        except StatisticsError as error:
+            raise StoreError(str(error)) from None
+
+    def _path_of(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def _rename_result(self, name: str, new_name: str) -> str:
+        path, new_name = self._kept_path(name), clean_name(new_name, RESERVED)
+        if new_name != name and new_name in self.names():
+            raise StoreError(f"name must be a new one; there are statistics named {new_name!r} already")
+        path.rename(self.folder / new_name if path.is_dir() else self._path_of(new_name))
+        return new_name
+
+    def _delete_result(self, name: str) -> None:
+        path = self._kept_path(name)
+        if path.is_dir():
+            raise StoreError(f"{name!r} is a folder in the published layout; delete it where it lies: {path}")
+        path.unlink()
+
+    def _kept_path(self, name: str) -> Path:
+        kept = statistics_files(self.folder)
+        if name not in kept:
+            raise StoreError(f"there are no statistics named {name!r}; there are: {', '.join(kept) or 'none yet'}")
+        return kept[name]

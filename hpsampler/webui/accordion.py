@@ -16,11 +16,11 @@ from typing import Any, Optional
 
 import gradio as gr
 
-from ..presets import PresetShelf
+from ..presets import PresetStore
 from ..settings import FIELDS, Field
 from . import preset_row
 
-__all__ = ["GROUPS", "TITLE", "Accordion", "Container", "Surroundings", "build"]
+__all__ = ["GROUPS", "TITLE", "Accordion", "Container", "PageContext", "build"]
 
 TITLE = "HP Sampler"
 
@@ -49,7 +49,7 @@ _FIELDS = MappingProxyType({field.name: field for field in FIELDS})
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class PageContext:
     """What the accordion must know of the page it stands on.
 
     Attributes:
@@ -63,7 +63,7 @@ class Surroundings:
 
     page: Mapping[str, str]
     panel: Callable[[], Mapping[str, Any]]
-    presets: PresetShelf
+    presets: PresetStore
     menus: Mapping[str, Callable[[], Sequence[str]]] = field(default_factory=dict)
     begin_with: Optional[Mapping[str, Any]] = field(default=None)
 
@@ -86,7 +86,7 @@ class Accordion:
         return [self.enabled, *self.controls.values()]
 
 
-def build(prefix: str, container: Container, around: Surroundings) -> Accordion:
+def build(prefix: str, container: Container, around: PageContext) -> Accordion:
     """Build the accordion where the page now stands; every ``elem_id`` starts with ``prefix``."""
     made: dict[str, Any] = {}
     begin = around.begin_with or {}

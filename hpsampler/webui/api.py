@@ -9,14 +9,15 @@ import json
 import math
 import secrets
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any, Optional
 
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
-from ..shelf import ShelfError
-from ..workshop import CalibrationWorkshop, StatisticsWorkshop, Workshop
+from ..calibration.job import CalibrationRunner
+from ..jobs import JobRunner
+from ..statistics.job import StatisticsRunner
+from ..store import StoreError
 
 __all__ = ["add_routes"]
 
@@ -24,7 +25,7 @@ PREFIX = "/hpsampler"
 
 
 def add_routes(
-    app: FastAPI, calibrations: CalibrationWorkshop, statistics: StatisticsWorkshop, auth: Optional[str]
+    app: FastAPI, calibrations: CalibrationRunner, statistics: StatisticsRunner, auth: Optional[str]
 ) -> None:
     """Add them to the host's application; ``auth`` is its ``user:password,user:password``."""
     dependencies = [Depends(_guard(auth))] if auth else []
@@ -37,7 +38,10 @@ def add_routes(
 
     def listed() -> dict[str, Any]:
         profiles, problems = calibrations.profiles.read()
-        rows = [{**asdict(profile), "fitted": [_cell(each) for each in profile.fitted]} for profile in profiles]
+        rows = [
+            {**profile.to_dict(), "fitted": [{**each.to_dict(), "hash": each.hash} for each in profile.fitted]}
+            for profile in profiles
+        ]
         return {"calibrations": rows, "problems": problems}
 
     def one(name: str) -> Any:
@@ -45,14 +49,14 @@ def add_routes(
 
     async def take(request: Request) -> dict[str, Any]:
         text = (await request.body()).decode("utf-8", errors="replace")
-        return {"name": _tried(lambda: calibrations.profiles.take(text)).name}
+        return {"name": _tried(lambda: calibrations.profiles.import_json(text)).name}
 
     def measured() -> dict[str, Any]:
         rows, problems = [], []
         for name in statistics.names():
             try:
-                source, shape = statistics.about(name)
-            except ShelfError as error:
+                source, shape = statistics.read_provenance(name)
+            except StoreError as error:
                 problems.append(str(error))
                 continue
             rows.append({"name": name, "source": source.known(), "shape": shape})
@@ -65,17 +69,17 @@ def add_routes(
 
 
 def _add_workshop(
-    route: Callable[[str, str, Callable[..., Any]], None], workshop: Workshop[Any], act: str, kept: str
+    route: Callable[[str, str, Callable[..., Any]], None], runner: JobRunner[Any], act: str, kept: str
 ) -> None:
-    """What every workshop can be asked: to make one under ``act``, to rename and delete those under ``kept``."""
+    """What every runner can be asked: to make one under ``act``, to rename and delete those under ``kept``."""
 
     def status() -> dict[str, Any]:
-        now = workshop.status()
+        now = runner.status()
         progress = now.progress
         return {
             "state": now.state,
             "message": now.message,
-            "name": now.order.name if now.order else None,
+            "name": now.config.name if now.config else None,
             "calls": progress.calls,
             "of": progress.of,
             "seconds_left": progress.seconds_left,
@@ -83,28 +87,28 @@ def _add_workshop(
             "curve": progress.curve[-200:],
             "lines": {name: error for name, error in progress.lines.items() if math.isfinite(error)},
             "log": progress.log,
-            "unfinished": [each.name for each in workshop.unfinished()],
+            "unfinished": [each.name for each in runner.unfinished()],
         }
 
-    def start(order: dict[str, Any]) -> dict[str, Any]:
-        return {"name": _tried(lambda: workshop.start(workshop.order_of(order))).name}
+    def start(config: dict[str, Any]) -> dict[str, Any]:
+        return {"name": _tried(lambda: runner.start(runner.config_of(config))).name}
 
     def resume(body: dict[str, Any]) -> dict[str, Any]:
-        return {"name": _tried(lambda: workshop.resume(_name_in(body))).name}
+        return {"name": _tried(lambda: runner.resume(_name_in(body))).name}
 
     def stop() -> dict[str, Any]:
-        workshop.stop(wait=30)
+        runner.stop(wait=30)
         return status()
 
     def discard(body: dict[str, Any]) -> dict[str, Any]:
-        _tried(lambda: workshop.discard(_name_in(body)))
+        _tried(lambda: runner.discard(_name_in(body)))
         return {"discarded": body["name"]}
 
     def rename(name: str, body: dict[str, Any]) -> dict[str, Any]:
-        return {"name": _tried(lambda: workshop.rename(name, _name_in(body)))}
+        return {"name": _tried(lambda: runner.rename(name, _name_in(body)))}
 
     def delete(name: str) -> dict[str, Any]:
-        _tried(lambda: workshop.delete(name))
+        _tried(lambda: runner.delete(name))
         return {"deleted": name}
 
     route(act, "GET", status)
@@ -119,18 +123,14 @@ def _add_workshop(
 def _name_in(body: dict[str, Any]) -> str:
     name = body.get("name")
     if not isinstance(name, str):
-        raise ShelfError(f"name must be a text, got {name!r}")
+        raise StoreError(f"name must be a text, got {name!r}")
     return name
-
-
-def _cell(fitted: Any) -> dict[str, Any]:
-    return {**asdict(fitted), "hash": fitted.hash}
 
 
 def _tried(act: Callable[[], Any]) -> Any:
     try:
         return act()
-    except (ShelfError, OSError) as error:
+    except (StoreError, OSError) as error:
         raise HTTPException(status_code=422, detail=f"HP Sampler: {error}") from None
 
 

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..shelf import ShelfError
+from ..store import StoreError
 
 __all__ = ["offered", "text_of"]
 
@@ -15,12 +15,12 @@ def text_of(file: Any) -> str:
     """Of an uploaded file: gradio 3 gives an object with a name, gradio 4 the path.
 
     Raises:
-        ShelfError: not a text.
+        StoreError: not a text.
     """
     try:
         return Path(getattr(file, "name", file)).read_text(encoding="utf-8-sig")
     except UnicodeError:
-        raise ShelfError("the file must be a text in UTF-8") from None
+        raise StoreError("the file must be a text in UTF-8") from None
 
 
 def offered(name: str, text: str) -> str:

@@ -7,18 +7,18 @@ from pathlib import Path
 
 from modules import paths
 
-from ..presets import PresetShelf
-from ..profiles import Library
-from ..statistics import kept_in
+from ..calibration.profile import ProfileStore
+from ..presets import PresetStore
+from ..statistics.files import statistics_files
 
 __all__ = ["library", "menus", "npnets", "presets", "statistics_folder"]
 
 FOLDER = Path(paths.models_path) / "hpsampler"
 
 
-def library() -> Library:
+def library() -> ProfileStore:
     """The calibrations."""
-    return Library(FOLDER / "calibrations")
+    return ProfileStore(FOLDER / "calibrations")
 
 
 def statistics_folder() -> Path:
@@ -35,11 +35,11 @@ def menus() -> dict[str, Callable[[], list[str]]]:
     """Names that people may choose from, by the field that takes one."""
     return {
         "calibration": lambda: library().names(),
-        "statistics": lambda: list(kept_in(statistics_folder())),
+        "statistics": lambda: list(statistics_files(statistics_folder())),
         "golden_noise": lambda: list(npnets()),
     }
 
 
-def presets() -> PresetShelf:
+def presets() -> PresetStore:
     """The presets that people saved."""
-    return PresetShelf(FOLDER / "presets")
+    return PresetStore(FOLDER / "presets")

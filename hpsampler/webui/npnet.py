@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from modules import prompt_parser
 
-from ..npnet import TOKENS, GoldenNoiseError, labelled, load_npnet
+from ..golden.npnet import TOKENS, GoldenNoiseError
+from ..golden.weights import load_npnet, weights_label
 from ..settings import GOLDEN_FORMS, OFF, SettingsError
-from .store import npnets
+from .folders import npnets
 
 __all__ = ["make_golden"]
 
@@ -34,7 +35,7 @@ def make_golden(wanted: str, noise: torch.Tensor, conditions: Any) -> str:
         )
     try:
         network = load_npnet(kept[name])
-        label = labelled(name, network)
+        label = weights_label(name, network)
         if wanted not in (name, label):
             raise GoldenNoiseError(f"the weights {name!r} here are others than the picture's: {label}, not {wanted}")
         golden = network.to(noise.device)(noise, _embeddings(conditions).to(noise.device))

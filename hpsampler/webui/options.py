@@ -8,7 +8,7 @@ import gradio as gr
 from modules import shared
 
 from . import registration
-from .store import presets
+from .folders import presets
 
 __all__ = ["NO_PRESET", "default_preset", "follows_model", "hidden", "plots", "register"]
 

@@ -11,9 +11,10 @@ from ..noise import NoiseModel
 from ..panel import panel_data
 from ..presets import built_in
 from ..settings import SettingsError
-from ..statistics import sources_in
-from . import model, options, registration
-from .store import library, presets, statistics_folder
+from ..statistics.files import provenances_of_model
+from . import checkpoint as model
+from . import options, registration
+from .folders import library, presets, statistics_folder
 
 __all__ = ["PAGE", "panel"]
 
@@ -52,7 +53,7 @@ def panel() -> dict[str, Any]:
     except (SettingsError, ValueError, AttributeError) as error:
         return panel_data(model.title(), "sd1", NoiseModel.of_stable_diffusion(), problem=str(error), **common)
     profiles, hashes = library().read()[0], model.hashes()
-    measured = bool(sources_in(statistics_folder(), hashes)[0])
+    measured = bool(provenances_of_model(statistics_folder(), hashes)[0])
     return panel_data(
         model.title(), family, noise, profiles=profiles, hashes=hashes, measured=measured, problem=problem, **common
     )

@@ -14,16 +14,17 @@ from typing import Any, Optional
 
 import torch
 
+from ..calibration.profile import Target
 from ..freeu import FreeUPlan
-from ..golden import Form
+from ..golden.search import Form
 from ..noise import NoiseModel
-from ..profiles import Target
 from ..recipes import AUTO, Recipe, measured_form, shifted
 from ..settings import NO_STATISTICS, OFF, Settings, SettingsError
-from ..shelf import ShelfError
-from ..statistics import Statistics, StatisticsError, best_for, pick
-from . import model
-from .store import library, statistics_folder
+from ..statistics.coefficients import Statistics, StatisticsError
+from ..statistics.files import best_for, find_statistics
+from ..store import StoreError
+from . import checkpoint as model
+from .folders import library, statistics_folder
 
 __all__ = ["Pass", "Request"]
 
@@ -66,7 +67,7 @@ class Pass:
         if settings.names_calibration:
             try:
                 library().named(settings.calibration)
-            except ShelfError as error:
+            except StoreError as error:
                 raise SettingsError(
                     f"HP Sampler: Calibration (calibration) must be {AUTO}, {OFF} or one that is here; {error}"
                 ) from None
@@ -165,7 +166,7 @@ class Pass:
             pass
         elif wanted != AUTO:
             try:
-                self._statistics = pick(statistics_folder(), wanted, noise)
+                self._statistics = find_statistics(statistics_folder(), wanted, noise)
             except StatisticsError as error:
                 raise SettingsError(
                     f"HP Sampler: Statistics (statistics) must be {AUTO}, {OFF} or some that are here; {error}"

@@ -10,9 +10,9 @@ from typing import Any, Optional
 
 import gradio as gr
 
-from ..presets import Preset, PresetShelf
+from ..presets import Preset, PresetStore
 from ..settings import FIELDS, SettingsError
-from ..shelf import ShelfError
+from ..store import StoreError
 from .files import offered, text_of
 
 __all__ = ["Row", "build"]
@@ -22,7 +22,7 @@ __all__ = ["Row", "build"]
 class Row:
     """The row's components; ``chosen`` is the menu of names. :meth:`connect` gives them their work."""
 
-    shelf: PresetShelf
+    store: PresetStore
     chosen: Any
     picked: Any
     pick: Any
@@ -39,11 +39,11 @@ class Row:
 
     def menu(self) -> tuple[Any, str]:
         """The menu's names as they are now, and what is to be said of files that cannot be read."""
-        return gr.update(choices=self.shelf.all_names()), _said(self.shelf.read()[1])
+        return gr.update(choices=self.store.all_names()), _said(self.store.read()[1])
 
     def connect(self, enabled: Any, controls: Mapping[str, Any], data: Any, panel: Callable[[], str]) -> None:
         """Let the buttons act on the accordion's ``controls``; ``data`` gets ``panel()`` where presets changed."""
-        acts = _Acts(self.shelf, panel)
+        acts = _Acts(self.store, panel)
         values = list(controls.values())
         loaded = [self.chosen, enabled, *values, self.said]
         shown = [self.chosen, data, self.said, self.sure]
@@ -58,7 +58,7 @@ class Row:
         self.export.click(acts.export, inputs=[self.chosen], outputs=[self.exported, self.said], **quiet)
 
 
-def build(prefix: str, shelf: PresetShelf) -> Row:
+def build(prefix: str, store: PresetStore) -> Row:
     """Build the row where the page now stands."""
 
     def elem_id(name: str) -> str:
@@ -66,7 +66,7 @@ def build(prefix: str, shelf: PresetShelf) -> Row:
 
     with gr.Row():
         chosen = gr.Dropdown(
-            shelf.all_names(), value=None, label="Preset", elem_id=f"{prefix}_preset",
+            store.all_names(), value=None, label="Preset", elem_id=f"{prefix}_preset",
             info="Choosing one sets every control below. Your own are kept beside your models.",
         )  # fmt: skip
     # pressed by the plot's panel, which offers what fits
@@ -86,20 +86,20 @@ def build(prefix: str, shelf: PresetShelf) -> Row:
             delete = gr.Button("Delete", elem_id=elem_id("delete"), **small)
         exported = gr.File(label="Exported", visible=False, elem_id=elem_id("exported"))
     said = gr.HTML(elem_id=elem_id("said"))
-    return Row(shelf, chosen, picked, pick, around, name, sure, save, rename, delete, export, take, exported, said)
+    return Row(store, chosen, picked, pick, around, name, sure, save, rename, delete, export, take, exported, said)
 
 
 class _Acts:
     """What the buttons do. What is wrong is said in words, and nothing done."""
 
-    def __init__(self, shelf: PresetShelf, panel: Callable[[], str]) -> None:
-        self.shelf, self.panel = shelf, panel
+    def __init__(self, store: PresetStore, panel: Callable[[], str]) -> None:
+        self.store, self.panel = store, panel
 
     def load(self, name: Optional[str]) -> tuple[Any, ...]:
         unchanged = [gr.update()] * (2 + len(FIELDS))
         try:
-            preset = self.shelf.find(_named(name))
-        except ShelfError as error:
+            preset = self.store.find(_named(name))
+        except StoreError as error:
             return (*unchanged, _said([str(error)]))
         values = preset.values()
         text = f"Preset {preset.name} loaded{_made_for(preset)}."
@@ -109,19 +109,19 @@ class _Acts:
         def act() -> tuple[Optional[str], str]:
             settings = dict(zip((field.name for field in FIELDS), values))
             preset = Preset.of(name or "", settings, **_around(around))
-            taken = preset.name in self.shelf.names()
+            taken = preset.name in self.store.names()
             if taken and chosen != preset.name:
-                raise ShelfError(
+                raise StoreError(
                     f"there is a preset named {preset.name!r}; choose it first to save over it, or take another name"
                 )
-            kept = self.shelf.save(preset, replacing=taken)
+            kept = self.store.save(preset, replacing=taken)
             return kept.name, f"Preset {kept.name} saved{_made_for(kept)}."
 
         return self._tried(act)
 
     def rename(self, chosen: Optional[str], name: str) -> tuple[Any, ...]:
         def act() -> tuple[Optional[str], str]:
-            new = self.shelf.rename(_named(chosen), name or "").name
+            new = self.store.rename(_named(chosen), name or "").name
             return new, f"Preset {chosen} is now {new}."
 
         return self._tried(act)
@@ -129,33 +129,33 @@ class _Acts:
     def delete(self, chosen: Optional[str], sure: bool) -> tuple[Any, ...]:
         def act() -> tuple[Optional[str], str]:
             if not sure:
-                raise ShelfError("tick Really delete first")
-            self.shelf.delete(_named(chosen))
+                raise StoreError("tick Really delete first")
+            self.store.delete(_named(chosen))
             return None, f"Preset {chosen} deleted."
 
         return self._tried(act)
 
     def take(self, file: Any) -> tuple[Any, ...]:
         def act() -> tuple[Optional[str], str]:
-            kept = self.shelf.take(text_of(file))
+            kept = self.store.import_json(text_of(file))
             return kept.name, f"Preset {kept.name} imported{_made_for(kept)}; choose it to load it."
 
         return self._tried(act)
 
     def export(self, chosen: Optional[str]) -> tuple[Any, ...]:
         try:
-            preset = self.shelf.find(_named(chosen))
+            preset = self.store.find(_named(chosen))
             return gr.update(value=offered(preset.name, preset.to_json()), visible=True), _said([])
-        except (ShelfError, OSError) as error:
+        except (StoreError, OSError) as error:
             return gr.update(visible=False), _said([str(error)])
 
     def _tried(self, act: Callable[[], tuple[Optional[str], str]]) -> tuple[Any, ...]:
         try:
             chosen, done = act()
-        except (ShelfError, SettingsError, OSError) as error:
-            return gr.update(choices=self.shelf.all_names()), gr.update(), _said([str(error)]), False
-        menu = gr.update(choices=self.shelf.all_names(), value=chosen)
-        return menu, self.panel(), _said(self.shelf.read()[1], done), False
+        except (StoreError, SettingsError, OSError) as error:
+            return gr.update(choices=self.store.all_names()), gr.update(), _said([str(error)]), False
+        menu = gr.update(choices=self.store.all_names(), value=chosen)
+        return menu, self.panel(), _said(self.store.read()[1], done), False
 
 
 def _around(text: str) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def _made_for(preset: Preset) -> str:
 
 def _named(name: Optional[str]) -> str:
     if not name:
-        raise ShelfError("choose one under Preset first")
+        raise StoreError("choose one under Preset first")
     return name
 
 

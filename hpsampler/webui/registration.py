@@ -10,10 +10,10 @@ from typing import Any, Optional
 import torch
 from modules import sd_samplers, sd_samplers_common, sd_samplers_kdiffusion, sd_schedulers
 
-from ..golden import Form, golden_latent, sigma_below
+from ..golden.search import Form, golden_latent, sigma_below
 from ..schedule import insert_first_midpoint
 from ..solvers import SOLVERS, Callback
-from . import model
+from . import checkpoint as model
 from .passes import Pass
 
 __all__ = ["CALIBRATED_NAME", "SAMPLERS", "SCHEDULES", "SCHEDULE_NAME", "register", "unregister"]

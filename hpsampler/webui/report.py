@@ -6,14 +6,13 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from ..calibration import SWALLOWED, swallowed
-from ..profiles import Profile
+from ..calibration.decoder import TOLERATED_CHANGE, noise_tolerance
+from ..calibration.profile import Profile
+from ..jobs import Progress, Status
 from ..recipes import AUTO
-from ..statistics import Source
-from ..tuning import Progress
-from ..workshop import Status
+from ..statistics.coefficients import Provenance
 
-__all__ = ["profile_html", "statistics_html", "status_html", "told_time"]
+__all__ = ["format_duration", "profile_html", "statistics_html", "status_html"]
 
 WIDTH, HEIGHT = 700, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 236, 14, 34
@@ -21,7 +20,7 @@ DASHES = ("6 3", "2 3", "8 3 2 3", "1 4", "10 4")
 CURVE = "#3b82f6"
 
 
-def told_time(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Such as ``2 h 5 min``, ``4 min`` or ``30 s``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -30,20 +29,22 @@ def told_time(seconds: float) -> str:
 
 
 def status_html(status: Status) -> str:
-    """Where the workshop stands."""
+    """Where the runner stands."""
     progress = status.progress
     parts = [f'<p role="status"><b>{escape(status.message)}</b></p>']
-    if progress.of and status.order is not None:
+    if progress.of and status.config is not None:
         share = min(progress.calls / max(progress.of, 1), 1.0)
         left = progress.seconds_left
         told = f"{progress.calls} of at most {progress.of} UNet calls, each for one picture"
         if left is not None and status.state == "running":
-            told += f"; at most {told_time(left)} of drawing left ({progress.seconds / progress.calls:.3g} s a call)"
+            told += (
+                f"; at most {format_duration(left)} of drawing left ({progress.seconds / progress.calls:.3g} s a call)"
+            )
         parts.append(f'<progress max="1" value="{share:.4f}" style="width:100%"></progress><p>{told}.</p>')
         if progress.cell is not None:
             cfg_scale, steps = progress.cell
             parts.append(f"<p>Now: {steps} steps at CFG {cfg_scale:g}.</p>")
-            parts.append(plot(progress, status.order.runs))
+            parts.append(plot(progress, status.config.runs))
         parts.append("".join(f"<p>{escape(line)}.</p>" for line in progress.log[-12:]))
     return f'<div class="hpsampler-status" data-state="{status.state}">{"".join(parts)}</div>'
 
@@ -110,17 +111,17 @@ def decoder_plot(curve: Sequence[tuple[float, float]]) -> str:
     """How much of residual noise is seen in the decoded pictures; SVG."""
     width, height, left, right, bottom = 320, 150, 50, 18, 32
     most_sigma = max(sigma for sigma, _ in curve)
-    most = max(*(change for _, change in curve), 1.5 * SWALLOWED)
+    most = max(*(change for _, change in curve), 1.5 * TOLERATED_CHANGE)
 
     def at(sigma: float, change: float) -> str:
         x = left + (width - left - right) * sigma / most_sigma
         return f"{x:.1f},{8 + (height - bottom - 8) * (1 - change / most):.1f}"
 
     points = " ".join(at(sigma, change) for sigma, change in [(0.0, 0.0), *curve])
-    limit = " ".join(at(sigma, SWALLOWED) for sigma in (0, most_sigma))
+    limit = " ".join(at(sigma, TOLERATED_CHANGE) for sigma in (0, most_sigma))
     marks = "".join(
         f'<text x="{left - 5}" y="{float(at(0, change).split(",")[1]) + 4:.1f}" text-anchor="end">{change:.3g}</text>'
-        for change in (0, SWALLOWED, most)
+        for change in (0, TOLERATED_CHANGE, most)
     ) + "".join(
         f'<text x="{at(sigma, 0).split(",")[0]}" y="{height - bottom + 14}" text-anchor="middle">{sigma:g}</text>'
         for sigma in (0, round(most_sigma / 2, 2), most_sigma)
@@ -146,7 +147,7 @@ def profile_html(profile: Profile, problems: Sequence[str] = ()) -> str:
         rows.append(
             f"<tr><td>{each.cfg_scale:g}</td><td>{each.steps}</td><td><b>{errors['calibrated']:.4f}</b></td>"
             f"<td>{errors.get(AUTO, math.nan):.4f}</td><td>{best[0]:.4f} ({escape(best[1])})</td>"
-            f"<td>{each.yardstick:.4f}</td><td>{end}</td><td>{each.calls}</td><td><code>{each.hash}</code></td></tr>"
+            f"<td>{each.baseline:.4f}</td><td>{end}</td><td>{each.calls}</td><td><code>{each.hash}</code></td></tr>"
         )
     head = "".join(
         f"<th>{name}</th>"
@@ -158,8 +159,12 @@ def profile_html(profile: Profile, problems: Sequence[str] = ()) -> str:
     refused = "".join(
         f"<li>CFG {each.cfg_scale:g}, {each.steps} steps: {escape(each.reason)}</li>" for each in profile.refused
     )
-    largest = swallowed(profile.decoder)
-    told = f"up to sigma {largest:g} it is under {SWALLOWED:g}" if largest else f"it is above {SWALLOWED:g} at once"
+    largest = noise_tolerance(profile.decoder)
+    told = (
+        f"up to sigma {largest:g} it is under {TOLERATED_CHANGE:g}"
+        if largest
+        else f"it is above {TOLERATED_CHANGE:g} at once"
+    )
     decoder = (
         f"<p>Decoder: RMS change of its pictures (0 to 1) by the noise left on their latents; {told}.</p>"
         f"{decoder_plot(profile.decoder)}"
@@ -176,7 +181,7 @@ def profile_html(profile: Profile, problems: Sequence[str] = ()) -> str:
     )
 
 
-def statistics_html(name: str, about: tuple[Source, tuple[int, ...]]) -> str:
+def statistics_html(name: str, about: tuple[Provenance, tuple[int, ...]]) -> str:
     """What statistics say of themselves."""
     source, shape = about
     told = []

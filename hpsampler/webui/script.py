@@ -14,20 +14,22 @@ from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
 
 from .. import __version__
+from ..calibration.job import CalibrationRunner
 from ..effects import Use
 from ..freeu import FreeU, decoder_stages
 from ..recipes import PRESETS, recipe_for
 from ..settings import FIELDS, OFF, SCHEDULE_FIELDS, Field, Settings, SettingsError
-from ..shelf import ShelfError
-from ..workshop import CalibrationWorkshop, StatisticsWorkshop
-from . import model, options, registration, tab, xyz
-from .accordion import TITLE, Surroundings, build
+from ..statistics.job import StatisticsRunner
+from ..store import StoreError
+from . import checkpoint as model
+from . import options, registration, tab, xyz
+from .accordion import TITLE, PageContext, build
 from .api import add_routes
+from .folders import library, menus, presets, statistics_folder
 from .npnet import make_golden
 from .page import PAGE, panel
 from .passes import Pass, Request
-from .source import Checkpoint, Turns
-from .store import library, menus, presets, statistics_folder
+from .source import Checkpoint, HostQueue
 
 __all__ = ["HPSamplerScript", "install"]
 
@@ -56,7 +58,7 @@ class HPSamplerScript(scripts.Script):
 
     def ui(self, is_img2img: bool) -> list[Any]:
         tab_name = "img2img" if is_img2img else "txt2img"
-        around = Surroundings(PAGE[tab_name], panel, presets(), menus(), _begin_with())
+        around = PageContext(PAGE[tab_name], panel, presets(), menus(), _begin_with())
         accordion = build(f"{tab_name}_hpsampler", InputAccordion, around)
         self.infotext_fields = [
             PasteField(accordion.enabled, _needs_accordion),
@@ -160,7 +162,7 @@ def _settings_of(p: Any, args: Sequence[Any]) -> Settings:
         if name is not None:
             try:
                 values.update(presets().find(name).values())
-            except ShelfError as error:
+            except StoreError as error:
                 raise SettingsError(f"HP Sampler: Preset ({PRESET_NAME}): {error}") from None
         values.update(given)
     settings = Settings.of_names(values)
@@ -180,7 +182,7 @@ def _begin_with() -> Optional[dict[str, Any]]:
         return None
     try:
         return presets().find(name).values()
-    except ShelfError as error:
+    except StoreError as error:
         print(f"HP Sampler: the settings name a preset to begin with that is not here; {error}")
         return None
 
@@ -305,20 +307,20 @@ def install() -> None:
     script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
     script_callbacks.on_cfg_denoised(on_cfg_denoised)
 
-    calibrations = CalibrationWorkshop(library(), Checkpoint, Turns)
-    statistics = StatisticsWorkshop(statistics_folder(), Checkpoint, Turns)
+    calibrations = CalibrationRunner(library(), Checkpoint, HostQueue)
+    statistics = StatisticsRunner(statistics_folder(), Checkpoint, HostQueue)
     script_callbacks.on_ui_tabs(lambda: [(tab.build(calibrations, statistics), tab.TAB_TITLE, tab.TAB_ID)])
     script_callbacks.on_app_started(partial(_on_app_started, calibrations, statistics))
 
     def leave() -> None:
         # what it has finished is kept, and the next load can resume it
-        for workshop in (calibrations, statistics):
-            workshop.stop(wait=STOP_SECONDS)
+        for runner in (calibrations, statistics):
+            runner.stop(wait=STOP_SECONDS)
         registration.unregister()
 
     script_callbacks.on_script_unloaded(leave)
 
 
-def _on_app_started(calibrations: CalibrationWorkshop, statistics: StatisticsWorkshop, page: Any, app: Any) -> None:
+def _on_app_started(calibrations: CalibrationRunner, statistics: StatisticsRunner, page: Any, app: Any) -> None:
     if shared.cmd_opts.api:
         add_routes(app, calibrations, statistics, shared.cmd_opts.api_auth)

@@ -20,20 +20,21 @@ from modules import (
     shared,
 )
 
-from ..measuring import Survey
+from ..calibration.job import CalibrationConfig
+from ..jobs import Cancelled
 from ..settings import SettingsError
-from ..shelf import ShelfError
-from ..tuning import Cancelled, Order
-from . import model
+from ..statistics.job import StatisticsConfig
+from ..store import StoreError
+from . import checkpoint as model
 
-__all__ = ["Checkpoint", "Turns"]
+__all__ = ["Checkpoint", "HostQueue"]
 
 JOB = "HP Sampler calibration"
 
-Asked = Union[Order, Survey]
+Asked = Union[CalibrationConfig, StatisticsConfig]
 
 
-class Turns:
+class HostQueue:
     """One calibration's turns at the model, when the host's queue lets it, as one more picture would."""
 
     def __init__(self) -> None:
@@ -67,29 +68,29 @@ class Turns:
 
 
 class Checkpoint:
-    """The checkpoint that is loaded now, a :class:`~hpsampler.tuning.Source`; calls must be made in a turn.
+    """The checkpoint that is loaded now, a :class:`~hpsampler.job.Source`; calls must be made in a turn.
 
     Raises:
-        ShelfError: a model that the method does not cover, or prompts that it cannot be calibrated with.
+        StoreError: a model that the method does not cover, or prompts that it cannot be calibrated with.
     """
 
-    def __init__(self, order: Asked) -> None:
-        self.order = order
+    def __init__(self, config: Asked) -> None:
+        self.config = config
         try:
             self.family = model.family()
             self.hashes = model.hashes()
             self.model_name = model.title()
-            for prompt in (*order.prompts, order.negative):
+            for prompt in (*config.prompts, config.negative):
                 _, networks = extra_networks.parse_prompt(prompt)
                 if networks:
-                    raise ShelfError(
+                    raise StoreError(
                         "prompts must not call extra networks, as what is made is of the checkpoint alone; "
                         f"got {prompt!r}"
                     )
             with _ready():
-                self.noise = model.noise_model(_Batch(order.prompts[:1], order, 1.0).sampler.model_wrap)
+                self.noise = model.noise_model(_Batch(config.prompts[:1], config, 1.0).sampler.model_wrap)
         except SettingsError as error:
-            raise ShelfError(str(error)) from None
+            raise StoreError(str(error)) from None
 
     def denoiser(self, prompts: Sequence[str], negative: str, cfg_scale: float) -> _Denoiser:
         return _Denoiser(self, prompts, cfg_scale)
@@ -105,14 +106,14 @@ class Checkpoint:
         with _ready():
             rows = [
                 sd_samplers_common.decode_first_stage(shared.sd_model, part).float().cpu()
-                for part in latents.split(self.order.batch)
+                for part in latents.split(self.config.batch)
             ]
         return (torch.cat(rows) / 2 + 0.5).clamp(0, 1)
 
     def check(self) -> None:
-        """Raises ShelfError: another checkpoint was loaded since."""
+        """Raises StoreError: another checkpoint was loaded since."""
         if not set(self.hashes) & set(model.hashes()):
-            raise ShelfError(
+            raise StoreError(
                 f"the checkpoint was changed from {self.model_name} to {model.title()} meanwhile; load the first "
                 "again, then resume"
             )
@@ -128,12 +129,12 @@ class _Denoiser:
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, /, **_: Any) -> torch.Tensor:
         self.checkpoint.check()
-        size = self.checkpoint.order.batch
+        size = self.checkpoint.config.batch
         with _ready():
             if self.made_for is not shared.sd_model:
-                order = self.checkpoint.order
+                config = self.checkpoint.config
                 parts = range(0, len(self.prompts), size)
-                self.batches = [_Batch(self.prompts[at : at + size], order, self.cfg_scale) for at in parts]
+                self.batches = [_Batch(self.prompts[at : at + size], config, self.cfg_scale) for at in parts]
                 self.made_for = shared.sd_model
             rows = [batch(*part) for batch, *part in zip(self.batches, x.split(size), sigma.split(size))]
         return torch.cat(rows)
@@ -142,10 +143,10 @@ class _Denoiser:
 class _Batch:
     """One batch of prompts with the host's own guidance around its denoiser."""
 
-    def __init__(self, prompts: Sequence[str], order: Asked, cfg_scale: float) -> None:
+    def __init__(self, prompts: Sequence[str], config: Asked, cfg_scale: float) -> None:
         p = processing.StableDiffusionProcessing(
-            prompt=list(prompts), negative_prompt=[order.negative] * len(prompts), batch_size=len(prompts),
-            width=order.width, height=order.height, cfg_scale=cfg_scale, steps=1, sampler_name="Euler",
+            prompt=list(prompts), negative_prompt=[config.negative] * len(prompts), batch_size=len(prompts),
+            width=config.width, height=config.height, cfg_scale=cfg_scale, steps=1, sampler_name="Euler",
             scheduler="Automatic", s_min_uncond=0.0,
         )  # fmt: skip
         # lists of our own: those of the class hold what the person drew last
@@ -158,7 +159,7 @@ class _Batch:
         self.sampler = sd_samplers_kdiffusion.KDiffusionSampler(_nothing, shared.sd_model)
         self.sampler.config = sd_samplers_common.SamplerData(JOB, None, [], {})
         channels = getattr(shared.sd_model, "latent_channels", processing.opt_C)
-        shape = (len(prompts), channels, order.height // processing.opt_f, order.width // processing.opt_f)
+        shape = (len(prompts), channels, config.height // processing.opt_f, config.width // processing.opt_f)
         x = torch.zeros(shape, device=devices.device)
         # runs no step; leaves the host's denoiser with everything it needs to be called
         self.sampler.sample(p, x, p.c, p.uc, image_conditioning=p.txt2img_image_conditioning(x))

@@ -1,4 +1,4 @@
-"""The Calibrate tab, in gradio alone; what it shows and does is the workshops'.
+"""The Calibrate tab, in gradio alone; what it shows and does is the runners'.
 
 Two parts, schedules and statistics, each a form, a status and a list of what is kept. Written for gradio 3.41 (A1111)
 and 4.40 (Forge) alike. ``javascript/hpsampler_calibrate.js`` presses the hidden button that looks at the status, so
@@ -14,10 +14,10 @@ from typing import Any, Optional
 
 import gradio as gr
 
-from ..measuring import Survey
-from ..shelf import ShelfError
-from ..tuning import DEFAULT_PROMPTS, Order
-from ..workshop import CalibrationWorkshop, StatisticsWorkshop, Workshop
+from ..calibration.job import CalibrationConfig, CalibrationRunner
+from ..jobs import DEFAULT_PROMPTS, JobRunner
+from ..statistics.job import StatisticsConfig, StatisticsRunner
+from ..store import StoreError
 from .files import offered, text_of
 from .report import profile_html, statistics_html, status_html
 
@@ -47,8 +47,8 @@ _SURVEY = (
 _QUICK: dict[str, Any] = {"show_progress": "hidden"}
 
 
-def build(calibrations: CalibrationWorkshop, statistics: StatisticsWorkshop) -> gr.Blocks:
-    """The tab; each page that shows it sees the same workshops."""
+def build(calibrations: CalibrationRunner, statistics: StatisticsRunner) -> gr.Blocks:
+    """The tab; each page that shows it sees the same runners."""
     with gr.Blocks(analytics_enabled=False) as page, gr.Tabs():
         with gr.Tab("Schedules", elem_id=f"{TAB_ID}_part"):
             _Calibrations(TAB_ID, calibrations).build()
@@ -58,7 +58,7 @@ def build(calibrations: CalibrationWorkshop, statistics: StatisticsWorkshop) -> 
 
 
 class _Part(ABC):
-    """One workshop's part of the page. Each button answers with what may change; what is wrong is said, and not done.
+    """One runner's part of the page. Each button answers with what may change; what is wrong is said, and not done.
 
     Args:
         prefix: of every ``elem_id``.
@@ -69,8 +69,8 @@ class _Part(ABC):
     """What the button, and the menu of what is kept, are called."""
     fields: tuple[str, ...] = ()
 
-    def __init__(self, prefix: str, workshop: Workshop[Any]) -> None:
-        self.prefix, self.workshop = prefix, workshop
+    def __init__(self, prefix: str, runner: JobRunner[Any]) -> None:
+        self.prefix, self.runner = prefix, runner
 
     def id(self, name: str) -> str:
         return f"{self.prefix}_{name}"
@@ -79,11 +79,11 @@ class _Part(ABC):
 
     @abstractmethod
     def form(self) -> dict[str, Any]:
-        """The controls of an order by the names of its fields."""
+        """The controls of an config by the names of its fields."""
 
     @abstractmethod
-    def told(self, order: Any) -> str:
-        """What an order takes, for people."""
+    def told(self, config: Any) -> str:
+        """What an config takes, for people."""
 
     @abstractmethod
     def details(self, name: Optional[str]) -> str:
@@ -105,7 +105,7 @@ class _Part(ABC):
                     start = gr.Button(self.begin, variant="primary", elem_id=self.id("start"))
                     stop = gr.Button("Stop", elem_id=self.id("stop"))
             with gr.Column():
-                status = gr.HTML(status_html(self.workshop.status()), elem_id=self.id("status"))
+                status = gr.HTML(status_html(self.runner.status()), elem_id=self.id("status"))
                 look = gr.Button("Look", elem_id=self.id("look"), visible=False)
                 with gr.Row():
                     unfinished = gr.Dropdown([], label="Unfinished", elem_id=self.id("unfinished"), scale=4)
@@ -155,34 +155,34 @@ class _Part(ABC):
                 self.add(made, gr.Slider, name, name.capitalize(), getattr(usual, name), **own)
 
     def ordered(self, values: tuple[Any, ...]) -> Any:
-        return self.workshop.order_of(dict(zip(self.fields, values)))
+        return self.runner.config_of(dict(zip(self.fields, values)))
 
     def most(self, *values: Any) -> str:
         try:
             return f"<p>{self.told(self.ordered(values))}</p>"
-        except ShelfError as error:
+        except StoreError as error:
             return f"<p role='alert'>{escape(str(error))}</p>"
 
     def start(self, *values: Any) -> tuple[Any, ...]:
-        return self.tried(lambda: self.workshop.start(self.ordered(values)))
+        return self.tried(lambda: self.runner.start(self.ordered(values)))
 
     def stop(self) -> tuple[Any, ...]:
-        return self.tried(lambda: self.workshop.stop(wait=30))
+        return self.tried(lambda: self.runner.stop(wait=30))
 
     def resume(self, name: Optional[str]) -> tuple[Any, ...]:
-        return self.tried(lambda: self.workshop.resume(_named(name, "Unfinished")))
+        return self.tried(lambda: self.runner.resume(_named(name, "Unfinished")))
 
     def discard(self, name: Optional[str]) -> tuple[Any, ...]:
-        return self.tried(lambda: self.workshop.discard(_named(name, "Unfinished")))
+        return self.tried(lambda: self.runner.discard(_named(name, "Unfinished")))
 
     def rename(self, name: Optional[str], new_name: str) -> tuple[Any, ...]:
-        return self.tried(lambda: self.workshop.rename(_named(name, self.kept), new_name))
+        return self.tried(lambda: self.runner.rename(_named(name, self.kept), new_name))
 
     def delete(self, name: Optional[str], sure: bool) -> tuple[Any, ...]:
         def act() -> None:
             if not sure:
-                raise ShelfError("tick Really delete first")
-            self.workshop.delete(_named(name, self.kept))
+                raise StoreError("tick Really delete first")
+            self.runner.delete(_named(name, self.kept))
 
         return (*self.tried(act), False)
 
@@ -194,16 +194,16 @@ class _Part(ABC):
         try:
             done = act()
             chosen = done if isinstance(done, str) else None
-        except (ShelfError, OSError) as error:
+        except (StoreError, OSError) as error:
             gr.Warning(f"HP Sampler: {error}")
         return self.shown(chosen, refresh=True)
 
     def shown(self, chosen: Optional[str], refresh: bool = False) -> tuple[Any, ...]:
-        status = self.workshop.status()
-        if self.workshop.running and not refresh:
+        status = self.runner.status()
+        if self.runner.running and not refresh:
             return status_html(status), gr.update(), gr.update(), gr.update()
-        names, left = self.workshop.names(), [each.name for each in self.workshop.unfinished()]
-        latest = status.order.name if status.order is not None else None
+        names, left = self.runner.names(), [each.name for each in self.runner.unfinished()]
+        latest = status.config.name if status.config is not None else None
         first = latest if latest in left else left[0] if left else None
         made = latest if latest in names else None
         if chosen not in names:
@@ -218,10 +218,10 @@ class _Part(ABC):
 
 class _Calibrations(_Part):
     introduction, begin, kept, fields = INTRODUCTION, "Calibrate", "Calibrations", _ORDER
-    workshop: CalibrationWorkshop
+    runner: CalibrationRunner
 
     def form(self) -> dict[str, Any]:
-        usual = Order("usual")
+        usual = CalibrationConfig("usual")
         made: dict[str, Any] = {}
         self.add(made, gr.Textbox, "name", "Name", "My calibration", info="Shown in menus and pictures.")
         with gr.Row():
@@ -246,9 +246,9 @@ class _Calibrations(_Part):
             self.add(made, gr.Number, "seed", "Seed", usual.seed, precision=0)
         return made
 
-    def told(self, order: Order) -> str:
+    def told(self, config: CalibrationConfig) -> str:
         return (
-            f"{len(order.cells)} to calibrate, at most {order.most_calls():,} UNet calls, each for one picture "
+            f"{len(config.cells)} to calibrate, at most {config.most_calls():,} UNet calls, each for one picture "
             "(drawing one picture with 20 steps takes 20). The time is shown once the first calls were made."
         )
 
@@ -261,10 +261,10 @@ class _Calibrations(_Part):
         take.upload(self.take, inputs=[take], outputs=shown, **_QUICK)
 
     def take(self, file: Any) -> tuple[Any, ...]:
-        return self.tried(lambda: self.workshop.profiles.take(text_of(file)).name)
+        return self.tried(lambda: self.runner.profiles.import_json(text_of(file)).name)
 
     def details(self, name: Optional[str]) -> str:
-        profiles, problems = self.workshop.profiles.read()
+        profiles, problems = self.runner.profiles.read()
         for profile in profiles:
             if profile.name == name:
                 return profile_html(profile, problems)
@@ -272,8 +272,8 @@ class _Calibrations(_Part):
 
     def export(self, name: Optional[str]) -> Any:
         try:
-            profile = self.workshop.profiles.get(_named(name, self.kept))
-        except ShelfError as error:
+            profile = self.runner.profiles.get(_named(name, self.kept))
+        except StoreError as error:
             gr.Warning(f"HP Sampler: {error}")
             return gr.update(visible=False)
         return gr.update(value=offered(profile.name, profile.to_json()), visible=True)
@@ -281,10 +281,10 @@ class _Calibrations(_Part):
 
 class _Statistics(_Part):
     introduction, begin, kept, fields = MEASURING, "Measure", "Statistics", _SURVEY
-    workshop: StatisticsWorkshop
+    runner: StatisticsRunner
 
     def form(self) -> dict[str, Any]:
-        usual = Survey("usual")
+        usual = StatisticsConfig("usual")
         made: dict[str, Any] = {}
         with gr.Row():
             # a label of its own: the host keeps one default for every label of a tab
@@ -309,9 +309,9 @@ class _Statistics(_Part):
             self.add(made, gr.Number, "seed", "Seed", usual.seed, precision=0)
         return made
 
-    def told(self, order: Survey) -> str:
+    def told(self, config: StatisticsConfig) -> str:
         return (
-            f"{order.most_calls():,} UNet calls, each for one picture (drawing one picture with 20 steps takes 20). "
+            f"{config.most_calls():,} UNet calls, each for one picture (drawing one picture with 20 steps takes 20). "
             "The time is shown once the first calls were made."
         )
 
@@ -319,12 +319,12 @@ class _Statistics(_Part):
         if name is None:
             return ""
         try:
-            return statistics_html(name, self.workshop.about(name))
-        except ShelfError as error:
+            return statistics_html(name, self.runner.read_provenance(name))
+        except StoreError as error:
             return f"<p role='alert'>{escape(str(error))}</p>"
 
 
 def _named(name: Optional[str], what: str) -> str:
     if not name:
-        raise ShelfError(f"choose one under {what} first")
+        raise StoreError(f"choose one under {what} first")
     return name

@@ -12,8 +12,8 @@ from typing import Any
 from modules import scripts
 
 from ..settings import ENABLED, FIELDS, Field, SettingsError
-from ..shelf import ShelfError
-from .store import menus, presets
+from ..store import StoreError
+from .folders import menus, presets
 
 __all__ = ["PRESET_AXIS", "axes_of", "register"]
 
@@ -85,5 +85,5 @@ def _confirm_presets(p: Any, values: Sequence[str]) -> None:
     for value in values:
         try:
             presets().find(value)
-        except ShelfError as error:
+        except StoreError as error:
             raise RuntimeError(f"HP Sampler: {error}") from None

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from demo.schedules import stable_diffusion_noise
+from bench.schedules import stable_diffusion_noise
 from hpsampler.presets import Preset
 from hpsampler.recipes import AUTO, PRESETS
 from hpsampler.schedule import insert_first_midpoint
 from hpsampler.settings import FIELDS, Settings
-
-from .page import AccordionPage
+from tests.accordion.page import AccordionPage
 
 STEPS, CFG = 6, 7.0
 

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from demo.tiny import checkpoint as trained
-
-from .harness import DEFAULT_CHECKPOINT, ROOT, WebUI, WebUIError
+from tests.webui.harness import DEFAULT_CHECKPOINT, ROOT, WebUI, WebUIError
+from tiny_model import checkpoint as trained
 
 PROBE = Path(__file__).with_name("probe")
 MAKER = Path(__file__).with_name("tiny_checkpoints.py")

@@ -12,11 +12,10 @@ import pytest
 
 from hpsampler.presets import Preset
 from hpsampler.settings import ENABLED, FIELDS
-
-from ..accordion.checks import CHECKS, STEPS, begin, contrasts, drawn
-from ..accordion.page import OPTION, AccordionPage
-from .harness import ROOT, open_ui
-from .test_page import SETTINGS, generate
+from tests.accordion.checks import CHECKS, STEPS, begin, contrasts, drawn
+from tests.accordion.page import OPTION, AccordionPage
+from tests.webui.harness import ROOT, open_ui
+from tests.webui.test_page import SETTINGS, generate
 
 TXT2IMG = {
     "sampler": "#txt2img_sampling", "schedule": "#txt2img_scheduler", "steps": "#txt2img_steps",

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from hpsampler.settings import FIELDS
-
-from .harness import decode, encode
+from tests.webui.harness import decode, encode
 
 SAMPLERS = ["HP Auto", "HP DPM++ 1S", "HP DPM++ 2M", "HP UniPC", "HP DPM-v3"]
 PLAIN = {"sampler_name": "Euler", "scheduler": "Karras", "steps": 8}

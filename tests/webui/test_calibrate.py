@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demo.tiny.pictures import SIDE, captioned
-from hpsampler.profiles import Profile
-
-from .harness import ROOT, open_ui
-from .test_page import choose, open_accordion
+from hpsampler.calibration.profile import Profile
+from tests.webui.harness import ROOT, open_ui
+from tests.webui.test_page import choose, open_accordion
+from tiny_model.pictures import SIDE, captioned
 
 SIZE = {"width": SIDE, "height": SIDE}
 PROMPTS = [picture.caption() for picture in captioned(64)]
@@ -105,7 +104,7 @@ def take(bench, profile, **changed):
 def test_it_is_better_on_what_it_has_not_seen_and_says_what_it_cost(profile):
     (fitted,) = (made := Profile.from_json(profile)).fitted
     assert made.refused == () and made.width == SIDE and made.model == "hps-tiny"
-    print(dict(fitted.held_out), fitted.yardstick)
+    print(dict(fitted.held_out), fitted.baseline)
     assert fitted.held_out["calibrated"] < 0.95 * fitted.held_out["Auto"]
     assert fitted.calls <= 40 * 5 * 12 and fitted.sigmas[0] == pytest.approx(14.6146, rel=1e-4)
     assert len(made.decoder) == 7 and made.decoder[0][1] < made.decoder[-1][1]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-STAND_IN = Path(__file__).resolve().parents[1] / "host" / "modules"
+STAND_IN = Path(__file__).resolve().parents[1] / "adapter" / "host" / "modules"
 
 
 class Source:

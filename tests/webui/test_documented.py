@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from .harness import ROOT
+from tests.webui.harness import ROOT
 
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 JSON = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", PAGE, re.S)]

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo.tiny.pictures import SIDE, captioned, draw
-
-from .harness import ROOT
+from tests.webui.harness import ROOT
+from tiny_model.pictures import SIDE, captioned, draw
 
 CONFIGS = ["HP Auto/HP/6/5?ending=To zero", "DPM++ 2M/Karras/20/5"]
 

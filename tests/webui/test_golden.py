@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import save_file
 
 from demo.session import Request, draw
-from demo.tiny.model import TinyModel
-from demo.tiny.pictures import SIDE, captioned
-from hpsampler.npnet import NPNet, convert, labelled, main
+from hpsampler.golden.cli import main
+from hpsampler.golden.npnet import NPNet
+from hpsampler.golden.weights import convert, weights_label
 from hpsampler.settings import Settings
-
-from .harness import WebUIError, open_ui
-from .test_page import choose, open_accordion
+from tests.webui.harness import WebUIError, open_ui
+from tests.webui.test_page import choose, open_accordion
+from tiny_model.model import TinyModel
+from tiny_model.pictures import SIDE, captioned
 
 PROMPTS = [picture.caption() for picture in captioned(8)]
 SIZE = {"width": SIDE, "height": SIDE}
@@ -135,7 +136,7 @@ class TestNPNet:
     @pytest.mark.parametrize("sampler", ["HP Auto", "Euler"])
     def test_it_changes_the_picture_before_any_sampler_and_is_named(self, large, network, sampler):
         (image,), info = large.txt2img(**self.ask("wide", sampler_name=sampler))
-        label = labelled("wide", network)
+        label = weights_label("wide", network)
         assert f"HP Golden noise: {label}" in text_of(info) and "HP note" not in text_of(info)
         again, _ = large.txt2img(**self.ask(label, sampler_name=sampler))
         plain, _ = large.txt2img(**{**LARGE, "sampler_name": sampler})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from .harness import open_ui
+from tests.webui.harness import open_ui
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:

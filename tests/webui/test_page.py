@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from hpsampler.settings import FIELDS
-
-from .harness import WebUI, open_ui
+from tests.webui.harness import WebUI, open_ui
 
 SAMPLERS = ["HP Auto", "HP DPM++ 1S", "HP DPM++ 2M", "HP UniPC", "HP DPM-v3"]
 SETTINGS = {

@@ -11,8 +11,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from demo.oracles_import import k_diffusion
-from demo.schedules import SCHEDULES, stable_diffusion_noise
+from bench.oracles_import import k_diffusion
+from bench.schedules import SCHEDULES, stable_diffusion_noise
 
 WEBUI = os.environ.get("HPS_WEBUI")
 pytestmark = pytest.mark.skipif(not WEBUI, reason="HPS_WEBUI is unset: no WebUI to compare with")

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from demo.tiny.pictures import SIDE
-from hpsampler.statistics import Source, Statistics, load_statistics
-
-from .harness import ROOT, WebUIError, open_ui
-from .test_calibrate import PROMPTS, Bench
-from .test_page import choose, open_accordion
+from hpsampler.statistics.coefficients import Provenance, Statistics
+from hpsampler.statistics.files import load_statistics, save_statistics
+from tests.webui.harness import ROOT, WebUIError, open_ui
+from tests.webui.test_calibrate import PROMPTS, Bench
+from tests.webui.test_page import choose, open_accordion
+from tiny_model.pictures import SIDE
 
 SIZE = {"width": SIDE, "height": SIDE}
 SURVEY = {"cfg_scale": 5, "prompts": PROMPTS, "samples": 24, "points": 41, "batch": 12, **SIZE}
@@ -136,7 +136,7 @@ def test_what_is_corrupt_cut_off_misshapen_or_pickled_is_refused_by_name_and_lef
     points = np.linspace(-2.7, 3.5, 21)
     three = np.ones((21, 3, 5, 5), np.float32)
     wrong = bench.folder / "shape.safetensors"
-    Statistics(points, three, three, three, Source("x", "y", "sd1", 5.0)).save(wrong)
+    save_statistics(Statistics(points, three, three, three, Provenance("x", "y", "sd1", 5.0)), wrong)
     torch.save({"l": Bomb(ran)}, bench.folder / "archive.safetensors")
     put(bench, measured[: len(measured) // 2], "cut")
     put(bench, b"", "empty")

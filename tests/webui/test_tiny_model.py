@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from demo.tiny.model import TinyModel, seeded_noise
-from demo.tiny.pictures import SIDE, captioned
 from hpsampler.settings import Settings
 from hpsampler.solvers import SOLVERS
+from tiny_model.model import TinyModel, seeded_noise
+from tiny_model.pictures import SIDE, captioned
 
 CAPTIONS = captioned(16)
 SIZE = {"width": SIDE, "height": SIDE}

@@ -27,7 +27,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from demo.tiny.checkpoint import find_bpe, ldm_config, write_checkpoint, write_tokenizer
+from tiny_model.checkpoint import find_bpe, ldm_config, write_checkpoint, write_tokenizer
 
 SEED = 20240727
 TEXT_WIDTH = 64

@@ -1,0 +1,199 @@
+"""``python -m hpsampler.evaluate``: draw many pictures through a WebUI that was started with ``--api``, and score them.
+
+It measures the paper's tables anew on a machine with a GPU: the same prompts and seeds for every configuration, a
+folder for each, FID against real pictures and CLIP score against the prompts. An interrupted run goes on where it
+stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Optional
+
+from ..client import ClientError, RequestRefused
+from ..evaluation import metrics as scores
+from ..store import write_atomically
+from .configurations import NAMED, Configuration
+from .drawing import MANIFEST, Drawing, DrawingConfig, WebUI
+from .metrics import ScoreError
+from .progress import ProgressBar
+from .prompts import EvaluationError, prompts_of
+from .report import Row, write_report
+from .scoring import Scorer, prompts_path
+
+__all__ = ["main"]
+
+
+def _draw_all(
+    args: argparse.Namespace, chosen: Sequence[Configuration], bar: ProgressBar
+) -> tuple[list[Path], list[str]]:
+    """The finished folders, and what failed. Raises EvaluationError: nothing more can be drawn."""
+    config = _config_of(args)
+    webui = WebUI(args.url, args.auth, args.timeout)
+    host = webui.inspect()
+    complaints = [complaint for complaint in map(host.complaint, chosen) if complaint]
+    if complaints:
+        raise EvaluationError("\n".join(complaints))
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(prompts_path(args.out, config.digest), json.dumps(config.prompts, ensure_ascii=False, indent=0))
+    print(f"{len(chosen)} configurations, {config.count} pictures of {config.width}x{config.height} each")
+    finished, failed = [], []
+    for each in chosen:
+        drawing = Drawing(args.out, config, each, host)
+        try:
+            drawing.draw(webui, bar)
+        except RequestRefused as error:
+            failed.append(f"{each}: {error}")
+            print(failed[-1], file=sys.stderr)
+        else:
+            finished.append(drawing.folder)
+        finally:
+            bar.end()
+    return finished, failed
+
+
+def _config_of(args: argparse.Namespace) -> DrawingConfig:
+    if args.prompts is None:
+        raise EvaluationError("no prompts: --prompts file.txt, or COCO's captions_val2014.json")
+    prompts, sentences = prompts_of(args.prompts)
+    count = args.count or len(prompts) * args.batch
+    wanted = -(-count // args.batch)
+    if wanted > len(prompts):
+        raise EvaluationError(f"--count {count} needs {wanted} prompts, {args.prompts} holds {len(prompts)}")
+    side = 1024 if any("sdxl" in name for name in args.named) else 512
+    return DrawingConfig(
+        tuple(prompts), sentences, count, args.width or side, args.height or side, args.seed, args.batch, args.negative
+    )
+
+
+def _score_all(scorer: Scorer, folders: Sequence[Path], bar: ProgressBar) -> tuple[list[Row], list[str]]:
+    """What was measured, and what failed."""
+    rows, failed = [], []
+    for folder in folders:
+        try:
+            rows.append(scorer.row(folder, bar))
+        except (ScoreError, EvaluationError) as error:
+            failed.append(f"{folder.name}: {error}")
+            print(failed[-1], file=sys.stderr)
+        finally:
+            bar.end()
+    return rows, failed
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Do what the command line says; returns the exit status: 0 all was done, 3 a part, 1 nothing, 130 interrupted."""
+    args = _options(argv)
+    bar = ProgressBar(args.quiet)
+    try:
+        return _run(args, bar)
+    except (EvaluationError, ClientError, ScoreError) as error:
+        bar.end()
+        print(error, file=sys.stderr)
+    except OSError as error:
+        bar.end()
+        print(f"{error.filename or args.out}: {error.strerror or error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        bar.end()
+        print("Interrupted. The same command goes on from here.", file=sys.stderr)
+        return 130
+    return 1
+
+
+def _run(args: argparse.Namespace, bar: ProgressBar) -> int:
+    chosen = _chosen(args)
+    # before hours of drawing, so that a library that is missing is known at once
+    scorer = None if args.command == "draw" else Scorer(args)
+    failed: list[str] = []
+    if args.command == "score":
+        folders = sorted(path.parent for path in args.out.glob(f"*/{MANIFEST}"))
+        if not folders:
+            raise EvaluationError(f"{args.out} holds no drawn configurations")
+    else:
+        if not chosen:
+            raise EvaluationError(
+                f"no configurations: --config sampler/schedule/steps/cfg, or --named {', '.join(NAMED)}"
+            )
+        folders, failed = _draw_all(args, chosen, bar)
+        for folder in folders:
+            print(f"Drawn: {folder}")
+    if scorer is None:
+        return _status(bool(folders), failed)
+    rows, unmeasured = _score_all(scorer, folders, bar)
+    if not any({"fid", "clip"} & set(row.figures) for row in rows):
+        raise EvaluationError(
+            "nothing could be measured: " + ("; ".join([*failed, *unmeasured]) or "give --references")
+        )
+    notes = [*scorer.notes, *(f"Not measured: {each}" for each in [*failed, *unmeasured])]
+    for path in write_report(rows, notes, args.out):
+        print(f"Written: {path}")
+    return _status(True, [*failed, *unmeasured])
+
+
+def _status(any_done: bool, failed: Sequence[str]) -> int:
+    return 1 if not any_done else 3 if failed else 0
+
+
+def _chosen(args: argparse.Namespace) -> list[Configuration]:
+    """Every configuration that was asked for, once."""
+    texts = [text for name in args.named for text in NAMED[name]] + args.config
+    try:
+        return list(dict.fromkeys(map(Configuration.parse, texts)))
+    except ValueError as error:
+        raise EvaluationError(str(error)) from None
+
+
+def _options(argv: Optional[Sequence[str]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m hpsampler.evaluate", description=__doc__.split("\n\n")[0])
+    parser.add_argument(
+        "command", nargs="?", choices=("run", "draw", "score"), default="run",
+        help="draw and score, draw alone, or score all finished folders in --out (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, help="folder of the pictures and of the table")
+    draw = parser.add_argument_group("drawing")
+    draw.add_argument("--url", default="http://127.0.0.1:7860", help="of the WebUI (default: %(default)s)")
+    draw.add_argument("--auth", help="user:password, where the WebUI has --api-auth")
+    draw.add_argument("--timeout", type=float, default=600, help="seconds for a request (default: %(default)g)")
+    draw.add_argument("--prompts", type=Path, help="a text file, one prompt on each line, or COCO's captions as JSON")
+    draw.add_argument("--count", type=_positive, help="pictures of each configuration (default: all prompts)")
+    draw.add_argument(
+        "--config", action="append", default=[], metavar="SAMPLER/SCHEDULE/STEPS/CFG?NAME=VALUE&...",
+        help="a configuration; may be given again",
+    )  # fmt: skip
+    draw.add_argument(
+        "--named", action="append", default=[], choices=tuple(NAMED), help="configurations; may be given again"
+    )
+    draw.add_argument("--negative", default="", help="negative prompt (default: none, as the paper)")
+    for name in ("width", "height"):
+        draw.add_argument(f"--{name}", type=_positive, help="in pixels (default: 512, with --named paper-sdxl 1024)")
+    draw.add_argument("--seed", type=_seed, default=0, help="of the first picture; the next has the next (default: 0)")
+    draw.add_argument("--batch", type=_positive, default=1, help="pictures of each prompt, in one request (default: 1)")
+    score = parser.add_argument_group("scoring")
+    score.add_argument("--references", type=Path, help="folder of real pictures; without it no FID")
+    score.add_argument(
+        "--reference-size", type=_positive, default=512, help="they are resized to it, as the paper's (default: 512)"
+    )
+    score.add_argument("--features", metavar="MODULE:FUNCTION", help="another extractor than FID's Inception network")
+    score.add_argument("--clip", default=scores.CLIP, help="model of the CLIP score (default: %(default)s)")
+    score.add_argument("--no-clip", action="store_true", help="no CLIP score")
+    score.add_argument("--device", help="of the scoring networks (default: cuda where there is one)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    return parser.parse_args(argv)
+
+
+def _whole_number(text: str, least: int) -> int:
+    value = int(text) if text.isascii() and text.isdigit() else -1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text}")
+    return value
+
+
+def _positive(text: str) -> int:
+    return _whole_number(text, 1)
+
+
+def _seed(text: str) -> int:
+    return _whole_number(text, 0)  # the WebUI takes -1 for any seed

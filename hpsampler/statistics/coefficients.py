@@ -1,0 +1,188 @@
+"""The coefficients l, s and b that DPM-Solver-v3 (arXiv 2310.13268) needs of a model, checked, on a grid of lambda.
+
+Three arrays over a grid of lambda = -log sigma (VP's log(alpha / sigma)) hold the linear model around which
+:func:`~hpsampler.solvers.sample_dpm_v3` integrates. They belong to one model at one guidance scale and latent size;
+:mod:`~hpsampler.statistics.estimator` measures them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Optional
+
+import numpy as np
+import torch
+
+from ..solvers.dpm_v3 import interpolated
+from ..store import Reader, abbreviated
+
+__all__ = ["RESERVED", "Provenance", "Statistics", "StatisticsError"]
+
+RESERVED = ("Auto", "Off")
+"""Names that mean something else in menus."""
+
+MAX_GRID = 4096
+MAX_VALUE = 1e4
+"""l, s and b beyond this are no measurement; their exponentials would overflow."""
+
+
+class StatisticsError(ValueError):
+    """Statistics, or a file of them, that cannot be used; the message is for people."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where statistics come from; what is not known is left empty.
+
+    Attributes:
+        model_hash, model_name, family: of the model that was measured.
+        cfg_scale: its guidance; 1 is none.
+        height, width: of the latents.
+        samples: how many trajectories.
+    """
+
+    model_hash: str = ""
+    model_name: str = ""
+    family: str = ""
+    cfg_scale: Optional[float] = None
+    height: Optional[int] = None
+    width: Optional[int] = None
+    samples: Optional[int] = None
+
+    @classmethod
+    def read(cls, reader: Reader) -> Provenance:
+        """Raises StoreError: naming the field, its value and what is allowed."""
+        given = reader.data
+        if not isinstance(given, dict):
+            raise reader.error("an object")
+        values: dict[str, Any] = {
+            name: reader.text(name) for name in ("model_hash", "model_name", "family") if name in given
+        }
+        if "cfg_scale" in given:
+            values["cfg_scale"] = reader.number("cfg_scale", 0, 1000)
+        for name, low, high in (("height", 1, 65536), ("width", 1, 65536), ("samples", 0, 2**53)):
+            if name in given:
+                values[name] = reader.whole(name, low, high)
+        return cls(**values)
+
+    def known(self) -> dict[str, Any]:
+        """The fields that are known."""
+        return {name: value for name, value in asdict(self).items() if value is not None and value != ""}
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """l, s and b of one model, checked; the arrays are copies that cannot be written.
+
+    Attributes:
+        lambdas: shape (grid,), float64, strictly rising: -log sigma of every grid point.
+        l, s, b: shape (grid, channels, height, width), each of the last three may be 1; float32 or float64.
+            b is in the units of x_0, s per unit of lambda.
+        source: where they come from.
+
+    Raises:
+        StatisticsError: shapes that do not agree, values not finite or huge, a grid that does not rise.
+    """
+
+    lambdas: np.ndarray
+    l: np.ndarray  # noqa: E741 - the paper's name
+    s: np.ndarray
+    b: np.ndarray
+    source: Provenance = field(default_factory=Provenance)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lambdas", checked_grid(self.lambdas))
+        for name in ("l", "s", "b"):
+            object.__setattr__(self, name, _checked_values(name, getattr(self, name), len(self.lambdas)))
+        if not self.l.shape == self.s.shape == self.b.shape:
+            raise StatisticsError(f"l, s and b must have one shape, got {self.l.shape}, {self.s.shape}, {self.b.shape}")
+
+    @property
+    def size(self) -> Optional[tuple[int, int]]:
+        """(height, width) of the latents they fit, None where they are the same all over the picture."""
+        height, width = self.l.shape[2:]
+        return None if height == width == 1 else (height, width)
+
+    def at(self, sigma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """l, s and b at a sigma, each of shape (channels, height, width), float64.
+
+        Linear in lambda between grid points; beyond the grid s and b fade, see
+        :func:`~hpsampler.solvers.dpm_v3.interpolated`. The reference instead moves every sigma of the schedule to
+        the nearest grid point. Measured on a Gaussian problem with its exact statistics, 5 steps of order 1 from 14.6
+        to 0.132, RMS to where the schedule should have led (DPM++ 2M: 0.05)::
+
+            grid points               251      101      51       26
+            linear                    1.8e-5   9.0e-5   3.5e-4   2.0e-3
+            sigmas moved              1.7e-4   4.1e-4   5.1e-4   1.3e-3
+            values of the nearest              1.5e-2   2.1e-2   8.7e-2
+
+        On the grid's points linear is exact too, so a schedule that was moved by hand gives what the reference gives.
+
+        Raises:
+            StatisticsError: sigma not a number above 0.
+        """
+        if not (math.isfinite(sigma) and sigma > 0):
+            raise StatisticsError(f"sigma must be a finite number above 0, got {sigma!r}")
+        return interpolated(self, -math.log(sigma))
+
+    def resized(self, height: int, width: int) -> Statistics:
+        """For latents of another size: bilinear, averaging where it shrinks. A guess, see :meth:`size_note`."""
+        for name, value in (("height", height), ("width", width)):
+            if type(value) is not int or not 1 <= value <= 65536:
+                raise StatisticsError(f"{name} must be a whole number from 1 to 65536, got {abbreviated(value)}")
+        if self.size in (None, (height, width)):
+            return self
+        l, s, b = (_resampled(values, height, width) for values in (self.l, self.s, self.b))  # noqa: E741
+        return Statistics(self.lambdas, l, s, b, self.source)
+
+    def size_note(self, height: int, width: int) -> str:
+        """What people should know when these are used for latents of that size; empty where nothing."""
+        if self.size in (None, (height, width)):
+            return ""
+        own_height, own_width = self.size or (height, width)
+        return (
+            f"These statistics were measured on latents of {own_width}x{own_height} and are stretched to "
+            f"{width}x{height}: a guess, the picture may be worse than without them."
+        )
+
+
+def checked_grid(lambdas: Any) -> np.ndarray:
+    grid = np.array(lambdas)
+    if grid.dtype.kind not in "fiu" or grid.ndim != 1 or not 2 <= grid.size <= MAX_GRID:
+        raise StatisticsError(
+            f"lambdas must be one row of 2 to {MAX_GRID} numbers, got {grid.dtype} of shape {grid.shape}"
+        )
+    grid = grid.astype(np.float64)
+    if not np.isfinite(grid).all():
+        raise StatisticsError(f"lambdas must be finite, got {grid[~np.isfinite(grid)][0]}")
+    if not (np.diff(grid) > 0).all():
+        at = int(np.argmax(np.diff(grid) <= 0))
+        raise StatisticsError(f"lambdas must rise, got {grid[at]:g} then {grid[at + 1]:g} at index {at}")
+    grid.setflags(write=False)
+    return grid
+
+
+def _checked_values(name: str, values: Any, points: int) -> np.ndarray:
+    array = np.array(values, order="C")
+    if array.dtype not in (np.float32, np.float64):
+        raise StatisticsError(f"{name} must be float32 or float64, got {array.dtype}")
+    if array.ndim == 1:
+        array = array[:, None, None, None]
+    if array.ndim != 4 or len(array) != points or array.size == 0:
+        raise StatisticsError(
+            f"{name} must have shape ({points}, channels, height, width), the first being the grid's, got {array.shape}"
+        )
+    if not np.isfinite(array).all():
+        raise StatisticsError(f"{name} must be finite, got {array[~np.isfinite(array)][0]}")
+    if np.abs(array).max() > MAX_VALUE:
+        raise StatisticsError(f"{name} must be from {-MAX_VALUE:g} to {MAX_VALUE:g}, got {np.abs(array).max():g}")
+    array.setflags(write=False)
+    return array
+
+
+def _resampled(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    grown = torch.nn.functional.interpolate(
+        torch.from_numpy(np.array(values)), (height, width), mode="bilinear", antialias=True, align_corners=False
+    )
+    return grown.numpy()

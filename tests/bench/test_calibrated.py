@@ -1,0 +1,331 @@
+"""The demonstration's calibration: its source is the model's own, what is fitted is held out from the bench."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bench import calibrate, exact, grid, reach, tiny
+from bench import calibrated as module
+from bench.calibrated import NAME, TinySource, calibrated, made_for, order_of, profile_of, weights_hash
+from bench.calibrated_report import exact_section, reach_section, tiny_section
+from bench.problems import PROBLEMS, reference_endpoint, relative_error
+from bench.report import read_csv, write_csv
+from bench.runs import SHOWN
+from bench.schedules import stable_diffusion_noise
+from demo import draw
+from hpsampler.calibration.fit import CalibrationRefused
+from hpsampler.calibration.profile import Fitted, Profile, Refused
+from hpsampler.calibration.trajectories import MultistepSchedule
+from tests.bench.test_bench import Counted, InPlace
+from tiny_model.model import TinyModel, seeded_noise
+from tiny_model.networks import Classifier, TinyDiffusion
+from tiny_model.pictures import answers, captioned
+
+TABLE = stable_diffusion_noise()
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = TinyModel(TinyDiffusion(), Classifier(answers()), torch.device("cpu"))
+    for weight in model.diffusion.unet.parameters():
+        if weight.ndim > 1 and not weight.any():
+            torch.nn.init.normal_(weight, std=0.02)
+    return model
+
+
+def fitted(steps, cfg_scale, first=5.0, factor=1.2):
+    sigmas = (TABLE.sigma_max, *np.geomspace(first, 0.1, steps - 1).tolist(), 0.0)
+    held_out = {"Auto": 0.4, "calibrated": 0.2}
+    return Fitted(steps, cfg_scale, sigmas, (0.0, *[factor] * (steps - 1)), "Auto", held_out, 0.03, 48 * 50 * steps)
+
+
+def profile_with(*schedules, hashes=("abc",), refused=()):
+    return Profile(
+        "tiny model", "the tiny model", hashes, "sd1", 96, 96, TABLE.sigma_min, TABLE.sigma_max, 48, 48, 1,
+        fitted=schedules, refused=refused,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def gaussian(model, monkeypatch):
+    """Instead of the network a denoiser that costs nothing."""
+    monkeypatch.setattr(TinyModel, "load", classmethod(lambda cls, *_: model))
+    monkeypatch.setattr(TinySource, "denoiser", lambda self, prompts, negative, cfg_scale: Counted())
+    monkeypatch.setattr(TinySource, "decode", lambda self, latents: latents[:, :3])
+
+
+# ---- what is calibrated to -------------------------------------------------------------------------------------------
+
+
+def test_the_source_is_the_model_in_batches(model):
+    asked = []
+    source = TinySource(model, "abc", batch=2, on_call=asked.append)
+    prompts = [picture.caption() for picture in SHOWN[:3]]
+    x, sigma = source.start([5, 6, 7], 96, 96) * 9, torch.full((3,), 9.0)
+    whole = model.denoiser(prompts, 4.0, "a red heart")(x, sigma)
+    torch.testing.assert_close(source.denoiser(prompts, "a red heart", 4.0)(x, sigma), whole, rtol=1e-4, atol=1e-4)
+    assert asked == [2, 1]
+    assert not torch.allclose(source.denoiser(prompts, "", 4.0)(x, sigma), whole, rtol=1e-3, atol=1e-3)
+    assert torch.equal(x, seeded_noise([5, 6, 7]) * 9) and source.start([5], 128, 64).shape == (1, 4, 8, 16)
+    assert source.decode(x).shape == (3, 3, 96, 96) and source.hashes == ("abc",) and source.noise is model.noise
+
+
+def test_captions_and_seeds_are_none_that_the_bench_draws():
+    order = order_of([5, 8], [3.0], 48, 60)
+    drawn = {picture.caption() for picture in [*captioned(grid.MANY), *SHOWN]}
+    assert len(set(order.prompts)) == 96 and not drawn & set(order.prompts)
+    assert order.seed > tiny.FIRST_SEED + grid.MANY and order.trajectories == 48 and order.width == order.height == 96
+    assert module.BENCH_CAPTIONS == grid.MANY
+
+
+def test_a_profile_is_for_the_weights_it_was_made_for(tmp_path):
+    path = tmp_path / "calibration.json"
+    (tmp_path / "unet.safetensors").write_bytes(b"one")
+    assert not made_for(path, tmp_path)
+    path.write_text(profile_with(hashes=(weights_hash(tmp_path),)).to_json())
+    assert made_for(path, tmp_path) and profile_of(path).hashes == (weights_hash(tmp_path),)
+    (tmp_path / "unet.safetensors").write_bytes(b"another")
+    assert not made_for(path, tmp_path)
+
+
+def test_the_method_plays_what_the_profile_holds():
+    own = fitted(5, 3.0)
+    method = calibrated(profile_with(own, fitted(6, 3.0)))
+    plan = method.plan(TABLE, 5, 3.0)
+    x = seeded_noise(range(3), (4, 3, 3))
+    model = Counted()
+    result = plan.run(model, x, range(3))
+    assert model.calls == plan.nfe == 5 and method.name == NAME
+    torch.testing.assert_close(result, MultistepSchedule(own.sigmas, own.factors).sample(Counted(), x))
+    other = calibrated(profile_with(fitted(5, 3.0, factor=0.8))).plan(TABLE, 5, 3.0)
+    assert not torch.allclose(other.run(Counted(), x, range(3)), result, rtol=1e-3)
+    assert method.plan(TABLE, 7, 3.0) is None and method.plan(TABLE, 5, 5.0) is None
+
+
+@pytest.mark.usefixtures("gaussian")
+def test_the_command_writes_a_profile(tmp_path, capsys):
+    out = tmp_path / "new" / "made.json"
+    module.main(["--steps", "2", "--cfg", "3", "--trajectories", "2", "--runs", "20", "--out", str(out)])
+    profile = profile_of(out)
+    cells = [(each.steps, each.cfg_scale) for each in (*profile.fitted, *profile.refused)]
+    assert cells == [(2, 3.0)] and profile.hashes == (weights_hash(module.WEIGHTS),) and profile.trajectories == 2
+    assert f"Written: {out}" in capsys.readouterr().out
+
+
+# ---- the bench -------------------------------------------------------------------------------------------------------
+
+
+def small_orders():
+    return [order_of([2, 3], [cfg_scale], 2, 12) for cfg_scale in (5.0, 3.0)]
+
+
+@pytest.mark.usefixtures("gaussian")
+def test_a_calibration_is_put_together_and_goes_on_where_it_stopped(monkeypatch, tmp_path):
+    (tmp_path / "unet.safetensors").write_bytes(b"one")
+    monkeypatch.setattr(calibrate, "processes", InPlace)
+    monkeypatch.setattr(calibrate, "orders", small_orders)
+    whole = calibrate.calibrate_tiny(tmp_path, tmp_path, "cpu", 1)
+    cells = sorted((each.cfg_scale, each.steps) for each in (*whole.fitted, *whole.refused))
+    assert cells == [(3.0, 2), (3.0, 3), (5.0, 2), (5.0, 3)]
+    assert [(e.cfg_scale, e.steps) for e in whole.fitted] == sorted((e.cfg_scale, e.steps) for e in whole.fitted)
+    files = sorted(tmp_path.glob("calibration-*.json"))
+    assert len(files) == 2
+    # one is interrupted in its first cell, the other must not be touched
+    kept, lost = files
+    lost.write_text(dataclasses.replace(profile_of(lost), fitted=profile_of(lost).fitted[:0], refused=()).to_json())
+    before = kept.stat().st_mtime_ns
+    assert calibrate.calibrate_tiny(tmp_path, tmp_path, "cpu", 1) == whole
+    assert kept.stat().st_mtime_ns == before
+    (tmp_path / "unet.safetensors").write_bytes(b"another")
+    calibrate.calibrate_tiny(tmp_path, tmp_path, "cpu", 1)
+    assert len(list(tmp_path.glob("calibration-*.json"))) == 4
+
+
+def test_calibrated_cells_are_those_that_were_fitted(tmp_path):
+    path = tmp_path / "calibration.json"
+    path.write_text(profile_with(fitted(5, 3.0), fitted(10, 3.0)).to_json())
+    own = [cell for cell in grid.cells(False, path) if cell.method.name == NAME]
+    assert [(cell.nfe, cell.cfg_scale, cell.samples) for cell in own] == [(5, 3.0, grid.MANY), (10, 3.0, grid.COMMON)]
+    keys = [tiny._planned(own, 3.0, 0)[0][2]]
+    path.write_text(profile_with(fitted(5, 3.0, factor=1.1)).to_json())
+    again = [cell for cell in grid.cells(False, path) if cell.method.name == NAME]
+    assert tiny._planned(again, 3.0, 0)[0][2] not in keys, "another schedule must be drawn anew"
+    assert [cell for cell in grid.cells() if cell.method.name == NAME] == []
+
+
+def test_a_schedule_fitted_to_a_problem_is_nearer_on_noise_it_has_not_seen():
+    problem, noise = PROBLEMS["lowrank"](), PROBLEMS["lowrank"]().noise(16, exact.SEED)
+    method, (fit,) = exact.calibrated(problem, 3.0, TABLE, budgets=[5])
+    model = problem.model(problem.labels(16), 3.0)
+    aim = reference_endpoint(problem, noise, 3.0, TABLE.sigma_max)
+    own, auto = (
+        relative_error(each.plan(TABLE, 5, 3.0).run(model, noise, range(16)), aim)
+        for each in (method, exact.methods()[0])
+    )
+    assert own < auto / 3 and (fit.problem, fit.nfe, fit.cfg_scale) == ("lowrank", 5, 3.0)
+    assert fit.start and 20 < fit.runs <= 60 and method.plan(TABLE, 6, 3.0) is None
+
+
+def test_where_a_fit_is_refused_the_row_is_auto_s(monkeypatch):
+    def refuse(fit, held_out, known):
+        fit.error(known["Auto"])
+        for start in known.values():
+            held_out.error(start)
+        held_out.error(known["Auto"])
+        raise CalibrationRefused
+
+    monkeypatch.setattr(exact, "calibrate", refuse)
+    problem = PROBLEMS["toy2d"]()
+    method, (fit,) = exact.calibrated(problem, 7.5, TABLE, budgets=[5])
+    own, auto = (each.plan(TABLE, 5, 7.5) for each in (method, exact.methods()[0]))
+    assert own.recipe == auto.recipe and fit.start == "" and fit.runs == (60 + 5) / 5
+
+
+# ---- how far it carries ----------------------------------------------------------------------------------------------
+
+
+def test_what_lies_between_two_schedules():
+    low, high = fitted(5, 3.0, first=4.0, factor=1.0), fitted(5, 5.0, first=9.0, factor=2.0)
+    middle = reach.between(low, high, 4.0)
+    assert middle.sigmas[1] == pytest.approx(6.0) and middle.sigmas[-1] == 0 and middle.factors[1] == pytest.approx(1.5)
+    assert reach.between(low, high, 3.0).sigmas == pytest.approx(low.sigmas)
+    assert reach.between(low, high, 4.5).sigmas[1] == pytest.approx(math.exp(np.interp(4.5, [3, 5], np.log([4, 9]))))
+    kept = dataclasses.replace(high, sigmas=(*high.sigmas[:-1], 0.06))
+    assert reach.between(low, kept, 4.0).sigmas[-1] == pytest.approx(0.03)
+
+
+def test_what_is_tried_where():
+    profile = profile_with(*(fitted(steps, cfg, first=cfg) for steps in (5, 8) for cfg in (3.0, 5.0, 7.5)))
+    tried = {
+        (cfg, size): [name for name, nfe, _ in reach.plans(profile, reach.Place(cfg, size, 4)) if nfe == 5]
+        for cfg, size in ((2.0, (12, 12)), (4.0, (12, 12)), (5.0, (12, 12)), (9.0, (12, 12)), (5.0, (8, 12)))
+    }
+    assert tried == {
+        (2.0, (12, 12)): ["Auto", "CFG 3"],
+        (4.0, (12, 12)): ["Auto", "CFG 3", "CFG 5", "CFG 7.5", "interpolated"],
+        (5.0, (12, 12)): ["Auto", "CFG 3", "CFG 5", "CFG 7.5"],
+        (9.0, (12, 12)): ["Auto", "CFG 5", "CFG 7.5"],
+        (5.0, (8, 12)): ["Auto", "CFG 5"],
+    }
+
+
+@pytest.fixture
+def reached(model, monkeypatch, tmp_path):
+    """Rows of a small run, made twice, and the folder they were made in."""
+    monkeypatch.setattr(TinyModel, "load", classmethod(lambda cls, *_: model))
+    monkeypatch.setattr(reach, "processes", InPlace)
+    monkeypatch.setattr(reach, "BATCH", 2)
+    monkeypatch.setattr("bench.runs.REFERENCE_STEPS", 8)
+    places = [reach.Place(4.0, (12, 12), 4), reach.Place(5.0, (12, 12), 2), reach.Place(5.0, (8, 12), 2)]
+    monkeypatch.setattr(reach, "PLACES", places)
+    path = tmp_path / "calibration.json"
+    path.write_text(profile_with(*(fitted(steps, cfg, first=cfg) for steps in (5, 8) for cfg in (3.0, 5.0))).to_json())
+    rows = reach.measure_reach(path, tmp_path / "out", tmp_path, "cpu", 1)
+    monkeypatch.setattr(reach, "_job", None)
+    assert reach.measure_reach(path, tmp_path / "out", tmp_path, "cpu", 1) == rows, "nothing is made twice"
+    return rows, tmp_path
+
+
+def test_reach_is_measured_at_every_place(reached, model):
+    rows, folder = reached
+    at = {(row.schedule, row.nfe, row.cfg_scale, row.height): row for row in rows}
+    assert len(at) == len(rows) == 2 * (4 + 3 + 2)
+    assert at["interpolated", 5, 4.0, 12].samples == 4 and at["CFG 5", 8, 5.0, 8].width == 12
+    prompts = [picture.caption() for picture in captioned(2)]
+    noise = seeded_noise([tiny.FIRST_SEED, tiny.FIRST_SEED + 1])
+    aim = reach.reference_endpoint(model, model.denoiser(prompts, 5.0), noise)
+    plan = calibrated(profile_of(folder / "calibration.json")).plan(TABLE, 5, 5.0)
+    error = relative_error(plan.run(model.denoiser(prompts, 5.0), noise, [0, 1]), aim)
+    assert at["CFG 5", 5, 5.0, 12].distance.value == pytest.approx(error, rel=1e-4)
+    write_csv(folder / "reach.csv", rows)
+    text = "\n".join(reach_section(read_csv(folder / "reach.csv"), []))
+    assert "| CFG | Auto, 5 | Auto, 8 | CFG 3, 5 |" in text and "| 12x12 | " in text and "| 8x12 | " in text
+    own = f"{at['interpolated', 5, 4.0, 12].distance.value:.3f}".lstrip("0")
+    assert own in next(line for line in text.splitlines() if line.startswith("| 4 | "))
+
+
+def test_reach_on_an_exact_problem(monkeypatch, tmp_path):
+    monkeypatch.setattr(reach, "processes", InPlace)
+    monkeypatch.setattr(reach, "PROBLEMS", {"gauss1f1": PROBLEMS["gauss1f1"]})
+    monkeypatch.setattr(reach, "CFG_SCALES", (3.0, 5.0))
+    monkeypatch.setattr(reach, "EXACT_ANCHORS", (3.0,))
+    monkeypatch.setattr(reach, "NFE", (5,))
+    rows = reach.measure_exact_reach(1)
+    at = {(row.schedule, row.cfg_scale): row.error.value for row in rows}
+    assert set(at) == {("Auto", 3.0), ("CFG 3", 3.0), ("Auto", 5.0), ("CFG 3", 5.0)}
+    assert at["CFG 3", 3.0] < at["Auto", 3.0] / 2, "it is fitted there"
+    assert at["CFG 3", 5.0] > at["CFG 3", 3.0], "and not here"
+    write_csv(tmp_path / "exact_reach.csv", rows)
+    tiny_row = {"schedule": "Auto", "cfg_scale": "3.0", "height": "12", "width": "12", "samples": "2", "distance": ".2"}
+    section = reach_section([{**tiny_row, "nfe": "5"}], read_csv(tmp_path / "exact_reach.csv"))
+    assert "| CFG | Auto, 5 | CFG 3, 5 |" in section[-1]
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+
+def row(sampler, nfe, distance, **other):
+    values = {"schedule": "", "ending": "zero", "freeu": "off", "cfg_scale": "5", "samples": "250", **other}
+    figures = {"frechet": "60", "frechet_se": "2", "accuracy": "0.8", "accuracy_se": "0.01", "distance_se": "0.01"}
+    return {"sampler": sampler, "nfe": str(nfe), "distance": str(distance), **figures, **values}
+
+
+def test_the_page_holds_calibrated_against_the_best_there_was():
+    tiny_rows = [
+        row(NAME, 5, 0.15), row("HP Auto", 5, 0.3), row("DPM++ 2M", 5, 0.25, schedule="SGM Uniform"),
+        row("DPM++ 2M", 20, 0.03, schedule="Karras"), row(NAME, 5, 0.15, samples="2000", frechet="41"),
+        row("HP Auto", 5, 0.3, samples="2000"), row("DPM++ 2M", 20, 0.03, schedule="Karras", samples="2000"),
+    ]  # fmt: skip
+    refused = (Refused(6, 5.0, "no better"),)
+    text = "\n".join(tiny_section(tiny_rows, profile_with(fitted(5, 5.0), refused=refused), "250", "2000"))
+    line = next(line for line in text.splitlines() if line.startswith("| 5 | 5 |"))
+    assert "DPM++ 2M SGM Uniform: 60 (2) / .800 (.010) / .250" in line and line.endswith("| 50 | 40 |")
+    assert "at most 50 runs" in text and "1 of 2" in text and "| calibrated | 5 | 41 (2) / .800" in text
+    problems = [
+        {"problem": name, "sampler": sampler, "nfe": "5", "cfg_scale": "3", "error": error}
+        for name in ("a", "b")
+        for sampler, error in ((NAME, "0.1"), ("HP Auto", "0.2"))
+    ]
+    exact_rows = [
+        row(NAME, 5, 0, cfg_scale="3", error="0.1", error_se="0.01"),
+        row("HP Auto", 5, 0, cfg_scale="3", error="0.2", error_se="0.01"),
+    ]
+    fits = [
+        {"problem": name, "nfe": "5", "cfg_scale": "3", "start": start, "runs": "52"}
+        for name, start in (("a", "Auto"), ("b", ""))
+    ]
+    text = "\n".join(exact_section(exact_rows, problems, fits))
+    assert "at most 52 runs" in text and "1 of 2: b (CFG 3, 5 steps)" in text
+    assert "| 3 | 5 | .100 (.010) | .200 (.010) | HP Auto: .200 (.010) | 50 | 50 |" in text
+    assert "| 3 | 5 | .100 / .200 | .100 / .200 |" in text
+
+
+# ---- the demonstration -----------------------------------------------------------------------------------------------
+
+
+def test_the_sheet_shows_a_calibration_where_one_fits(monkeypatch, tmp_path):
+    path = tmp_path / "calibration.json"
+    monkeypatch.setattr(draw, "SHIPPED", path)
+
+    tiny_model = TinyModel.load()
+    assert draw._calibrated(tiny_model, module.WEIGHTS, 5.0) is None
+    path.write_text(profile_with(fitted(5, 5.0)).to_json())
+    assert draw._calibrated(tiny_model, module.WEIGHTS, 5.0) is None, "it was made for another model"
+    path.write_text(profile_with(fitted(5, 5.0), hashes=(weights_hash(module.WEIGHTS),)).to_json())
+    assert draw._calibrated(tiny_model, module.WEIGHTS, 9.0) is None
+    monkeypatch.setattr("bench.runs.REFERENCE_STEPS", 8)
+    comparison = draw.main(["--images", "1", "--quiet", "--out", str(tmp_path)])
+    assert [(run.name, run.nfe) for run in comparison.shown][-2:] == [("HP Auto", 8), (NAME, 5)]
+    numbers = json.loads((tmp_path / "numbers.json").read_text())["runs"]
+    assert numbers[-1]["sampler"] == NAME and numbers[-1]["sigmas"][2] == pytest.approx(fitted(5, 5.0).sigmas[2])
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
+    assert (pixels == (0xBE, 0x18, 0x5D)).all(1).any(), "its column has a heading in its colour"

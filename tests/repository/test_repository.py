@@ -1,0 +1,175 @@
+"""The repository itself: who imports whom, what the README promises, what the host finds."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hpsampler
+import install
+from hpsampler.recipes import PRESETS
+from hpsampler.settings import ENABLED, FIELDS, Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+CODE = sorted((ROOT / "hpsampler").rglob("*.py"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ORDER = (
+    "noise",
+    "schedule",
+    "freeu",
+    "recipes",
+    "solvers",
+    "calibration",
+    "shelf",
+    "statistics",
+    "golden",
+    "npnet",
+    "profiles",
+    "tuning",
+    "measuring",
+    "workshop",
+    "settings",
+    "presets",
+    "effects",
+    "panel",
+)
+"""The way imports may run: a module knows those before it."""
+
+
+def imports(file: Path) -> list[tuple[int, str]]:
+    """(level, module) of every import in a file, those inside functions too."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(0, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.level, node.module or ""))
+    return found
+
+
+def is_adapter(file: Path) -> bool:
+    return "webui" in file.relative_to(ROOT).parts
+
+
+@pytest.mark.parametrize("file", [file for file in CODE if not is_adapter(file)], ids=lambda file: file.stem)
+def test_the_core_knows_torch_and_numpy_only(file):
+    outside = {module.partition(".")[0] for level, module in imports(file) if level == 0}
+    own = {"calibration": {"scipy"}, "statistics": {"safetensors"}, "npnet": {"safetensors"}}
+    allowed = {"torch", "numpy", *own.get(file.stem, ())}
+    assert outside <= {*allowed, *sys.stdlib_module_names}, file
+
+
+def test_imports_run_one_way():
+    edges = {}
+    for file in CODE:
+        if is_adapter(file) or file.parent.name == "solvers":
+            continue
+        edges[file.stem] = {module.partition(".")[0] for level, module in imports(file) if level == 1}
+    for name, known in edges.items():
+        later = {other for other in known if name in ORDER and ORDER.index(other) >= ORDER.index(name)}
+        assert not later, f"{name} imports {later}"
+    for file in (ROOT / "hpsampler" / "solvers").glob("*.py"):
+        assert not [module for level, module in imports(file) if level > 1], "solvers need no other room"
+
+
+@pytest.mark.parametrize("file", [*CODE, ROOT / "install.py", *(ROOT / "scripts").glob("*.py")], ids=lambda f: f.stem)
+def test_python_3_10_and_nothing_dangerous(file):
+    tree = ast.parse(file.read_text(encoding="utf-8"), feature_version=(3, 10))
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert not names & {"eval", "exec", "pickle", "__import__"}
+    assert not any(isinstance(node, ast.ExceptHandler) and node.type is None for node in ast.walk(tree))
+    assert not any(
+        isinstance(node, ast.ExceptHandler) and isinstance(node.type, ast.Name) and node.type.id == "BaseException"
+        for node in ast.walk(tree)
+    ), "an interrupt is a BaseException and must pass"
+
+
+def test_no_mutable_state_at_module_level():
+    for file in CODE:
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(
+                node.value, (ast.Dict, ast.List, ast.Set, ast.DictComp, ast.ListComp)
+            ):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = [target.id for target in targets if isinstance(target, ast.Name)]
+                allowed = all(name == "__all__" or name.isupper() or name.startswith("_") for name in names)
+                assert allowed, f"{file.name}: {names}"
+
+
+def test_the_script_door_forgets_the_package_of_an_earlier_load():
+    door = (ROOT / "scripts" / "hpsampler_webui.py").read_text(encoding="utf-8")
+    code = (
+        "import sys, types\n"
+        "old = types.ModuleType('hpsampler'); old.stale = True; sys.modules['hpsampler'] = old\n"
+        "sys.modules['hpsampler.noise'] = types.ModuleType('hpsampler.noise')\n"
+        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests' / 'host')!r}]\n"
+        + door
+        + "\nassert not hasattr(sys.modules['hpsampler'], 'stale') and HPSamplerScript\nprint('fresh')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    assert done.stdout.strip().endswith("fresh"), done.stderr
+
+
+class TestInstall:
+    def test_it_is_silent_and_succeeds_here(self):
+        done = subprocess.run([sys.executable, ROOT / "install.py"], capture_output=True, text=True, cwd="/")
+        assert done.returncode == 0 and not done.stderr
+
+    def test_what_is_missing_or_too_old_is_named(self):
+        (missing,) = install.complaints({"no-such-package": (1, 0)})
+        assert "no-such-package 1.0" in missing
+        (old,) = install.complaints({"torch": (99, 0)})
+        assert "torch 99.0" in old and "found" in old
+        assert install.complaints({"torch": (2, 0)}) == []
+
+    @pytest.mark.parametrize(
+        ("text", "version"), [("2.1.2+cu121", (2, 1)), ("1.26.4", (1, 26)), ("2", (2,)), ("2.0a0", (2, 0))]
+    )
+    def test_versions_are_read(self, text, version):
+        assert install.version_of(text) == version
+
+
+class TestReadme:
+    def test_every_control_is_in_the_table(self):
+        for field in (ENABLED, *FIELDS):
+            assert f"`{field.name}`" in README, field.name
+
+    def test_every_preset_is_named(self):
+        for name in PRESETS:
+            assert name in README, name
+
+    def test_the_api_example_is_valid(self):
+        (example,) = re.findall(r"```json\n(.*?)```", README, re.S)
+        request = json.loads(example)
+        assert Settings.of(request["alwayson_scripts"]["HP Sampler"]["args"]).enabled
+        assert request["sampler_name"].startswith("HP ")
+
+    def test_the_library_example_runs(self):
+        (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+        assert len(example.strip().splitlines()) <= 10
+        scope = {"denoiser": lambda x, sigma, **_: x / (1 + sigma.view(-1, 1, 1, 1) ** 2)}
+        exec(compile(example, "README", "exec"), scope)
+        assert scope["latent"].shape == (1, 4, 64, 64)
+
+    def test_files_and_commands_it_names_exist(self):
+        prose = re.sub(r"```.*?```", "", README, flags=re.S)
+        for link in re.findall(r"\]\(([^)#]+)\)", prose):
+            assert link.startswith("http") or (ROOT / link).exists(), link
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+        for command in re.findall(r"`make ([a-z-]+)`", README):
+            assert command in targets, command
+
+
+def test_ci_runs_what_the_readme_says():
+    assert "make test" in README
+    assert (ROOT / ".ci" / "run").read_text().strip().endswith("exec make test")
+
+
+def test_the_version_is_one():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", hpsampler.__version__)

@@ -1,0 +1,564 @@
+"""Statistics: what they must be, their files and everything a bad file can do, and measuring them."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import re
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from hpsampler.solvers import sample_dpm_v3
+from hpsampler.statistics.coefficients import Provenance, Statistics, StatisticsError
+from hpsampler.statistics.estimator import SUMS, Estimator, calls_needed
+from hpsampler.statistics.files import convert_published, load_published, load_statistics, save_statistics
+
+SOURCE = Provenance("a1b2c3", "some model", "sd15", 7.5, 4, 6, 1024)
+
+
+def made(points=11, shape=(2, 4, 6), dtype=np.float32, source=SOURCE):
+    rng = np.random.default_rng(0)
+    l, s, b = (rng.standard_normal((points, *shape)).astype(dtype) for _ in range(3))  # noqa: E741
+    return Statistics(np.linspace(-2.7, 3.5, points), l, s, b, source)
+
+
+def same(one, other):
+    names = ("lambdas", "l", "s", "b")
+    return one.source == other.source and all(np.array_equal(getattr(one, n), getattr(other, n)) for n in names)
+
+
+# ---- what they must be -----------------------------------------------------------------------------------------------
+
+
+def test_the_arrays_are_copies_that_nobody_writes():
+    l = np.ones((3, 1, 2, 2))  # noqa: E741
+    known = Statistics(np.array([0, 1, 2]), l, l, l)
+    l[:] = 5
+    assert (known.l == 1).all() and known.lambdas.dtype == np.float64
+    for array in (known.lambdas, known.l, known.s, known.b):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+
+
+def test_numbers_for_all_elements_are_enough():
+    line = np.linspace(0, 1, 5)
+    known = Statistics(line, line, line, line)
+    assert known.l.shape == (5, 1, 1, 1) and known.size is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lambdas": np.array([0.0, 1.0, 1.0])}, "lambdas must rise, got 1 then 1 at index 1"),
+        ({"lambdas": np.array([2.0, 1.0, 0.0])}, "lambdas must rise"),
+        ({"lambdas": np.array([0.0, 1.0, math.nan])}, "lambdas must be finite, got nan"),
+        ({"lambdas": np.array([0.0])}, "lambdas must be one row of 2 to 4096"),
+        ({"lambdas": np.zeros((3, 1))}, "lambdas must be one row"),
+        ({"lambdas": np.array(["a", "b", "c"])}, "lambdas must be one row"),
+        ({"lambdas": np.arange(4.0)}, "l must have shape \\(4, channels"),
+        ({"s": np.ones((3, 1, 2, 3))}, "l, s and b must have one shape"),
+        ({"s": np.ones((3, 2, 2))}, "s must have shape"),
+        ({"b": np.full((3, 1, 2, 2), np.inf)}, "b must be finite, got inf"),
+        ({"b": np.full((3, 1, 2, 2), 1e30)}, "b must be from -10000 to 10000, got 1e\\+30"),
+        ({"l": np.ones((3, 1, 2, 2), np.float16)}, "l must be float32 or float64, got float16"),
+        ({"l": np.ones((3, 1, 2, 2), np.int64)}, "l must be float32 or float64, got int64"),
+        ({"l": np.ones((3, 0, 2, 2))}, "l must have shape"),
+    ],
+)
+def test_what_does_not_hold_is_refused_with_a_sentence(changes, words):
+    ones = np.ones((3, 1, 2, 2))
+    with pytest.raises(StatisticsError, match=words):
+        Statistics(**{"lambdas": np.arange(3.0), "l": ones, "s": ones, "b": ones, **changes})
+
+
+def test_at_a_sigma_they_are_linear_in_lambda():
+    known = made()
+    for i in (0, 4, 10):
+        values = known.at(math.exp(-known.lambdas[i]))
+        for got, expected in zip(values, (known.l[i], known.s[i], known.b[i])):
+            np.testing.assert_allclose(got, expected, rtol=1e-6)
+    between = known.at(math.exp(-(0.25 * known.lambdas[4] + 0.75 * known.lambdas[5])))
+    np.testing.assert_allclose(between[1], 0.25 * known.s[4] + 0.75 * known.s[5], rtol=1e-5, atol=1e-6)
+    for sigma in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(StatisticsError, match="sigma must be a finite number above 0"):
+            known.at(sigma)
+
+
+def test_resized_is_smooth_and_says_so():
+    known = made(3, (1, 4, 6), np.float64)
+    grown = known.resized(8, 12)
+    assert grown.l.shape == (3, 1, 8, 12) and grown.source == known.source
+    np.testing.assert_allclose(grown.s.mean((2, 3)), known.s.mean((2, 3)), atol=0.1)
+    assert known.l.min() <= grown.l.min() and grown.l.max() <= known.l.max()
+    shrunk = known.resized(2, 3)
+    np.testing.assert_allclose(shrunk.b.mean((2, 3)), known.b.mean((2, 3)), atol=0.2)
+    assert known.resized(4, 6) is known and known.size_note(4, 6) == ""
+    assert known.size_note(8, 12) == (
+        "These statistics were measured on latents of 6x4 and are stretched to 12x8: a guess, the picture may be "
+        "worse than without them."
+    )
+    pooled = made(3, (4, 1, 1))
+    assert pooled.resized(99, 3) is pooled and pooled.size_note(99, 3) == ""
+    for height, width in ((0, 4), (4, -1), (4.0, 4), (10**9, 4)):
+        with pytest.raises(StatisticsError, match=r"(height|width) must be a whole number from 1 to 65536"):
+            known.resized(height, width)
+
+
+def test_the_solver_takes_them():
+    known, x = made(shape=(4, 3, 2)), torch.randn(2, 4, 3, 2)
+    sigmas = torch.tensor([10.0, 3.0, 1.0, 0.3])
+    assert torch.isfinite(sample_dpm_v3(lambda x, sigma: x * 0.5, x, sigmas, statistics=known)).all()
+    with pytest.raises(ValueError, match="resized"):
+        sample_dpm_v3(lambda x, sigma: x, torch.ones(1, 4, 6, 4), sigmas, statistics=known)
+    fitting = known.resized(6, 4)
+    sample_dpm_v3(lambda x, sigma: x * 0.5, torch.ones(1, 4, 6, 4), sigmas, statistics=fitting)
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_file_gives_back_what_was_saved(tmp_path, dtype):
+    path = tmp_path / "new" / "some.safetensors"
+    known = made(dtype=dtype)
+    save_statistics(known, path)
+    assert same(load_statistics(path), known)
+    assert load_statistics(path).l.dtype == dtype
+    assert [file.name for file in path.parent.iterdir()] == ["some.safetensors"]
+    bare = made(source=Provenance())
+    save_statistics(bare, path)  # over the first
+    assert same(load_statistics(path), bare)
+
+
+def test_a_write_that_fails_leaves_the_file(tmp_path, monkeypatch):
+    path = tmp_path / "some.safetensors"
+    save_statistics(made(), path)
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError("no room")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="no room"):
+        save_statistics(made(5), path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def about(**changes):
+    return {"about": json.dumps({"format": "hpsampler-statistics", "version": 1, "source": {}, **changes})}
+
+
+GOOD = {"lambdas": np.arange(3.0), **{name: np.ones((3, 1, 2, 2), np.float32) for name in ("l", "s", "b")}}
+
+BAD_TENSORS = {
+    "no l": ({name: array for name, array in GOOD.items() if name != "l"}, about(), "it lacks l"),
+    "other shape": ({**GOOD, "l": np.ones((4, 1, 2, 2), np.float32)}, about(), "l must have shape"),
+    "float16": ({**GOOD, "s": GOOD["s"].astype(np.float16)}, about(), "s must be float32 or float64, got F16"),
+    "whole numbers": ({**GOOD, "s": GOOD["s"].astype(np.int32)}, about(), "s must be float32 or float64, got I32"),
+    "nan": ({**GOOD, "b": GOOD["b"] * np.float32("nan")}, about(), "b must be finite, got nan"),
+    "falling grid": ({**GOOD, "lambdas": np.arange(3.0)[::-1].copy()}, about(), "lambdas must rise"),
+    "a checkpoint": ({"model.weight": np.ones((2, 2), np.float32)}, {}, "not a statistics file of HP Sampler"),
+    "no format": (GOOD, {}, "format must be 'hpsampler-statistics'"),
+    "sums": (GOOD, about(format="hpsampler-statistics-sums"), "format must be"),
+    "version": (GOOD, about(version=2), "version must be 1, got 2"),
+    "no json": (GOOD, {"about": "{"}, "not a JSON file"),
+    "deep json": (GOOD, {"about": "[" * 10**5}, "not a JSON file"),
+    "no source": (GOOD, {"about": '{"format": "hpsampler-statistics", "version": 1}'}, "source is missing"),
+    "guidance": (GOOD, about(source={"cfg_scale": "7"}), "source.cfg_scale must be a number from 0 to 1000, got '7'"),
+    "samples": (GOOD, about(source={"samples": 1.5}), "source.samples must be a whole number"),
+    "name": (GOOD, about(source={"model_name": 3}), "source.model_name must be a text"),
+    "source": (GOOD, about(source=[1]), "source must be an object"),
+}
+
+
+@pytest.mark.parametrize(("tensors", "metadata", "words"), BAD_TENSORS.values(), ids=BAD_TENSORS)
+def test_bad_content_is_refused_with_the_file_and_the_field(tmp_path, tensors, metadata, words):
+    path = tmp_path / "bad.safetensors"
+    save_file(tensors, path, metadata)
+    with pytest.raises(StatisticsError, match=f"bad.safetensors: .*{re.escape(words)}"):
+        load_statistics(path)
+
+
+class Bomb:
+    """Unpickling it would leave a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def pickled(path):
+    return pickle.dumps(Bomb(path))
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "cut", "cut header", "pickle", "huge header", "folder"])
+def test_what_is_no_safetensors_file_is_refused_and_nothing_runs(tmp_path, kind):
+    path, mark = tmp_path / "bad.safetensors", tmp_path / "mark"
+    save_statistics(made(), path)
+    whole = path.read_bytes()
+    content = {
+        "empty": b"", "text": b"hello" * 99, "cut": whole[:-7], "cut header": whole[:20], "pickle": pickled(mark),
+        "huge header": (2**60).to_bytes(8, "little") + whole[8:], "folder": b"",
+    }[kind]  # fmt: skip
+    path.write_bytes(content)
+    if kind == "folder":
+        path.unlink()
+        path.mkdir()
+    with pytest.raises(StatisticsError, match=r"bad\.safetensors: not a safetensors file"):
+        load_statistics(path)
+    assert not mark.exists()
+
+
+def test_a_missing_file_is_told_of(tmp_path):
+    with pytest.raises(StatisticsError, match=r"none\.safetensors: there is no such file"):
+        load_statistics(tmp_path / "none.safetensors")
+    with pytest.raises(StatisticsError, match=r"none\.safetensors: there is no such file"):
+        Estimator.load(tmp_path / "none.safetensors")
+
+
+def test_no_file_cut_anywhere_is_taken_or_breaks(tmp_path):
+    path = tmp_path / "bad.safetensors"
+    save_statistics(made(3, (1, 2, 2)), path)
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 13):
+        path.write_bytes(whole[:length])
+        with pytest.raises(StatisticsError):
+            load_statistics(path)
+
+
+# ---- the published layout --------------------------------------------------------------------------------------------
+
+
+def publish(folder, known):
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "l.npz", l=known.l)
+    np.savez(folder / "sb.npz", s=known.s, b=known.b)
+    return folder
+
+
+def test_the_published_layout_and_its_conversion(tmp_path, noise):
+    known = made(11, (4, 8, 8))
+    folder = publish(tmp_path / "7.5_10_1024", known)
+    read = load_published(folder, noise, Provenance(model_name="SD 1.4"))
+    assert read.source == Provenance("", "SD 1.4", "", 7.5, 8, 8, 1024)
+    assert all(np.array_equal(getattr(read, name), getattr(known, name)) for name in ("l", "s", "b"))
+    # the ends that the paper's repository takes for Stable Diffusion
+    assert read.lambdas[[0, -1]] == pytest.approx([-2.682024, 3.534712], abs=2e-4)
+    np.testing.assert_allclose(np.diff(read.lambdas), np.diff(read.lambdas).mean(), rtol=1e-9)
+    target = tmp_path / "out" / "sd14.safetensors"
+    assert same(convert_published(folder, target, noise, Provenance(model_name="SD 1.4")), load_statistics(target))
+
+
+def test_a_folder_name_that_does_not_agree_says_nothing(tmp_path, noise):
+    for name in ("mine", "7.5_250_1024"):
+        assert load_published(publish(tmp_path / name, made()), noise).source == Provenance(height=4, width=6)
+
+
+def rewrite(folder, **arrays):
+    np.savez(folder / "l.npz", **arrays)
+
+
+BAD_ARCHIVES = {
+    "missing": (lambda folder, mark: (folder / "l.npz").unlink(), "there is no such file"),
+    "empty": (lambda folder, mark: (folder / "l.npz").write_bytes(b""), "not an .npz file of plain arrays"),
+    "cut": (lambda folder, mark: (folder / "l.npz").write_bytes((folder / "l.npz").read_bytes()[:-50]), "not an .npz"),
+    "text": (lambda folder, mark: (folder / "l.npz").write_text("hello"), "not an .npz file"),
+    "pickle": (lambda folder, mark: (folder / "l.npz").write_bytes(pickled(mark)), "not an .npz file"),
+    "objects": (lambda folder, mark: rewrite(folder, l=np.array([Bomb(mark)] * 3, object)), "not an .npz file"),
+    "bare array": (lambda folder, mark: np.save((folder / "l.npz").open("wb"), np.ones(3)), "not an .npz file"),
+    "other name": (lambda folder, mark: rewrite(folder, ell=np.ones(3)), "it must hold an array l, it holds 'ell.npy'"),
+    "nothing": (lambda folder, mark: rewrite(folder), "it must hold an array l, it holds nothing"),
+    "whole numbers": (lambda folder, mark: rewrite(folder, l=np.ones((11, 2, 4, 6), int)), "l must be float32 or"),
+    "nan": (lambda folder, mark: rewrite(folder, l=np.full((11, 2, 4, 6), np.nan)), "l must be finite"),
+    "other grid": (lambda folder, mark: rewrite(folder, l=np.ones((12, 2, 4, 6))), "s must have shape"),
+    "other shape": (lambda folder, mark: rewrite(folder, l=np.ones((11, 2, 4, 5))), "must have one shape"),
+    "one number": (lambda folder, mark: rewrite(folder, l=np.float64(3)), "l must have 2 to 4096 grid points"),
+    "flat": (lambda folder, mark: rewrite(folder, l=np.ones((11, 48))), "l must have shape"),
+    "raw member": (lambda folder, mark: raw_member(folder, b"hello"), "not an .npz file"),
+    "forged header": (lambda folder, mark: raw_member(folder, forged_header(mark)), "not an .npz file"),
+    "huge header": (lambda folder, mark: raw_member(folder, huge_header()), "not an .npz file"),
+}
+
+
+def raw_member(folder, content):
+    with zipfile.ZipFile(folder / "l.npz", "w") as archive:
+        archive.writestr("l.npy", content)
+
+
+def header(text):
+    line = text.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(line).to_bytes(2, "little") + line
+
+
+def forged_header(mark):
+    """A header that is an expression, were it evaluated."""
+    return header(f"open({str(mark)!r}, 'w')")
+
+
+def huge_header():
+    """Promises more numbers than any memory holds."""
+    return header("{'descr': '<f8', 'fortran_order': False, 'shape': (1099511627776, 64)}") + b"\0" * 64
+
+
+@pytest.mark.parametrize(("spoil", "words"), BAD_ARCHIVES.values(), ids=BAD_ARCHIVES)
+def test_a_bad_archive_is_refused_and_nothing_in_it_runs(tmp_path, noise, spoil, words):
+    folder, mark = publish(tmp_path / "bad", made()), tmp_path / "mark"
+    spoil(folder, mark)
+    with pytest.raises(StatisticsError, match=re.escape(words)):
+        load_published(folder, noise)
+    assert not mark.exists()
+
+
+def test_an_archive_that_unfolds_without_end_is_refused_unread(tmp_path, noise, monkeypatch):
+    folder = publish(tmp_path / "bad", made())
+    monkeypatch.setattr("hpsampler.statistics.files.MAX_BYTES", 1000)
+    with pytest.raises(StatisticsError, match="l must be at most"):
+        load_published(folder, noise)
+
+
+# ---- measuring: two classes of Gaussians, where every expectation is known -------------------------------------------
+
+SHAPE = (2, 3, 2)
+RNG = np.random.default_rng(3)
+MEANS = RNG.standard_normal((2, *SHAPE))
+VARIANCES = np.exp(RNG.standard_normal((2, *SHAPE)))
+GRID = np.linspace(-2.682, 2.5, 105)
+
+
+def classes(count):
+    return torch.arange(count) % 2
+
+
+def two_gaussians(x, sigma, **_):
+    """The denoiser of each row's own class."""
+    mean, variance = (torch.from_numpy(each).to(x)[classes(len(x))] for each in (MEANS, VARIANCES))
+    return mean + variance / (variance + sigma.view(-1, 1, 1, 1) ** 2) * (x - mean)
+
+
+def states(count, seed=0):
+    """Exact samples at the grid's highest sigma."""
+    z = np.random.default_rng(seed).standard_normal((count, *SHAPE))
+    which = classes(count).numpy()
+    return torch.from_numpy(MEANS[which] + np.sqrt(VARIANCES[which] + math.exp(-2 * GRID[0])) * z)
+
+
+def expected_statistics(pool=False):
+    """With u = x - m of variance v + sigma^2, N = q u, u' = -q u and q' = -2 q (1 - q), by hand.
+
+    f = (q - l) u - l m and f' = (q' - q^2 - l' + l q) u - l' m, to be averaged over the two classes.
+    """
+    square = np.exp(-2 * GRID)[:, None, None, None, None]
+    q = square / (VARIANCES + square)
+    slope = -2 * q * (1 - q)
+    axes = (1, 3, 4) if pool else (1,)
+
+    def mean(values):
+        return values.mean(axes, keepdims=True)
+
+    l, slope_l = mean(q), mean(slope)  # noqa: E741
+    spread = VARIANCES + square
+    coefficient, along = q - l, slope - q**2 - slope_l + l * q
+    f, df = mean(-l * MEANS), mean(-slope_l * MEANS)
+    covariance = mean(coefficient * along * spread + l * slope_l * MEANS**2) - f * df
+    s = covariance / (mean(coefficient**2 * spread + l**2 * MEANS**2) - f**2)
+    return tuple(each[:, 0] for each in (l, s, df - s * f))
+
+
+def measured(samples, shape=SHAPE, seed=0, smoothing=1, **options):
+    estimator = Estimator(GRID, shape, **options)
+    estimator.add(two_gaussians, states(samples, seed))
+    return estimator.statistics(smoothing)
+
+
+@pytest.mark.parametrize("options", [{}, {"exact": True}], ids=["differences", "exact"])
+def test_what_is_measured_is_what_is_known(options):
+    known, (l, s, b) = measured(4000, **options), expected_statistics()  # noqa: E741
+    # the two classes come in turn and the Jacobian is diagonal: l has no sampling error
+    np.testing.assert_allclose(known.l, l, atol=1e-9)
+    inner = slice(1, -1)  # slopes at the ends are one-sided
+    assert np.abs(known.s - s)[inner].mean() < 0.02 and np.abs(known.b - b)[inner].mean() < 0.02
+    assert np.abs(known.s - s).max() < 0.2 and np.abs(known.b - b).max() < 0.2
+
+
+def test_the_error_falls_as_sampling_errors_do():
+    _, s, _ = expected_statistics()
+    few, many = (
+        np.mean([np.square(measured(samples, seed=seed).s - s).mean() for seed in range(4)]) ** 0.5
+        for samples in (100, 1600)
+    )
+    assert 2.5 < few / many < 6.5
+
+
+def test_pooled_statistics_are_those_of_all_elements_together():
+    known, (l, s, b) = measured(2000, (2, 1, 1)), expected_statistics(pool=True)  # noqa: E741
+    assert known.size is None and known.l.shape == (len(GRID), 2, 1, 1)
+    np.testing.assert_allclose(known.l, l, atol=1e-9)
+    assert np.abs(known.s - s).max() < 0.1 and np.abs(known.b - b).max() < 0.1
+
+
+def test_statistics_of_one_gaussian_make_the_solver_exact():
+    mean, variance = torch.from_numpy(MEANS[0]), torch.from_numpy(VARIANCES[0])
+
+    def model(x, sigma, **_):
+        return mean + variance / (variance + sigma.view(-1, 1, 1, 1) ** 2) * (x - mean)
+
+    estimator = Estimator(GRID, SHAPE)
+    estimator.add(model, states(8))
+    known, x = estimator.statistics(smoothing=1), states(4, 9)
+    # f is constant over the samples there: nothing to fit but its mean
+    assert not known.s[1:-1].any()
+    sigmas = torch.tensor([14.6, 3.0, 0.8, 0.1], dtype=torch.float64)
+    result = sample_dpm_v3(model, x, sigmas, order=1, statistics=known)
+    expected = mean + (x - mean) * torch.sqrt((variance + 0.1**2) / (variance + 14.6**2))
+    assert (result - expected).abs().max() < 0.01
+    assert (sample_dpm_v3(model, x, sigmas, order=1) - expected).abs().max() > 0.3
+
+
+def test_the_diagonal_is_found_where_the_jacobian_is_full():
+    mix = torch.from_numpy(np.random.default_rng(1).standard_normal((4, 4)) / 4)
+
+    def model(x, sigma, **_):
+        return (x.flatten(1) @ mix.T).view_as(x)
+
+    estimator = Estimator(np.linspace(-1, 1, 3), (1, 2, 2))
+    estimator.add(model, torch.zeros(4000, 1, 2, 2, dtype=torch.float64))
+    diagonal = 1 - mix.diagonal().view(1, 2, 2).numpy()
+    np.testing.assert_allclose(estimator.statistics(1).l, np.stack([diagonal] * 3), atol=0.03)
+
+
+def test_smoothing_averages_l_alone():
+    rough = measured(50)
+    smooth = measured(50, smoothing=5)
+    np.testing.assert_allclose(smooth.l[2:-2], sum(rough.l[i : len(GRID) - 4 + i] for i in range(5)) / 5, rtol=1e-9)
+    np.testing.assert_allclose(smooth.l[[0, -1]], rough.l[[0, -1]], rtol=1e-9)
+    np.testing.assert_allclose(smooth.l[1], rough.l[:3].mean(0), rtol=1e-9)
+
+
+# ---- measuring: calls, memory, breaks --------------------------------------------------------------------------------
+
+
+class Counted:
+    def __init__(self, breaks_at=None):
+        self.calls, self.breaks_at = 0, breaks_at
+
+    def __call__(self, x, sigma, **extra_args):
+        assert extra_args == {"cond": 1} and sigma.shape == (len(x),)
+        self.calls += 1
+        if self.calls == self.breaks_at:
+            raise KeyboardInterrupt
+        return two_gaussians(x, sigma)
+
+
+@pytest.mark.parametrize(("exact", "calls"), [(False, 3 * 105 * 2), (True, 3 * 105)])
+def test_the_number_of_calls_is_known_beforehand(exact, calls):
+    assert calls_needed(10, 4, len(GRID), exact) == calls
+    model, estimator, done = Counted(), Estimator(GRID, SHAPE, exact=exact), []
+    for count in (4, 4, 2):
+        estimator.add(model, states(count), {"cond": 1}, done.append)
+    assert model.calls == calls and estimator.samples == 10 and done == [*range(105)] * 3
+    for bad in ((0, 1, 1), (1, 0, 1), (1, 1, 0), (1.5, 1, 1)):
+        with pytest.raises(StatisticsError, match="must be a whole number of at least 1"):
+            calls_needed(*bad)
+
+
+def test_a_resumed_run_gives_the_same_numbers(tmp_path):
+    path = tmp_path / "sums.safetensors"
+    whole = Estimator(GRID, SHAPE, SOURCE, seed=5)
+    whole.add(two_gaussians, states(6, 1))
+    whole.save(path)
+    whole.add(two_gaussians, states(4, 2))
+
+    resumed = Estimator.load(path)
+    assert resumed.samples == 6 and resumed.source == SOURCE
+    resumed.add(two_gaussians, states(4, 2))
+    assert np.array_equal(resumed.sums, whole.sums)
+    assert same(resumed.statistics(), whole.statistics())
+    assert resumed.statistics().source.samples == 10
+
+
+def test_an_interrupted_batch_leaves_the_sums_as_they_were():
+    estimator = Estimator(GRID, SHAPE)
+    estimator.add(Counted(), states(2), {"cond": 1})
+    before = estimator.sums.copy()
+    with pytest.raises(KeyboardInterrupt):
+        estimator.add(Counted(breaks_at=77), states(2), {"cond": 1})
+    assert np.array_equal(estimator.sums, before) and estimator.samples == 2
+
+
+def test_the_state_does_not_grow(tmp_path):
+    estimator, sizes = Estimator(GRID, SHAPE), []
+    for count in (2, 2, 50):
+        estimator.add(two_gaussians, states(count))
+        estimator.save(tmp_path / "sums.safetensors")
+        held = sum(value.nbytes for value in vars(estimator).values() if isinstance(value, np.ndarray))
+        sizes.append((held, (tmp_path / "sums.safetensors").stat().st_size // 100))
+    assert len(set(sizes)) == 1 and sizes[0][0] == 8 * len(GRID) * (1 + len(SUMS) * math.prod(SHAPE))
+
+
+def test_half_precision_models_can_be_measured():
+    estimator = Estimator(GRID[::4], (2, 1, 1))
+    estimator.add(lambda x, sigma: two_gaussians(x, sigma).half().float(), states(400).float())
+    l, _, _ = expected_statistics(pool=True)  # noqa: E741
+    assert np.abs(estimator.statistics(1).l - l[::4]).max() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"lambdas": np.arange(2.0)}, "lambdas must be at least 3"),
+        ({"lambdas": np.array([1.0, 0.0, -1.0])}, "lambdas must rise"),
+        ({"shape": (4, 4)}, "shape must be"),
+        ({"shape": (4, 0, 4)}, "shape must be"),
+        ({"probe_step": 0.0}, "probe_step must be from"),
+        ({"seed": -1}, "seed must be a whole number"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, words):
+    with pytest.raises(StatisticsError, match=words):
+        Estimator(**{"lambdas": GRID, "shape": SHAPE, **arguments})
+
+
+def test_bad_batches_and_early_questions_are_refused():
+    estimator = Estimator(GRID, SHAPE)
+    for shape in ((2, 2, 3), (2, 2, 3, 3), (0, *SHAPE)):
+        with pytest.raises(StatisticsError, match="x must have shape"):
+            estimator.add(two_gaussians, torch.ones(shape))
+    with pytest.raises(StatisticsError, match="the model must give finite numbers"):
+        estimator.add(lambda x, sigma: x * math.nan, states(2))
+    assert not estimator.sums.any()
+    with pytest.raises(StatisticsError, match="samples must be at least 2"):
+        estimator.statistics()
+    estimator.add(two_gaussians, states(2))
+    for smoothing in (0, 2, 2.5, -1):
+        with pytest.raises(StatisticsError, match="smoothing must be an odd whole number"):
+            estimator.statistics(smoothing)
+
+
+@pytest.mark.parametrize(
+    ("changes", "metadata", "words"),
+    [
+        ({"sums": np.ones((9, 3, 2, 2))}, {}, "sums must be 9 float64 per grid point"),
+        ({"sums": np.ones((9, 4, 1, 2, 2))}, {}, "sums must be 9 float64 per grid point"),
+        ({"sums": np.ones((9, 3, 1, 2, 2), np.float32)}, {}, "sums must be 9 float64"),
+        ({"sums": np.full((9, 3, 1, 2, 2), np.inf)}, {}, "sums must be finite"),
+        ({}, {"samples": -1}, "samples must be a whole number"),
+        ({}, {"seed": "0"}, "seed must be a whole number"),
+        ({}, {"probe_step": 5}, "probe_step must be a number"),
+        ({}, {"exact": 1}, "exact must be true or false"),
+        ({}, {"format": "hpsampler-statistics"}, "format must be"),
+    ],
+)
+def test_a_bad_file_of_sums_is_refused(tmp_path, changes, metadata, words):
+    tensors = {"lambdas": np.arange(3.0), "sums": np.ones((9, 3, 1, 2, 2)), **changes}
+    facts = {"format": "hpsampler-statistics-sums", "samples": 4, "seed": 0, "probe_step": 0.01, "exact": False}
+    path = tmp_path / "bad.safetensors"
+    save_file(tensors, path, about(**{**facts, **metadata}))
+    with pytest.raises(StatisticsError, match=f"bad.safetensors: .*{words}"):
+        Estimator.load(path)

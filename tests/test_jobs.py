@@ -1,0 +1,194 @@
+"""The workshop: one calibration at a time, in the background; stopped, resumed, renamed, and never lost."""
+
+from __future__ import annotations
+
+import re
+import threading
+from dataclasses import replace
+
+import pytest
+
+from hpsampler.calibration.job import CalibrationRunner
+from hpsampler.calibration.profile import ProfileStore
+from hpsampler.jobs import Cancelled
+from hpsampler.store import StoreError
+from tests.calibration.test_job import Exact, order, tuned
+
+QUICK = {"steps": (4, 5), "runs": 40}
+
+
+class Gate:
+    """Lets a number of the model's calls through, then holds the next until it is opened."""
+
+    def __init__(self, calls):
+        self.calls, self.reached, self.opened = calls, threading.Event(), threading.Event()
+
+    def __call__(self, calls):
+        if calls >= self.calls:
+            self.reached.set()
+            assert self.opened.wait(60)
+
+
+def workshop(tmp_path, source=None, **own):
+    return CalibrationRunner(ProfileStore(tmp_path / "calibrations"), lambda order: source or Exact(), **own)
+
+
+def ended(shop, state):
+    assert shop.wait(120)
+    assert shop.status().state == state, shop.status().message
+    return shop.status()
+
+
+def test_it_makes_what_a_tuning_makes_and_leaves_nothing_unfinished(tmp_path):
+    shop = workshop(tmp_path)
+    assert shop.status().state == "idle" and not shop.running
+    assert shop.start(order(**QUICK)).name == "exact"
+    status = ended(shop, "finished")
+    assert shop.profiles.get("exact") == tuned(**QUICK)
+    made = shop.profiles.get("exact")
+    assert status.message == f"exact is ready: {len(made.fitted)} calibrated, {len(made.refused)} refused."
+    assert shop.unfinished() == [] and list((tmp_path / "calibrations" / "unfinished").iterdir()) == []
+
+
+def test_a_name_that_is_taken_gets_the_next_free_one(tmp_path):
+    shop = workshop(tmp_path)
+    for name in ("exact", "exact 2"):
+        assert shop.start(order(steps=(4,), runs=30)).name == name
+        ended(shop, "finished")
+    assert shop.profiles.names() == ["exact", "exact 2"]
+
+
+def test_stopped_and_resumed_by_another_process_it_is_the_same(tmp_path):
+    gate = Gate(6 * 200)
+    shop = workshop(tmp_path, Exact(before=gate))
+    shop.start(order(**QUICK))
+    assert gate.reached.wait(60)
+    with pytest.raises(StoreError, match="'exact' is under way; stop it first, or let it end"):
+        shop.start(order(name="other"))
+    for act in (lambda: shop.rename("exact", "new"), lambda: shop.delete("exact"), lambda: shop.discard("exact")):
+        with pytest.raises(StoreError, match="'exact' is under way; stop it first"):
+            act()
+    shop.stop()
+    gate.opened.set()
+    status = ended(shop, "stopped")
+    assert "can be resumed" in status.message
+    (left,) = shop.unfinished()
+    assert left.name == "exact" and left.model == "exact"
+
+    later = workshop(tmp_path)
+    assert [each.name for each in later.unfinished()] == ["exact"]
+    assert later.resume("exact") == order(**QUICK)
+    ended(later, "finished")
+    assert later.profiles.get("exact") == tuned(**QUICK) and later.unfinished() == []
+
+
+def test_stopped_while_it_waits_for_its_first_turn_it_makes_no_call(tmp_path):
+    held, source = threading.Event(), Exact()
+
+    def turn(work):
+        assert held.wait(60)
+        return work()
+
+    shop = workshop(tmp_path, source, queue=lambda: turn)
+    shop.start(order(**QUICK))
+    shop.stop()
+    held.set()
+    ended(shop, "stopped")
+    assert source.calls == 0
+
+
+def test_every_order_has_turns_of_its_own(tmp_path):
+    made = []
+
+    def turns():
+        made.append(1)
+        return lambda work: work()
+
+    shop = workshop(tmp_path, queue=turns)
+    for _ in range(2):
+        shop.start(order(steps=(4,), runs=30))
+        ended(shop, "finished")
+    assert len(made) == 2
+
+
+def test_another_model_cannot_go_on_with_it(tmp_path):
+    gate = Gate(6 * 100)
+    shop = workshop(tmp_path, Exact(before=gate))
+    shop.start(order(**QUICK))
+    assert gate.reached.wait(60)
+    shop.stop()
+    gate.opened.set()
+    ended(shop, "stopped")
+    other = Exact()
+    other.model_name, other.hashes = "another", ("0ther",)
+    later = workshop(tmp_path, other)
+    later.resume("exact")
+    status = ended(later, "failed")
+    assert "begun with the model exact, and another is loaded now" in status.message and other.calls == 0
+    assert [each.name for each in later.unfinished()] == ["exact"]
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "words"),
+    [
+        (StoreError("the checkpoint was changed"), "failed", "the checkpoint was changed"),
+        (RuntimeError("out of memory"), "failed", r"out of memory \(RuntimeError\). It can be resumed"),
+        (Cancelled(), "stopped", "was stopped"),
+    ],
+)
+def test_whatever_ends_it_is_said_and_can_be_resumed(tmp_path, error, state, words, capsys):
+    def fail(calls):
+        if calls >= 6 * 100:
+            raise error
+
+    shop = workshop(tmp_path, Exact(before=fail))
+    shop.start(order(**QUICK))
+    status = ended(shop, state)
+    assert re.search(words, status.message)
+    assert [each.name for each in shop.unfinished()] == ["exact"]
+    later = workshop(tmp_path)
+    later.resume("exact")
+    ended(later, "finished")
+
+
+def test_an_order_that_cannot_begin_leaves_nothing(tmp_path):
+    def refuse(order):
+        raise StoreError("prompts must not call extra networks")
+
+    shop = CalibrationRunner(ProfileStore(tmp_path / "calibrations"), refuse)
+    shop.start(order(**QUICK))
+    assert "must not call extra networks" in ended(shop, "failed").message
+    assert shop.unfinished() == [] and shop.profiles.names() == []
+
+
+def test_rename_delete_and_discard_reach_what_is_unfinished(tmp_path):
+    shop = workshop(tmp_path)
+    shop.start(order(steps=(4,), runs=30))
+    ended(shop, "finished")
+    gate = Gate(6 * 100)
+    half = workshop(tmp_path, Exact(before=gate))
+    half.start(order(name="half"))
+    assert gate.reached.wait(60)
+    half.stop()
+    gate.opened.set()
+    ended(half, "stopped")
+    with pytest.raises(StoreError, match="an unfinished job is named 'half'"):
+        shop.rename("exact", "half")
+    shop.profiles.save(replace(shop.profiles.get("exact"), name="half"))
+    assert shop.rename("half", "whole") == "whole"
+    assert [each.name for each in shop.unfinished()] == ["whole"]
+    shop.delete("whole")
+    assert shop.unfinished() == [] and shop.profiles.names() == ["exact"]
+    for act in (lambda: shop.discard("whole"), lambda: shop.resume("whole")):
+        with pytest.raises(StoreError, match="nothing unfinished is named 'whole'; there are: none"):
+            act()
+
+
+def test_a_broken_unfinished_folder_is_left_alone(tmp_path):
+    shop = workshop(tmp_path)
+    folder = tmp_path / "calibrations" / "unfinished" / "odd"
+    folder.mkdir(parents=True)
+    for text in ("", "{", "[]", '{"order": 3}', '{"order": {"name": "x", "steps": "no"}, "model": "m"}'):
+        (folder / "order.json").write_text(text)
+        assert shop.unfinished() == []
+    assert folder.exists()
