@@ -50,8 +50,8 @@ def with_best_final_sigma(
     """The schedule ended where its decoded pictures come nearest to those of the reference endpoints: at 0, or above.
 
     Ends above 0 are those of ``END_SIGMAS`` up to ``largest`` (what the decoder tolerates) and below the schedule's
-    last point, the last step of first or of second order. Chosen on ``fit``; kept only where it also wins on ``held_out``.
-    Costs one run on either: what comes before the last step is the same.
+    last point, the last step of first or of second order. The end is chosen on ``fit`` and kept only where it also
+    wins on ``held_out``. Costs one run on either: what comes before the last step is the same.
     """
     ends = [sigma for sigma in END_SIGMAS if sigma <= largest and sigma < schedule.sigmas[-2] * math.exp(-LEAST_STEP)]
     others = [
