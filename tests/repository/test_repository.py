@@ -19,27 +19,11 @@ from hpsampler.settings import ENABLED, FIELDS, Settings
 ROOT = Path(__file__).resolve().parents[2]
 CODE = sorted((ROOT / "hpsampler").rglob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ORDER = (
-    "noise",
-    "schedule",
-    "freeu",
-    "recipes",
-    "solvers",
-    "calibration",
-    "shelf",
-    "statistics",
-    "golden",
-    "npnet",
-    "profiles",
-    "tuning",
-    "measuring",
-    "workshop",
-    "settings",
-    "presets",
-    "effects",
-    "panel",
-)
-"""The way imports may run: a module knows those before it."""
+ROOMS = (
+    "noise", "schedule", "freeu", "solvers", "recipes", "store", "client", "golden", "jobs", "statistics",
+    "calibration", "settings", "presets", "effects", "panel", "evaluation", "webui",
+)  # fmt: skip
+"""The way imports run: a room of hpsampler/ knows those before it, and the version in hpsampler itself."""
 
 
 def imports(file: Path) -> list[tuple[int, str]]:
@@ -53,29 +37,59 @@ def imports(file: Path) -> list[tuple[int, str]]:
     return found
 
 
+def name_of(file: Path) -> str:
+    """``calibration.fit`` for hpsampler/calibration/fit.py."""
+    return ".".join(file.relative_to(ROOT / "hpsampler").with_suffix("").parts)
+
+
 def is_adapter(file: Path) -> bool:
     return "webui" in file.relative_to(ROOT).parts
 
 
-@pytest.mark.parametrize("file", [file for file in CODE if not is_adapter(file)], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [file for file in CODE if not is_adapter(file)], ids=name_of)
 def test_the_core_knows_torch_and_numpy_only(file):
     outside = {module.partition(".")[0] for level, module in imports(file) if level == 0}
-    own = {"calibration": {"scipy"}, "statistics": {"safetensors"}, "npnet": {"safetensors"}}
-    allowed = {"torch", "numpy", *own.get(file.stem, ())}
+    own = {"calibration.fit": {"scipy"}, "statistics.files": {"safetensors"}, "golden.weights": {"safetensors"}}
+    allowed = {"torch", "numpy", *own.get(name_of(file), ())}
     assert outside <= {*allowed, *sys.stdlib_module_names}, file
 
 
+def known_to(file: Path) -> set[str]:
+    """The modules of hpsampler that a file imports, as ``room.module``; those of the package itself left out."""
+    package = ["hpsampler", *name_of(file).split(".")][:-1]
+    if file.name == "__init__.py":
+        package = ["hpsampler", *file.relative_to(ROOT / "hpsampler").parts[:-1]]
+    known = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+            base = [part for part in base if part][1:]
+            targets = [[*base, alias.name] for alias in node.names] if not base or not node.module else [base]
+            known |= {".".join(target) for target in targets}
+    return known
+
+
 def test_imports_run_one_way():
-    edges = {}
+    doors = {"calibrate", "measure", "evaluate", "npnet", "__init__"}
+    assert {name_of(file).partition(".")[0] for file in CODE} == {*ROOMS, *doors}, "every room has its place"
     for file in CODE:
-        if is_adapter(file) or file.parent.name == "solvers":
+        room = name_of(file).partition(".")[0]
+        if room in doors:
             continue
-        edges[file.stem] = {module.partition(".")[0] for level, module in imports(file) if level == 1}
-    for name, known in edges.items():
-        later = {other for other in known if name in ORDER and ORDER.index(other) >= ORDER.index(name)}
-        assert not later, f"{name} imports {later}"
-    for file in (ROOT / "hpsampler" / "solvers").glob("*.py"):
-        assert not [module for level, module in imports(file) if level > 1], "solvers need no other room"
+        rooms = {name.partition(".")[0] for name in known_to(file)} - {"__version__", room}
+        later = {each for each in rooms if ROOMS.index(each) > ROOMS.index(room)}
+        assert not later, f"{name_of(file)} imports {later}"
+
+
+def test_no_room_imports_in_circles():
+    modules = {name_of(file).removesuffix(".__init__"): known_to(file) for file in CODE}
+    done: set[str] = set()
+    while True:
+        ready = {name for name, known in modules.items() if name not in done and not (known & modules.keys()) - done}
+        if not ready:
+            break
+        done |= ready
+    assert done == modules.keys(), f"in circles: {sorted(modules.keys() - done)}"
 
 
 @pytest.mark.parametrize("file", [*CODE, ROOT / "install.py", *(ROOT / "scripts").glob("*.py")], ids=lambda f: f.stem)
@@ -108,7 +122,7 @@ def test_the_script_door_forgets_the_package_of_an_earlier_load():
         "import sys, types\n"
         "old = types.ModuleType('hpsampler'); old.stale = True; sys.modules['hpsampler'] = old\n"
         "sys.modules['hpsampler.noise'] = types.ModuleType('hpsampler.noise')\n"
-        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests' / 'host')!r}]\n"
+        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests' / 'adapter' / 'host')!r}]\n"
         + door
         + "\nassert not hasattr(sys.modules['hpsampler'], 'stale') and HPSamplerScript\nprint('fresh')\n"
     )
