@@ -14,6 +14,7 @@ from typing import Any, Optional
 import torch
 
 from hpsampler.freeu import FreeUPlan
+from hpsampler.guidance import with_guidance
 from hpsampler.noise import NoiseModel
 from hpsampler.recipes import Recipe, recipe_for
 from hpsampler.solvers import SOLVERS
@@ -69,11 +70,14 @@ class Method:
 
 ENDINGS = {"keep": "keep", "zero": "zero", "extrapolated": "extrapolate", "one more call": "extra_call"}
 
+AS_SET: dict[str, Any] = {"guidance": (), "bend": 0.0}
+"""A recipe whose guidance is as set and whose schedule is not bent, as the paper has it."""
+
 SOLVER_OF = {"DPM++ 1S": "dpmpp_1s", "DPM++ 2M": "dpmpp_2m", "UniPC": "unipc"}
 
 
 def coupled(sampler: str, ending: str = "keep", freeu: str = "off", label: str = "", **own: Any) -> Method:
-    """The paper's schedule with any solver and ending; ``own`` are UniPC's order, prediction and variant.
+    """The paper's schedule with any solver and ending; ``own`` are further attributes of the recipe.
 
     ``one more call`` spends one NFE more than its schedule has steps: it is compared at equal NFE.
     """
@@ -85,7 +89,9 @@ def coupled(sampler: str, ending: str = "keep", freeu: str = "off", label: str =
         recipe = recipe_for("sd1", steps, cfg_scale)
         plans = {"off": (), "late": late(steps), "always": (FreeUPlan(0),)}[freeu]
         return of_recipe(
-            replace(recipe, solver=SOLVER_OF[sampler], ending=ENDINGS[ending], freeu=plans, **own), noise, nfe
+            replace(recipe, solver=SOLVER_OF[sampler], ending=ENDINGS[ending], freeu=plans, **{**AS_SET, **own}),
+            noise,
+            nfe,
         )
 
     return Method(label or sampler, "HP", make, ending, freeu)
@@ -112,7 +118,7 @@ def of_recipe(recipe: Recipe, noise: NoiseModel, nfe: int) -> Plan:
     solver, sigmas = SOLVERS[recipe.solver], recipe.sigmas(noise)
 
     def sample(model: Model, x: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-        return solver(model, x, sigmas, **recipe.options())
+        return solver(with_guidance(model, recipe.guidance), x, sigmas, **recipe.options())
 
     return Plan(sigmas, nfe, sample, recipe.freeu, recipe)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,8 +66,12 @@ class Problem:
         return unconditional + cfg_scale * (conditional - unconditional)
 
     def model(self, labels: torch.Tensor, cfg_scale: float) -> Callable[..., torch.Tensor]:
-        """The denoiser in k-diffusion's form, ``model(x, sigma)``."""
-        return lambda x, sigma, **_: self.denoise(x, sigma, labels, cfg_scale)
+        """The denoiser in k-diffusion's form, ``model(x, sigma)``; ``cond_scale`` is the guidance of one call."""
+
+        def denoiser(x: torch.Tensor, sigma: torch.Tensor, cond_scale: float = cfg_scale, **_: Any) -> torch.Tensor:
+            return self.denoise(x, sigma, labels, cond_scale)
+
+        return denoiser
 
 
 def reference_endpoint(problem: Problem, noise: torch.Tensor, cfg_scale: float, sigma_max: float) -> torch.Tensor:

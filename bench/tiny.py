@@ -47,12 +47,13 @@ class Remembering:
     def __init__(self, denoiser: Denoiser, memory: dict[Any, torch.Tensor]) -> None:
         self.denoiser, self.memory, self.calls = denoiser, memory, 0
 
-    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **_: Any) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, cond_scale: float | None = None, **_: Any) -> torch.Tensor:
         plan = self.denoiser.plan_of(self.calls)
-        key = (float(sigma[0]), plan, hashlib.blake2b(x.cpu().numpy().tobytes(), digest_size=16).digest())
+        scale = self.denoiser.cfg_scale if cond_scale is None else cond_scale
+        key = (float(sigma[0]), scale, plan, hashlib.blake2b(x.cpu().numpy().tobytes(), digest_size=16).digest())
         if key not in self.memory:
             self.denoiser.calls = self.calls
-            self.memory[key] = self.denoiser(x, sigma)
+            self.memory[key] = self.denoiser(x, sigma, cond_scale=scale)
         self.calls += 1
         return self.memory[key]
 

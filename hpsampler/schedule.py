@@ -20,7 +20,14 @@ import torch
 
 from .noise import NoiseModel
 
-__all__ = ["FINISHES", "base_karras", "coupled_sigmas", "insert_first_midpoint"]
+__all__ = [
+    "FINISHES",
+    "base_karras",
+    "bent_towards_karras",
+    "coupled_sigmas",
+    "insert_first_midpoint",
+    "started_at_strength",
+]
 
 FINISHES = ("keep", "zero")
 
@@ -106,6 +113,75 @@ def _warped(start: float, end: float, steps: int, rho: float) -> np.ndarray:
     # a small rho loses the lesser end among the digits of the greater
     values[-1] = end if steps else start
     return values
+
+
+def bent_towards_karras(sigmas: torch.Tensor, bend: float, sigma_min: float, sigma_max: float) -> torch.Tensor:
+    """A schedule that ends at 0, drawn towards Karras' of as many steps; same shape, still strictly decreasing.
+
+    log sigma_i' = (1 - bend) log sigma_i + bend log karras_i, so 0 leaves it as it is and 1 is Karras' (rho 7).
+    The time-spaced schedule ends in one long jump to 0 over all fine detail; bending it shortens that jump and spends
+    the calls at small sigmas instead.
+
+    Args:
+        sigmas: shape (steps + 1,), decreasing, the last 0.
+        bend: from 0 to 1.
+        sigma_min, sigma_max: ends of Karras' schedule.
+
+    Raises:
+        ValueError: a bend outside 0 to 1, or a schedule that does not end at 0.
+    """
+    if not 0 <= bend <= 1:
+        raise ValueError(f"bend must be a number from 0 to 1, got {bend!r}")
+    if float(sigmas[-1]) != 0:
+        raise ValueError(f"bend is for a schedule that ends at 0, this one ends at {float(sigmas[-1]):g}")
+    if bend == 0 or len(sigmas) < 3:
+        return sigmas
+    points = sigmas[:-1].double().numpy()
+    karras = base_karras(len(points), 7.0, sigma_min, sigma_max)
+    bent = np.exp((1 - bend) * np.log(points) + bend * np.log(karras))
+    bent[0] = points[0]
+    return torch.tensor([*bent, 0.0], dtype=sigmas.dtype)
+
+
+def started_at_strength(
+    noise: NoiseModel, sigmas: torch.Tensor, first: int, strength: float, time_rho: float = 1.2
+) -> torch.Tensor:
+    """A schedule whose entry ``first`` is the noise level that an img2img strength means; same shape, still decreasing.
+
+    A host runs the last part of a schedule for img2img. With few steps its entries are far apart, so every strength in
+    a wide range would start at the same one. Here the start is that of a schedule with very many steps: the point at
+    ``1 - strength`` of the warped time from the schedule's start to the table's smallest sigma. The calls from there on
+    are spaced evenly in warped time down to the schedule's end. So the change grows with strength, and 0 leaves the
+    picture as good as it was; 1 is the schedule itself.
+
+    Args:
+        sigmas: shape (n,), decreasing, the last above 0.
+        first: index at which the host starts, from 0 to n - 2.
+        strength: from 0 (nothing changes) to 1 (from pure noise).
+        time_rho: exponent of the spacing in time, see :func:`coupled_sigmas`.
+
+    Raises:
+        ValueError: an index or a strength out of range.
+    """
+    if not 0 <= first <= len(sigmas) - 2:
+        raise ValueError(f"first must be a whole number from 0 to {len(sigmas) - 2}, got {first!r}")
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be a number from 0 to 1, got {strength!r}")
+    if strength == 1 and first == 0:
+        return sigmas
+    top, bottom = (noise.t_of_end(float(level)) for level in (sigmas[0], sigmas[-1]))
+    calls = len(sigmas) - 1 - first
+    # a hundredth of a table entry for every call keeps all points apart
+    start = min(max(_warped_at(top, 0.0, 1 - strength, time_rho), 0.01 * (calls + 1)), top)
+    before = _warped(top, start, first, time_rho)[:-1] if first else np.empty(0)
+    times = np.concatenate([before, _warped(start, min(bottom, start / 2), calls, time_rho)])
+    return torch.tensor(noise.t_to_sigma(times), dtype=sigmas.dtype)
+
+
+def _warped_at(start: float, end: float, share: float, rho: float) -> float:
+    """One point of :func:`_warped`, at ``share`` of the way."""
+    first, last = start ** (1 / rho), end ** (1 / rho)
+    return float((first + share * (last - first)) ** rho)
 
 
 def insert_first_midpoint(noise: NoiseModel, sigmas: torch.Tensor) -> torch.Tensor:

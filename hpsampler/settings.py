@@ -23,6 +23,7 @@ __all__ = [
 ]  # fmt: skip
 
 AS_RECIPE = "Recipe"
+AS_SET = "As set"
 OFF = "Off"
 SAME = "Same"
 GOLDEN_FORMS = tuple(form.value for form in Form)
@@ -54,7 +55,8 @@ class Field:
 
     ``name`` is the API's; ``label`` the page's, and with "HP " before it the infotext's. A number is a whole one where
     ``whole``; ``neutral`` is allowed beside the range ``low`` to ``high``, and means "as the recipe says". A text
-    without ``choices`` is any name, or one of ``words``. ``formerly`` is what older pictures call it.
+    without ``choices`` is one of ``words`` or, where there is a range, a number in it; else it is any name.
+    ``formerly`` is what older pictures call it.
     """
 
     name: str
@@ -78,6 +80,11 @@ class Field:
     def whole(self) -> bool:
         return isinstance(self.default, int) and not isinstance(self.default, bool)
 
+    @property
+    def ranged(self) -> bool:
+        """Whether it is a number within a range, or a word in its place."""
+        return self.high > self.low
+
     def parse(self, value: Any) -> Any:
         """The value in its proper type.
 
@@ -90,7 +97,9 @@ class Field:
             raise self.error(value, "true or false")
         if self.choices:
             return self._choice(value)
-        return self._text(value) if isinstance(self.default, str) else self._number(value)
+        if not isinstance(self.default, str):
+            return self._number(value)
+        return self._word_or_number(value) if self.ranged else self._text(value)
 
     def error(self, value: Any, allowed: str) -> SettingsError:
         shown = repr(value)
@@ -110,6 +119,20 @@ class Field:
             text = value.strip()
             return next((word for word in self.words if word.lower() == text.lower()), text)
         raise self.error(value, f"{', '.join(self.words)} or a name of at most {LONGEST_TEXT} characters")
+
+    def _word_or_number(self, value: Any) -> str:
+        """One of the words, or the shortest text of a number within the range."""
+        if isinstance(value, str):
+            for word in self.words:
+                if word.lower() == value.strip().lower():
+                    return word
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not self.low <= number <= self.high:
+            raise self.error(value, f"{', '.join(self.words)} or a number from {self.low:g} to {self.high:g}")
+        return f"{number:.4g}"
 
     def _number(self, value: Any) -> float:
         allowed = f"a {'whole ' if self.whole else ''}number from {self.low:g} to {self.high:g}"
@@ -200,6 +223,16 @@ FIELDS: tuple[Field, ...] = (
         "txt2img: a better first noise. A, B: two UNet calls more. Or NPNet's weights by name (SDXL, 1024 x 1024).",
         words=(OFF, *GOLDEN_FORMS),
     ),
+    Field(
+        "guidance", "Guidance", AS_RECIPE,
+        "Recipe: few calls get less than the CFG scale. As set: all of it in every call. Or a factor on it.",
+        low=0.2, high=1.5, step=0.05, words=(AS_RECIPE, AS_SET),
+    ),
+    Field(
+        "bend", "Bend", AS_RECIPE,
+        "How far a schedule that ends at zero is drawn towards Karras'. Or a number: 0 not at all, 1 all the way.",
+        low=0, high=1, step=0.05, words=(AS_RECIPE,),
+    ),
 )  # fmt: skip
 """Every control of the accordion but its switch, in the order of the page and of the API's positional list."""
 
@@ -233,6 +266,8 @@ class Settings:
     noise_level: float = 0.0
     statistics: str = AUTO
     golden_noise: str = OFF
+    guidance: str = AS_RECIPE
+    bend: str = AS_RECIPE
 
     @classmethod
     def of(cls, args: Sequence[Any]) -> Settings:
@@ -323,8 +358,18 @@ class Settings:
             order=self.order or recipe.order,
             analytical_first_step=ANALYTICAL.get(self.analytical_first_step, recipe.analytical_first_step),
             noise_level=self.noise_level,
+            bend=recipe.bend if self.bend == AS_RECIPE else float(self.bend),
+            guidance=self.guidance_scales(recipe, cfg_scale),
             freeu=self.freeu_plans(recipe.freeu, family, steps),
         )
+
+    def guidance_scales(self, recipe: Recipe, cfg_scale: float) -> tuple[float, ...]:
+        """The guidance scale of every call of a recipe under these settings; empty is ``cfg_scale`` in all."""
+        if self.guidance == AS_RECIPE:
+            return recipe.guidance
+        if self.guidance == AS_SET:
+            return ()
+        return (float(self.guidance) * cfg_scale,) * recipe.steps
 
     def of_second_pass(self) -> Settings:
         """The settings of hires fix's second pass: these, or a recipe of its own with nothing set beside it."""
@@ -438,7 +483,7 @@ class Settings:
         return {each.infotext: getattr(self, each.name) for each in (FIELDS[0], *self.changed(used))}
 
 
-SCHEDULE_FIELDS = frozenset({"base_steps", "rho", "truncation_index", "time_rho", "ending", "end_sigma"})
+SCHEDULE_FIELDS = frozenset({"base_steps", "rho", "truncation_index", "time_rho", "ending", "end_sigma", "bend"})
 FREEU_FIELDS = frozenset({"freeu", "freeu_version", "b1", "b2", "s1", "s2", "freeu_first", "freeu_last"})
 SOLVERS_OF = MappingProxyType(
     {
@@ -447,6 +492,7 @@ SOLVERS_OF = MappingProxyType(
         "order": ("unipc", "dpm_v3"),
         "noise_level": ("unipc",),
         "statistics": ("dpm_v3",),
+        "guidance": ("dpmpp_1s", "dpmpp_2m", "unipc", "dpm_v3"),
         "analytical_first_step": ("dpmpp_2m", "unipc", "dpm_v3"),
     }
 )

@@ -175,6 +175,9 @@ class Profile:
             ending="keep" if fitted.sigmas[-1] > 0 else "zero",
             levels=fitted.sigmas,
             factors=fitted.factors,
+            # it was fitted with guidance as set, and says every point itself
+            guidance=(),
+            bend=0.0,
             calibration=self.label(fitted),
         )
 
