@@ -131,7 +131,7 @@ class Profile:
     refused: tuple[Refused, ...] = ()
     decoder: tuple[tuple[float, float], ...] = ()
 
-    def unlike(self, hashes: Collection[str], noise: NoiseModel) -> str:
+    def model_mismatch(self, hashes: Collection[str], noise: NoiseModel) -> str:
         """Why it is not of the model with one of these hashes and this noise table; empty where it is."""
         if not set(self.hashes) & set(hashes):
             return f"it was made for the model {self.model}"
@@ -140,9 +140,9 @@ class Profile:
             return "the model's noise table has changed since"
         return ""
 
-    def misfit(self, target: Target) -> str:
+    def mismatch(self, target: Target) -> str:
         """Why nothing of this profile can be used for ``target``; empty where something may be."""
-        other = self.unlike(target.hashes, target.noise)
+        other = self.model_mismatch(target.hashes, target.noise)
         if other:
             return other
         ratio = (target.width * target.height) / (self.width * self.height)
@@ -152,7 +152,7 @@ class Profile:
 
     def find(self, steps: int, target: Target) -> Optional[Fitted]:
         """The schedule of that many steps nearest in guidance scale, if this profile has a near one for ``target``."""
-        if self.misfit(target) or not 0 < target.cfg_scale < math.inf:
+        if self.mismatch(target) or not 0 < target.cfg_scale < math.inf:
             return None
         near = [
             (abs(math.log(each.cfg_scale / target.cfg_scale)), index)
@@ -300,7 +300,7 @@ class ProfileStore(Store[Profile]):
             fitted = named.find(steps, target)
             if fitted is not None:
                 return (named, fitted), ""
-            return None, named.misfit(target) or f"it has no {steps} steps near CFG {target.cfg_scale:g}"
+            return None, named.mismatch(target) or f"it has no {steps} steps near CFG {target.cfg_scale:g}"
         for pair in named:
             if pair[1].steps == steps:
                 return pair, ""

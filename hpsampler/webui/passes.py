@@ -149,9 +149,9 @@ class Pass:
                 self.request.tell(f"{name} was not used: {reason}; the schedule is the recipe's")
             return recipe
         profile, fitted = found
-        misfit = profile.misfit(target)
-        if misfit:
-            self.request.tell(f"the calibration {profile.label(fitted)} was used although {misfit}")
+        mismatch = profile.mismatch(target)
+        if mismatch:
+            self.request.tell(f"the calibration {profile.label(fitted)} was used although {mismatch}")
         self.request.record(profile.label(fitted))
         return profile.recipe(fitted, recipe)
 
