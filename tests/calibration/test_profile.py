@@ -27,7 +27,7 @@ from hpsampler.calibration.profile import (
     ProfileStore,
     Refused,
     Target,
-    sigmas_of,
+    rounded,
 )
 from hpsampler.calibration.trajectories import MultistepSchedule
 from hpsampler.noise import NoiseModel
@@ -42,7 +42,7 @@ def fitted(steps=3, cfg_scale=7.0, gain=2.0, end=0.0, last=0.5):
     """``last`` tells schedules of the same number of steps apart."""
     sigmas = [TABLE.sigma_max * 0.4**index for index in range(steps)]
     return Fitted(
-        steps, cfg_scale, (*sigmas_of(sigmas), end), (0.0, *[1.25] * (steps - 2), last), "Auto",
+        steps, cfg_scale, (*rounded(sigmas), end), (0.0, *[1.25] * (steps - 2), last), "Auto",
         {"Auto": 0.4, "Karras": 0.2 * gain, "calibrated": 0.2}, 0.05, 3000,
     )  # fmt: skip
 
@@ -122,9 +122,9 @@ def test_the_hash_is_of_the_numbers_that_draw_and_of_all_of_them():
 
 def test_sigmas_are_kept_with_all_digits_that_single_precision_has():
     values = torch.rand(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 15
-    kept = torch.tensor(sigmas_of(values.tolist()), dtype=torch.float64)
+    kept = torch.tensor(rounded(values.tolist()), dtype=torch.float64)
     assert ((kept - values).abs() <= values * 5.1e-8).all()
-    assert sigmas_of(sigmas_of(values.tolist())) == sigmas_of(values.tolist())
+    assert rounded(rounded(values.tolist())) == rounded(values.tolist())
 
 
 WHOLE = json.loads(replace(profile(), refused=(Refused(2, 7.0, "gave nothing"),)).to_json())
