@@ -63,7 +63,7 @@ def _job(order: CalibrationConfig, path: Path, weights: Path, device: str) -> No
         torch.set_num_threads(1)
     source = TinySource(TinyModel.load(weights, device), weights_hash(weights))
     begun = profile_of(path) if path.exists() else None
-    CalibrationJob(order, source, begun, keep=lambda profile: write_atomically(path, profile.to_json())).run()
+    CalibrationJob(order, source, begun, save=lambda profile: write_atomically(path, profile.to_json())).run()
 
 
 def _together(parts: list[Profile]) -> Profile:

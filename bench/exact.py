@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from hpsampler.calibration.fit import CalibrationRefused, calibrate
 from hpsampler.calibration.job import initial_schedules
-from hpsampler.calibration.profile import sigmas_of
+from hpsampler.calibration.profile import rounded
 from hpsampler.calibration.trajectories import MultistepSchedule, Trajectories
 from hpsampler.noise import NoiseModel
 from hpsampler.recipes import recipe_for
@@ -144,7 +144,7 @@ def calibrated(
         schedule = schedules.get(nfe)
         if schedule is not None:
             # as a profile keeps it
-            recipe = replace(recipe, levels=sigmas_of(schedule.sigmas), factors=sigmas_of(schedule.factors))
+            recipe = replace(recipe, levels=rounded(schedule.sigmas), factors=rounded(schedule.factors))
         return of_recipe(recipe, noise, nfe)
 
     return Method(NAME, "", make, "as calibrated"), fits

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hpsampler.golden.search import CALLS, Form, golden_latent, sigma_below
+from hpsampler.golden.search import CALLS, GoldenForm, golden_latent, sigma_below
 from hpsampler.noise import NoiseModel
 from hpsampler.recipes import recipe_for
 from hpsampler.solvers import sample_dpm_v3
@@ -62,7 +62,7 @@ V3 = {
 DECIDING = (AUTO, "DPM-v3 of order 1", "DPM-v3 of order 1, no corrector", "DPM-v3 of order 2", BASELINE)
 """Drawn on many samples: between them what the extension does with statistics is decided."""
 
-GOLDEN = {"golden noise A": Form.A, "golden noise B": Form.B}
+GOLDEN = {"golden noise A": GoldenForm.A, "golden noise B": GoldenForm.B}
 
 
 @dataclass(frozen=True)

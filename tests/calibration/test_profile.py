@@ -27,7 +27,7 @@ from hpsampler.calibration.profile import (
     ProfileStore,
     Refused,
     Target,
-    sigmas_of,
+    rounded,
 )
 from hpsampler.calibration.trajectories import MultistepSchedule
 from hpsampler.noise import NoiseModel
@@ -42,7 +42,7 @@ def fitted(steps=3, cfg_scale=7.0, gain=2.0, end=0.0, last=0.5):
     """``last`` tells schedules of the same number of steps apart."""
     sigmas = [TABLE.sigma_max * 0.4**index for index in range(steps)]
     return Fitted(
-        steps, cfg_scale, (*sigmas_of(sigmas), end), (0.0, *[1.25] * (steps - 2), last), "Auto",
+        steps, cfg_scale, (*rounded(sigmas), end), (0.0, *[1.25] * (steps - 2), last), "Auto",
         {"Auto": 0.4, "Karras": 0.2 * gain, "calibrated": 0.2}, 0.05, 3000,
     )  # fmt: skip
 
@@ -122,9 +122,9 @@ def test_the_hash_is_of_the_numbers_that_draw_and_of_all_of_them():
 
 def test_sigmas_are_kept_with_all_digits_that_single_precision_has():
     values = torch.rand(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 15
-    kept = torch.tensor(sigmas_of(values.tolist()), dtype=torch.float64)
+    kept = torch.tensor(rounded(values.tolist()), dtype=torch.float64)
     assert ((kept - values).abs() <= values * 5.1e-8).all()
-    assert sigmas_of(sigmas_of(values.tolist())) == sigmas_of(values.tolist())
+    assert rounded(rounded(values.tolist())) == rounded(values.tolist())
 
 
 WHOLE = json.loads(replace(profile(), refused=(Refused(2, 7.0, "gave nothing"),)).to_json())
@@ -354,9 +354,9 @@ def test_names_that_cannot_be_kept_are_refused_in_words(name):
 
 def test_why_a_profile_does_not_fit_is_said():
     made = profile()
-    assert made.misfit(target()) == made.misfit(target(hashes=("other", "aaaa111122"))) == ""
-    assert made.misfit(target(hashes=("AAAA",))) == "it was made for the model some_checkpoint"
-    assert made.misfit(target(hashes=())) == "it was made for the model some_checkpoint"
+    assert made.mismatch(target()) == made.mismatch(target(hashes=("other", "aaaa111122"))) == ""
+    assert made.mismatch(target(hashes=("AAAA",))) == "it was made for the model some_checkpoint"
+    assert made.mismatch(target(hashes=())) == "it was made for the model some_checkpoint"
     for scale, changed in ((1.0009, False), (1.0011, True), (1 / 1.0009, False), (0.5, True)):
         for low, high in ((scale, 1), (1, scale)):
             sigmas = TABLE.sigmas.copy()
@@ -364,9 +364,9 @@ def test_why_a_profile_does_not_fit_is_said():
             sigmas[-1] *= high
             if (sigmas[1:] <= sigmas[:-1]).any():
                 sigmas.sort()
-            told = made.misfit(target(noise=NoiseModel.from_sigmas(sigmas)))
+            told = made.mismatch(target(noise=NoiseModel.from_sigmas(sigmas)))
             assert told == ("the model's noise table has changed since" if changed else ""), (low, high)
-    assert made.misfit(target(width=1024)) == "it was made at 512x512, the picture is 1024x512"
+    assert made.mismatch(target(width=1024)) == "it was made at 512x512, the picture is 1024x512"
 
 
 @pytest.mark.parametrize(("width", "height", "fits"), [
@@ -376,10 +376,10 @@ def test_why_a_profile_does_not_fit_is_said():
 def test_pictures_of_nearly_the_same_area_are_served(width, height, fits):
     assert AREA_REACH == 1.8
     made = profile(width=1000, height=1000)
-    assert (made.misfit(target(width=width, height=height)) == "") == fits
+    assert (made.mismatch(target(width=width, height=height)) == "") == fits
     if fits:
         back = profile(width=width, height=height)
-        assert back.misfit(target(width=1000, height=1000)) == "", "it is the same both ways"
+        assert back.mismatch(target(width=1000, height=1000)) == "", "it is the same both ways"
 
 
 @pytest.mark.parametrize(("cfg_scale", "found"), [
@@ -404,7 +404,7 @@ def test_the_nearest_of_that_many_steps_is_found():
 def test_where_all_was_refused_nothing_is_found():
     made = replace(profile(), fitted=(), refused=(Refused(3, 7.0, "gave nothing"),))
     assert Profile.from_json(made.to_json()) == made
-    assert made.misfit(target()) == "" and made.find(3, target()) is None
+    assert made.mismatch(target()) == "" and made.find(3, target()) is None
 
 
 @pytest.mark.parametrize("end", [0.0, 0.13])
