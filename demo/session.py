@@ -26,6 +26,7 @@ from hpsampler.effects import SCHEDULES as HP_SCHEDULES
 from hpsampler.freeu import FreeUPlan
 from hpsampler.golden.search import CALLS as GOLDEN_CALLS
 from hpsampler.golden.search import GoldenForm, golden_latent, sigma_below
+from hpsampler.guidance import with_guidance
 from hpsampler.noise import NoiseModel
 from hpsampler.plan import VERSION_KEY, LoadedModel, Pass, misfit_note, parameters
 from hpsampler.recipes import AUTO
@@ -203,7 +204,7 @@ def plan(request: Request, noise: NoiseModel) -> Plan:
         options["noise_sampler"] = noise_sampler(request.seeds)
     solver = SOLVERS[run.recipe.solver]
     return Plan(
-        run.sigmas, lambda model, x, sigmas: solver(model, x, sigmas, **options), calls,
+        run.sigmas, lambda model, x, sigmas: solver(with_guidance(model, run.guidance), x, sigmas, **options), calls,
         this.freeu_plans(request.steps), tuple(notes), this.golden,
     )  # fmt: skip
 

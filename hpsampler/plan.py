@@ -23,11 +23,12 @@ from . import __version__
 from .calibration.profile import ProfileStore, Target
 from .effects import Use
 from .freeu import FreeUPlan
-from .golden.search import Form
+from .golden.search import GoldenForm
+from .guidance import STATISTICS_SHARE, effective_guidance
 from .noise import NoiseModel
 from .recipes import AUTO, PRESETS, Recipe, measured_form, recipe_for, shifted
 from .schedule import insert_first_midpoint
-from .settings import NO_STATISTICS, OFF, SCHEDULE_FIELDS, Settings, SettingsError
+from .settings import AS_RECIPE, NO_STATISTICS, OFF, SCHEDULE_FIELDS, Settings, SettingsError
 from .statistics.coefficients import Statistics, StatisticsError
 from .statistics.files import best_for, find_statistics
 from .store import StoreError
@@ -72,6 +73,8 @@ class Request:
         steps: the number that the person set.
         width, height: pixels.
         second: whether it is hires. fix's second pass.
+        start: of img2img: the entry of the schedule that the host starts at, and the strength that it shall mean; None
+            where it runs the whole schedule, or where the strength is not known.
     """
 
     use: Use
@@ -81,21 +84,24 @@ class Request:
     width: int = 0
     height: int = 0
     second: bool = False
+    start: Optional[tuple[int, float]] = None
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a sampler of ours runs: ``SOLVERS[recipe.solver](model, x, sigmas, **options)``.
+    """What a sampler of ours runs: ``SOLVERS[recipe.solver](with_guidance(model, guidance), x, sigmas, **options)``.
 
     Attributes:
         sigmas: as the solver takes them, the analytical first step's point included.
         analytical: whether the first step makes no call.
+        guidance: the guidance scale of each call; empty is the person's in all.
     """
 
     recipe: Recipe
     options: dict[str, Any]
     sigmas: torch.Tensor
     analytical: bool
+    guidance: tuple[float, ...] = ()
 
 
 def _nobody(*_: Any) -> None:
@@ -128,7 +134,7 @@ class Pass:
         self.recipe: Optional[Recipe] = None
         """Set once the HP schedule was asked for; None while another schedule type is in use."""
         self.statistics: Optional[tuple[str, Statistics]] = None
-        self.golden: Optional[Form] = None
+        self.golden: Optional[GoldenForm] = None
         """Set where golden noise without a network goes before the first step."""
         self.quiet = False
         """Whether calls are made now that are no steps; Free-U is off in them."""
@@ -204,7 +210,8 @@ class Pass:
                     "statistics",
                 ) from None
         else:
-            self.statistics, problems = best_for(folder, self.model.hashes, cfg_scale, self.model.noise)
+            nearest_to = self.statistics_guidance(self.request.steps)
+            self.statistics, problems = best_for(folder, self.model.hashes, nearest_to, self.model.noise)
             for problem in problems:
                 self.tell(f"statistics that cannot be read were left out: {problem}")
         if self.statistics is None:
@@ -241,7 +248,10 @@ class Pass:
                 self.recipe = self._calibrated(self.recipe, calibrated)
             elif calibrated or settings.names_calibration:
                 self.tell("no calibration was used, as the settings change the schedule's smallest or largest sigma")
-            return self.recipe.sigmas(noise, low, high)
+            # guidance that was set stands in place of that of a calibration too
+            self.recipe = replace(self.recipe, guidance=settings.guidance_scales(self.recipe, self.request.cfg_scale))
+            first, strength = self.request.start or (0, 1.0)
+            return self.recipe.sigmas(noise, low, high, first, strength)
         except ValueError as error:
             names = (field.name for field in settings.changed(SCHEDULE_FIELDS - {"ending"}))
             raise SettingsError(f"HP Sampler: {error}", *names) from None
@@ -284,7 +294,7 @@ class Pass:
                 self.tell(f"{name} was not used: {reason}; the schedule is the recipe's")
             return recipe
         profile, fitted = found
-        misfit = profile.misfit(self.target())
+        misfit = profile.mismatch(self.target())
         if misfit:
             self.tell(f"the calibration {profile.label(fitted)} was used although {misfit}")
         self.record("calibration", profile.label(fitted))
@@ -309,6 +319,7 @@ class Pass:
             recipe = replace(self.resolve(len(sigmas) - 1), ending="keep", analytical_first_step=0.0)
         if solver is not None:
             recipe = replace(recipe, solver=solver)
+        guidance = self._guidance(recipe, len(sigmas) - 1)
         options = recipe.options()
         if options.get("factors"):
             # img2img runs the last part of its schedule, and the factors belong to its steps
@@ -324,7 +335,25 @@ class Pass:
             self.tell("the analytical first step starts from pure noise; it was left out here")
         if recipe.solver == "dpm_v3":
             options.update(self._statistics_options(*latent))
-        return Run(recipe, options, sigmas, analytical)
+        return Run(recipe, options, sigmas, analytical, guidance)
+
+    def _guidance(self, recipe: Recipe, calls: int) -> tuple[float, ...]:
+        """The guidance scale of each of the last ``calls`` calls of a recipe."""
+        settings = self.settings
+        if self.recipe is None:
+            # another schedule type, of which img2img runs the last part
+            recipe = self.resolve(max(calls, self.request.steps))
+        scales = recipe.guidance
+        measured = recipe.solver == "dpm_v3" and self.statistics is not None
+        if measured and settings.recipe == AUTO and settings.guidance == AS_RECIPE:
+            scales = (self.statistics_guidance(recipe.steps),) * recipe.steps
+        return scales[-calls:]
+
+    def statistics_guidance(self, steps: int) -> float:
+        """The guidance scale at which DPM-Solver-v3 with statistics draws ``steps`` calls under these settings."""
+        if self.settings.recipe != AUTO or self.settings.guidance != AS_RECIPE:
+            return self.request.cfg_scale
+        return effective_guidance(self.request.cfg_scale, steps, STATISTICS_SHARE)
 
     def _statistics_options(self, channels: int = 0, height: int = 0, width: int = 0) -> dict[str, Any]:
         """DPM-Solver-v3's arguments for latents of that shape."""

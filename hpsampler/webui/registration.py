@@ -9,7 +9,8 @@ import torch
 from modules import sd_samplers, sd_samplers_common, sd_samplers_kdiffusion, sd_schedulers
 
 from ..effects import SAMPLERS, SCHEDULES
-from ..golden.search import Form, golden_latent, sigma_below
+from ..golden.search import GoldenForm, golden_latent, sigma_below
+from ..guidance import with_guidance
 from ..plan import Pass
 from ..solvers import SOLVERS, Callback
 from .passes import pass_of
@@ -99,11 +100,12 @@ def _sample(
         x = _golden(this, this.golden, denoiser, x, float(run.sigmas[0]), extra_args or {})
     if run.analytical:
         callback = _without_first(callback)
-    return SOLVERS[run.recipe.solver](denoiser, x, run.sigmas, extra_args, callback, **options)
+    model = with_guidance(denoiser, run.guidance)
+    return SOLVERS[run.recipe.solver](model, x, run.sigmas, extra_args, callback, **options)
 
 
 def _golden(
-    this: Pass, form: Form, denoiser: Any, x: torch.Tensor, sigma: float, extra_args: dict[str, Any]
+    this: Pass, form: GoldenForm, denoiser: Any, x: torch.Tensor, sigma: float, extra_args: dict[str, Any]
 ) -> torch.Tensor:
     """The first latent as golden noise: two calls, which the host's count of steps does not see."""
     step, this.quiet = denoiser.step, True
