@@ -20,7 +20,6 @@ import hpsampler
 from demo import controls
 from hpsampler.recipes import PRESETS, SOLVER_LABELS
 from hpsampler.settings import ENABLED, FIELDS, Settings
-from hpsampler.webui.accordion import GROUPS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -146,15 +145,6 @@ def test_the_table_has_every_control_and_what_is_allowed():
             assert allowed.endswith(", or 0") == (field.neutral == 0 and field.low > 0), field.name
 
 
-def test_every_control_of_the_accordion_is_in_a_part_of_its_group():
-    parts = re.split(r"^## ", CONTROLS, flags=re.M)[1:]
-    of = {label: part.splitlines()[0] for part in parts for label in re.findall(r"^### (.+)$", part, re.M)}
-    labels = {field.name: field.label for field in FIELDS}
-    for title, _, names in GROUPS:
-        told = {of[labels[name]] for name in names} - {"The first step"}
-        assert told == {title}, title
-
-
 def test_the_table_of_presets_has_the_recipes_numbers():
     rows = {row[0]: row[1:] for row in table(section(CONTROLS, "The paper's presets"))}
     assert list(rows) == list(PRESETS)
@@ -177,6 +167,22 @@ def test_the_table_of_presets_has_the_recipes_numbers():
             else:
                 assert calls == (f"call {first}" if first == last else f"calls {first}-{last}"), name
         assert recipe.ending == "keep", "the page says that all of them keep the noise"
+
+
+# ---- the developers' guide ----
+
+
+def test_the_tree_names_every_room_and_nothing_that_is_gone():
+    (tree,) = re.findall(r"## The tree\n\n```\n(.*?)```", (DOCS / "development.md").read_text(encoding="utf-8"), re.S)
+    told = {name for line in tree.splitlines() for name in re.findall(r"\w+(?:\.py|/)", line)}
+    modules = {path.name for path in (ROOT / "hpsampler").glob("*.py")} - {"__init__.py"}
+    packages = {f"{path.parent.name}/" for path in (ROOT / "hpsampler").glob("*/__init__.py")}
+    assert modules | packages <= told
+    for name in told - modules - packages:
+        assert (ROOT / name).exists() or (ROOT / "tests" / name).exists(), name
+    made = {"out", "build", "hpsampler.egg-info"}
+    rooms = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] not in "._"} - made
+    assert {f"{name}/" for name in rooms} <= told
 
 
 # ---- the API ----
