@@ -25,16 +25,15 @@ LINES = ((NAME, "#be185d"), (AUTO, "#1d4ed8"), ("best uncalibrated", "#059669"),
 def tiny_section(tiny: Sequence[Row], profile: Profile, common: str, many: str) -> list[str]:
     """Every calibrated cell of the tiny model beside what there was without."""
     runs = max(each.calls / profile.trajectories / each.steps for each in profile.fitted)
-    kept = [f"{each.steps} at CFG {each.cfg_scale:g}" for each in profile.fitted if each.sigmas[-1] > 0]
-    few = [row for row in tiny if row["samples"] == common]
+    common_rows = [row for row in tiny if row["samples"] == common]
     return [
         f"Schedules fitted to the tiny model ([calibration.json](bench/calibration.json)): {profile.trajectories} "
         f"trajectories for each, of other captions and seeds than the bench's, at most {runs:.0f} runs of the sampler "
         f"over them with their references counted. {_refusals(len(profile.refused), _cells(profile))} "
-        f"{'Schedules that keep noise for the decoder: ' + ', '.join(kept) if kept else 'All of them end at 0'}.",
+        f"{_endings(profile)}.",
         f"*Best uncalibrated*: of all other cells at that NFE and guidance scale the one nearest to the reference. "
         f"*Gain*: how much nearer calibrated is, in %. First {common} samples: Fréchet / caption / distance.",
-        _tiny_table(few),
+        _tiny_table(common_rows),
         f"Fréchet and caption on {many} samples, where all of them were measured on so many; the last row is what 20 "
         "steps give without a calibration.",
         _many_table([row for row in tiny if row["samples"] == many]),
@@ -44,15 +43,22 @@ def tiny_section(tiny: Sequence[Row], profile: Profile, common: str, many: str) 
 def exact_section(exact: Sequence[Row], problems: Sequence[Row], fits: Sequence[Row]) -> list[str]:
     """The same on the exact problems, and where the errors come from."""
     refused = [f"{row['problem']} (CFG {row['cfg_scale']}, {row['nfe']} steps)" for row in fits if not row["start"]]
-    told = f": {', '.join(refused)}" if refused else ""
+    listed = f": {', '.join(refused)}" if refused else ""
     runs = max(float(row["runs"]) for row in fits)
     return [
         f"The exact problems, each calibrated to by itself: geometric means of the errors, at most {runs:.0f} runs. "
-        f"{_refusals(len(refused), len(fits))[:-1]}{told}; there the row is Auto's, as Auto is what is used then.",
+        f"{_refusals(len(refused), len(fits))[:-1]}{listed}; there the row is Auto's, as Auto is what is used then.",
         _exact_table(exact),
         "The errors by problem, calibrated / Auto:",
         _problem_table(problems),
     ]
+
+
+def _endings(profile: Profile) -> str:
+    above_zero = [f"{cell.steps} at CFG {cell.cfg_scale:g}" for cell in profile.fitted if cell.sigmas[-1] > 0]
+    if not above_zero:
+        return "All of them end at 0"
+    return f"Schedules that keep noise for the decoder: {', '.join(above_zero)}"
 
 
 def _cells(profile: Profile) -> int:
