@@ -22,7 +22,7 @@ from bench.schedules import SCHEDULES as WEBUI_SCHEDULES
 from hpsampler import __version__
 from hpsampler.freeu import FreeUPlan
 from hpsampler.golden.search import CALLS as GOLDEN_CALLS
-from hpsampler.golden.search import Form, golden_latent, sigma_below
+from hpsampler.golden.search import GoldenForm, golden_latent, sigma_below
 from hpsampler.noise import NoiseModel
 from hpsampler.recipes import AUTO, PRESETS, Recipe, shifted
 from hpsampler.schedule import insert_first_midpoint
@@ -142,7 +142,7 @@ class Plan:
     calls: int
     freeu: tuple[FreeUPlan, ...] = ()
     notes: tuple[str, ...] = ()
-    golden: Optional[Form] = None
+    golden: Optional[GoldenForm] = None
 
 
 @dataclass(frozen=True)

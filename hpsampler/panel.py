@@ -136,13 +136,13 @@ def _preset(preset: Preset, family: str) -> dict[str, Any]:
     return {
         "name": preset.name, "family": preset.family, "steps": preset.steps, "cfg": preset.cfg_scale,
         "sampler": preset.sampler, "schedule": preset.schedule, "recipe": preset.settings.get("recipe", AUTO),
-        "fitsModel": not preset.misfit(family, preset.steps),
+        "fitsModel": not preset.mismatch(family, preset.steps),
     }  # fmt: skip
 
 
 def _calibrations(profile: Profile, hashes: frozenset[str], noise: NoiseModel) -> list[dict[str, Any]]:
     """The schedules of a profile that was made for the loaded model."""
-    if profile.unlike(hashes, noise):
+    if profile.model_mismatch(hashes, noise):
         return []
     return [
         {

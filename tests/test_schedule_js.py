@@ -573,9 +573,9 @@ def calibrated(library, setup, state, notes):
             notes.append(f"{name} was not used: {reason}; the schedule is the recipe's")
         return None
     profile, each = found
-    misfit = profile.misfit(target)
-    if misfit:
-        notes.append(f"the calibration {profile.label(each)} was used although {misfit}")
+    mismatch = profile.mismatch(target)
+    if mismatch:
+        notes.append(f"the calibration {profile.label(each)} was used although {mismatch}")
     return profile.label(each), each.sigmas
 
 

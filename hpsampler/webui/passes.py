@@ -16,7 +16,7 @@ import torch
 
 from ..calibration.profile import Target
 from ..freeu import FreeUPlan
-from ..golden.search import Form
+from ..golden.search import GoldenForm
 from ..noise import NoiseModel
 from ..recipes import AUTO, Recipe, measured_form, shifted
 from ..settings import NO_STATISTICS, OFF, Settings, SettingsError
@@ -74,7 +74,7 @@ class Pass:
         self.recipe: Optional[Recipe] = None
         """Set once the HP schedule was asked for; None while another schedule type is in use."""
         self._statistics: Optional[tuple[str, Statistics]] = None
-        self.golden: Optional[Form] = None
+        self.golden: Optional[GoldenForm] = None
         """Set where golden noise without a network goes before the first step."""
         self.quiet = False
         """Whether calls are made now that are no steps; Free-U is off in them."""
@@ -149,9 +149,9 @@ class Pass:
                 self.request.tell(f"{name} was not used: {reason}; the schedule is the recipe's")
             return recipe
         profile, fitted = found
-        misfit = profile.misfit(target)
-        if misfit:
-            self.request.tell(f"the calibration {profile.label(fitted)} was used although {misfit}")
+        mismatch = profile.mismatch(target)
+        if mismatch:
+            self.request.tell(f"the calibration {profile.label(fitted)} was used although {mismatch}")
         self.request.record(profile.label(fitted))
         return profile.recipe(fitted, recipe)
 

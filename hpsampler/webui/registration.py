@@ -10,7 +10,7 @@ from typing import Any, Optional
 import torch
 from modules import sd_samplers, sd_samplers_common, sd_samplers_kdiffusion, sd_schedulers
 
-from ..golden.search import Form, golden_latent, sigma_below
+from ..golden.search import GoldenForm, golden_latent, sigma_below
 from ..schedule import insert_first_midpoint
 from ..solvers import SOLVERS, Callback
 from . import checkpoint as model
@@ -135,7 +135,7 @@ def _sample(
 
 
 def _golden(
-    this: Pass, form: Form, denoiser: Any, x: torch.Tensor, sigma: float, extra_args: dict[str, Any]
+    this: Pass, form: GoldenForm, denoiser: Any, x: torch.Tensor, sigma: float, extra_args: dict[str, Any]
 ) -> torch.Tensor:
     """The first latent as golden noise: two calls, which the host's count of steps does not see."""
     step, this.quiet = denoiser.step, True
