@@ -193,8 +193,13 @@ class TestSettingsPage:
     def test_its_options(self, webui):
         webui.script_callbacks.ui_settings_callback()
         labels = webui.shared.opts.data_labels
-        assert list(labels) == ["hpsampler_hidden", "hpsampler_preset", "hpsampler_follow", "hpsampler_plot"]
+        assert list(labels) == [
+            "hpsampler_hidden", "hpsampler_preset", "hpsampler_follow", "hpsampler_calibration_when_off",
+            "hpsampler_plot",
+        ]  # fmt: skip
         assert all(each.section == ("hpsampler", "HP Sampler") for each in labels.values())
+        assert all(each.category_id == "sd" for each in labels.values()), "not under Uncategorized"
+        assert labels["hpsampler_preset"].refresh is not None, "what was saved just now can be chosen"
         names = labels["hpsampler_preset"].component_args()["choices"]
         assert names == ["None", *(each.name for each in built_in())]
 
@@ -227,14 +232,39 @@ class TestSettingsPage:
 
 class TestPanel:
     def test_it_knows_the_loaded_model(self, webui, noise):
-        panel = importlib.import_module("hpsampler.webui.page").panel
-        data = panel()
-        assert data["family"] == "sd1" and data["problem"] == "" and data["plot"] is True
-        assert data["noise"]["sigmas"] == pytest.approx(noise.sigmas.tolist(), rel=1e-4)
+        known = importlib.import_module("hpsampler.webui.page").known
+        found = known()
+        assert found.family == "sd1" and found.problem == "" and found.plot is True
+        assert found.noise.sigmas.tolist() == pytest.approx(noise.sigmas.tolist(), rel=1e-4)
         webui.shared.sd_model = tiny_checkpoint(webui.shared.sd_model.alphas_cumprod, "is_sd3")
-        assert "covers SD 1.x" in panel()["problem"]
+        assert "covers SD 1.x" in known().problem
         webui.shared.sd_model = None
-        assert panel()["model"] == "" and len(panel()["noise"]["sigmas"]) == 1000
+        assert known().model == "" and len(known().noise) == 1000
+
+    def test_use_hp_auto_sets_the_page_s_own_menus_in_whichever_order_they_are_built(self, webui):
+        for first in (True, False):
+            script = webui.script.HPSamplerScript()
+            script.show(False)
+            with gr.Blocks() as page:
+                if not first:
+                    script.ui(False)
+                for name, found in script.after_component.items():
+                    assert name.startswith("txt2img_")
+                    found(SimpleNamespace(component=gr.Dropdown(["HP Auto", "Automatic"], elem_id=name)))
+                if first:
+                    script.ui(False)
+                # the API builds the accordion again, for its defaults
+                script.ui(False)
+            ids = {block.elem_id: number for number, block in page.blocks.items() if getattr(block, "elem_id", None)}
+            setting = [each for each in page.dependencies if each["outputs"] == [ids["txt2img_sampling"],
+                       ids["txt2img_scheduler"]]]  # fmt: skip
+            assert len(setting) == 1 and setting[0]["queue"] is False
+
+    def test_questions_pass_the_queue_and_few_components_are_built(self, webui):
+        with gr.Blocks() as page:
+            webui.script.HPSamplerScript().ui(False)
+        assert len(page.config["components"]) <= 46
+        assert all(each["queue"] is False for each in page.dependencies if each["targets"][0])
 
 
 def test_img2img_is_no_second_pass(host):
