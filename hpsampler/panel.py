@@ -378,8 +378,8 @@ def _plan(shown: PassView, settings: Settings, page: Page, known: Known, second:
 
 def _would_be(this: Pass, steps: int, noise: NoiseModel) -> tuple[Recipe, torch.Tensor]:
     """The recipe and the schedule that are not asked for; numbers that make none are no error then."""
-    recipe = this.resolve(steps)
     try:
+        recipe = this.resolve(steps)
         return recipe, recipe.sigmas(noise)
     except ValueError:
         plain = {each.name: each.default for each in FIELDS if each.name in SCHEDULE_FIELDS}

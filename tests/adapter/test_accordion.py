@@ -10,8 +10,9 @@ import gradio as gr
 import pytest
 import torch
 
+from hpsampler.calibration.profile import Fitted, Profile
 from hpsampler.presets import Preset, built_in
-from hpsampler.recipes import recipe_for
+from hpsampler.recipes import preset_family, recipe_for
 from hpsampler.settings import FIELDS
 from tests.adapter.host.processing import Host, Img2Img, Txt2Img
 from tests.small_unet import tiny_checkpoint
@@ -66,9 +67,22 @@ class TestAxes:
         for field in FIELDS:
             axis = axes[field.label]
             wanted = list(field.choices) or list(field.words)
+            if field.name in ("recipe", "hires_recipe"):
+                # those of another family can be written, and are not offered
+                wanted = [name for name in wanted if preset_family(name) in ("", "sd1")]
             assert (axis.choices() if axis.choices else []) == wanted
             kinds = {int: int, float: float, str: str}
             assert axis.type is kinds[type(field.default)], field.label
+
+    def test_presets_of_another_family_are_not_offered(self, webui, axes, shelf):
+        for name, family in (("ours", "sd1"), ("any", ""), ("large", "sdxl")):
+            shelf.save(Preset.of(name, {"rho": 4}, family=family))
+        offered = axes["Preset"].choices()
+        assert offered[0] == "Auto" and "SD1.5 8 steps" in offered and "SDXL 8 steps" not in offered
+        assert offered[-2:] == ["any", "ours"]
+        axes["Preset"].confirm(None, ["SDXL 8 steps", "large"])
+        webui.shared.sd_model = None
+        assert "SDXL 8 steps" in axes["Preset"].choices()
 
     def test_without_the_plot_s_script_nothing_happens(self, webui):
         webui.scripts.scripts_data.clear()
@@ -228,6 +242,22 @@ class TestSettingsPage:
         with gr.Blocks():
             enabled, *_ = webui.script.HPSamplerScript().ui(False)
         assert enabled.value is False and "no preset named 'mine'" in capsys.readouterr().out
+
+
+class TestCalibrationWhileOff:
+    def test_it_can_be_stopped_without_switching_the_accordion_on(self, webui, host):
+        store = importlib.import_module("hpsampler.webui.folders").library()
+        made = Fitted(5, 7.0, (14.6, 6.0, 2.5, 1.1, 0.4, 0.0), (0.0, 1.1, 0.8, 0.2, 0.1), "Auto",
+                      {"Auto": 0.2, "calibrated": 0.1}, 0.02, 1000)  # fmt: skip
+        store.save(Profile("mine", "tiny", ("0000000000",), "sd1", 64, 64, 0.0291671, 14.614641, 24, 24, 1, (made,)))
+        by_itself = host.run(Txt2Img(steps=5))
+        webui.shared.opts.hpsampler_calibration_when_off = False
+        p = Txt2Img(steps=5)
+        plain = host.run(p)
+        assert not torch.equal(plain, by_itself) and "HP Calibration" not in p.extra_generation_params
+        assert torch.equal(plain, host.run(Txt2Img(steps=5), {"calibration": "Off"}))
+        # on, it is the accordion that says it
+        assert torch.equal(by_itself, host.run(Txt2Img(steps=5), {"enabled": True}))
 
 
 class TestPanel:
