@@ -13,7 +13,7 @@ from typing import Optional
 from urllib.parse import quote
 
 from ..client import Client, ClientError, add_commands, add_config_options, make_parser, run_command, start_job
-from .job import CalibrationConfig
+from .config import CalibrationConfig
 
 __all__ = ["main"]
 

@@ -11,16 +11,13 @@ import torch
 from .fit import LEAST_STEP, _Path
 from .trajectories import MultistepSchedule, Trajectories, rms
 
-__all__ = ["Decode", "decoder_curve", "noise_tolerance", "with_best_final_sigma"]
+__all__ = ["Decode", "decoder_curve", "with_best_final_sigma"]
 
 END_SIGMAS = (0.03, 0.06, 0.1, 0.13, 0.2, 0.3, 0.45)
 """Where a schedule might stop short of 0; the paper's cuts leave 0.13 to 0.16."""
 
 DECODED_AT_ONCE = 8
 """Pictures are a hundred times what their latents are; those of all trajectories need not be held at once."""
-
-TOLERATED_CHANGE = 0.02
-"""RMS change of pixels (0 to 1) below which residual noise is lost on the eye: 5 of 255."""
 
 Decode = Callable[[torch.Tensor], torch.Tensor]
 """Latents (n, ...) to pictures (n, ...), values from 0 to 1."""
@@ -32,16 +29,6 @@ def decoder_curve(
     """(sigma, RMS change over pixels of the decoded latents when noise of that sigma is left on them)."""
     clean = decode(latents)
     return tuple((sigma, rms(decode(latents + sigma * noise) - clean)) for sigma in sigmas)
-
-
-def noise_tolerance(curve: Sequence[tuple[float, float]]) -> float:
-    """The largest sigma of a decoder's curve up to which no more than ``SWALLOWED`` is left of the noise; 0 if none."""
-    found = 0.0
-    for sigma, change in curve:
-        if not change <= TOLERATED_CHANGE:
-            break
-        found = sigma
-    return found
 
 
 def with_best_final_sigma(

@@ -26,12 +26,9 @@ import torch
 from ..solvers import sample_dpmpp_2m
 from ..solvers._core import Model, Run
 from ..solvers.dpmpp import dpmpp_2m_steps
-from .trajectories import MultistepSchedule, Trajectories
+from .trajectories import MAX_RUNS, MultistepSchedule, Trajectories
 
 __all__ = ["Calibration", "CalibrationRefused", "calibrate"]
-
-MAX_RUNS = 60
-"""Budget in runs of the fitted sampler over the calibration set, the reference endpoints included."""
 
 DIFFERENCE = 1e-2
 """Step of the finite differences: far above the rounding of half precision's sums, far below the fit's own scale."""

@@ -1,6 +1,6 @@
 """A whole calibration: several numbers of steps at several guidance scales, one after the other.
 
-:class:`CalibrationConfig` says what is wanted. :class:`CalibrationJob` makes a
+:class:`~hpsampler.calibration.config.CalibrationConfig` says what is wanted. :class:`CalibrationJob` makes a
 :class:`~hpsampler.calibration.profile.Profile` of it and hands the profile over after every cell (one number of steps
 at one guidance scale), so whatever stops it costs one cell at most. :class:`CalibrationRunner` runs such jobs in the
 background.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -19,115 +19,28 @@ import numpy as np
 import torch
 
 from ..jobs import (
-    DEFAULT_PROMPTS,
     Exclusively,
     Job,
     JobRunner,
     ModelSource,
     Progress,
     at_once,
-    checked_fields,
-    number,
     started_with_another_model,
 )
 from ..noise import NoiseModel
 from ..recipes import AUTO, recipe_for
 from ..schedule import base_karras
 from ..solvers import sample_dpmpp_2m
-from ..store import StoreError, abbreviated
-from .decoder import decoder_curve, noise_tolerance, with_best_final_sigma
-from .fit import MAX_RUNS, CalibrationRefused, calibrate
-from .profile import ERRORS, Fitted, Profile, ProfileStore, Refused, sigmas_of
+from .config import BASELINE_STEPS, CalibrationConfig
+from .decoder import decoder_curve, with_best_final_sigma
+from .fit import CalibrationRefused, calibrate
+from .profile import ERRORS, Fitted, Profile, ProfileStore, Refused, noise_tolerance, sigmas_of
 from .trajectories import REFERENCE_CALLS, MultistepSchedule, Trajectories
 
-__all__ = ["CalibrationConfig", "CalibrationJob", "CalibrationRunner", "initial_schedules"]
+__all__ = ["CalibrationJob", "CalibrationRunner", "initial_schedules"]
 
-BASELINE_STEPS = 20
 DECODED = 8
 """Latents on which the decoder's tolerance is measured."""
-
-
-@dataclass(frozen=True)
-class CalibrationConfig:
-    """What is to be calibrated.
-
-    Attributes:
-        steps: numbers of steps.
-        cfg_scales: guidance scales; a calibration is worth nothing at one far from its own.
-        prompts: every second one goes to the held-out trajectories.
-        trajectories: how many to fit to; as many are held out.
-        runs: budget of one cell in runs of the sampler over the calibration set, its reference included.
-        batch: how many pictures the model draws at once; memory grows with it, the result does not depend on it.
-    """
-
-    name: str
-    steps: tuple[int, ...] = (5, 6, 8)
-    cfg_scales: tuple[float, ...] = (7.0,)
-    width: int = 512
-    height: int = 512
-    prompts: tuple[str, ...] = DEFAULT_PROMPTS
-    negative: str = ""
-    trajectories: int = 24
-    runs: int = MAX_RUNS
-    seed: int = 1
-    batch: int = 4
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> CalibrationConfig:
-        """From named values, as the page, the API and the command line give them; texts of numbers are split.
-
-        Raises:
-            StoreError: naming the field, its value and what is allowed.
-        """
-        checked = checked_fields(cls, values, ProfileStore.reserved, _WHOLE)
-        if "steps" in values:
-            checked["steps"] = tuple(
-                sorted({int(number("steps", each, 2, 20, whole=True)) for each in _several("steps", values["steps"])})
-            )
-        if "cfg_scales" in values:
-            scales = _several("cfg_scales", values["cfg_scales"])
-            checked["cfg_scales"] = tuple(sorted({float(number("cfg_scales", each, 1, 30)) for each in scales}))
-        return cls(**checked)
-
-    @property
-    def cells(self) -> list[tuple[float, int]]:
-        """(guidance scale, steps), in the config in which they are calibrated."""
-        return [(cfg_scale, steps) for cfg_scale in self.cfg_scales for steps in self.steps]
-
-    def most_calls(self, without: Sequence[tuple[float, int]] = ()) -> int:
-        """UNet calls, each for one picture, that the config takes at most; ``without`` the cells that are done."""
-        left = [cell for cell in self.cells if cell not in without]
-        references = len({cfg_scale for cfg_scale, _ in left})
-        calls = references * (2 * REFERENCE_CALLS + BASELINE_STEPS)
-        return calls * self.trajectories + sum(self.most_calls_of(steps) for _, steps in left)
-
-    def most_calls_of(self, steps: int) -> int:
-        """Of one cell, its references aside."""
-        return (max(self.runs * steps - REFERENCE_CALLS, _least_calls(steps)) + _LOOKS * steps) * self.trajectories
-
-
-_WHOLE = {
-    "width": (64, 4096), "height": (64, 4096), "trajectories": (2, 1024), "runs": (25, 1000), "seed": (0, 2**32 - 1),
-    "batch": (1, 256),
-}  # fmt: skip
-
-_LOOKS = 6
-"""Runs of the held-out trajectories: four starts, what was calibrated, and one for the end."""
-
-
-def _least_calls(steps: int) -> int:
-    """What a fit takes of the calibration set however small its budget: starts, derivatives once, result, end."""
-    return (4 + 1 + 1 + 1) * steps + (steps - 1) ** 2
-
-
-def _several(name: str, value: Any) -> list[Any]:
-    if isinstance(value, str):
-        value = value.replace(",", " ").split()
-    elif isinstance(value, (int, float)):
-        value = [value]
-    if not isinstance(value, Sequence) or isinstance(value, (bytes, bytearray)) or not 1 <= len(value) <= 32:
-        raise StoreError(f"{name} must be 1 to 32 numbers, got {abbreviated(value)}")
-    return list(value)
 
 
 class CalibrationJob(Job):

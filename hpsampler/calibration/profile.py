@@ -19,7 +19,7 @@ from ..noise import NoiseModel
 from ..recipes import FAMILIES, MAX_STEPS, Recipe
 from ..store import Reader, Store, StoreError, abbreviated, clean_name, has_lone_surrogate, parse_json
 
-__all__ = ["Fitted", "Profile", "ProfileStore", "Refused", "Target"]
+__all__ = ["Fitted", "Profile", "ProfileStore", "Refused", "Target", "noise_tolerance"]
 
 FORMAT, VERSION = "hpsampler calibration", 1
 
@@ -39,6 +39,9 @@ CFG_REACH = 1.5
 
 AREA_REACH = 1.8
 """And for pictures of up to this many times its own area, or as many times less."""
+
+TOLERATED_CHANGE = 0.02
+"""RMS change of pixels (0 to 1) below which residual noise is lost on the eye: 5 of 255."""
 
 
 @dataclass(frozen=True)
@@ -258,6 +261,16 @@ def _pair(row: Reader) -> tuple[float, float]:
         raise row.error("a pair of numbers")
     first, second = (Reader(value, row.path).as_number(0, MAX_SIGMA) for value in row.data)
     return first, second
+
+
+def noise_tolerance(curve: Sequence[tuple[float, float]]) -> float:
+    """The largest sigma of a decoder's curve up to which pictures change by at most ``TOLERATED_CHANGE``, or 0."""
+    found = 0.0
+    for sigma, change in curve:
+        if not change <= TOLERATED_CHANGE:
+            break
+        found = sigma
+    return found
 
 
 class ProfileStore(Store[Profile]):

@@ -16,6 +16,9 @@ from ..solvers._core import Model
 
 __all__ = ["MultistepSchedule", "Trajectories"]
 
+MAX_RUNS = 60
+"""Budget in runs of the fitted sampler over the calibration set, the reference endpoints included."""
+
 REFERENCE_CALLS = 60
 
 

@@ -17,8 +17,8 @@ from ..client import Client, ClientError, add_commands, add_config_options, make
 from ..noise import NoiseModel
 from ..recipes import FAMILIES
 from .coefficients import Provenance, StatisticsError
+from .config import StatisticsConfig
 from .files import convert_published, load_statistics
-from .job import StatisticsConfig
 
 __all__ = ["main"]
 

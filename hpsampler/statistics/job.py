@@ -1,83 +1,30 @@
 """Measuring DPM-Solver-v3's statistics of a whole model: described, counted in calls, stopped and resumed.
 
-:class:`StatisticsConfig` says what is wanted, :class:`StatisticsJob` walks one batch of pictures after the other and
-keeps the sums of the finished ones in a file, so whatever stops it costs one batch at most. :class:`StatisticsRunner`
-runs such jobs in the background.
+:class:`~hpsampler.statistics.config.StatisticsConfig` says what is wanted, :class:`StatisticsJob` walks one batch of
+pictures after the other and keeps the sums of the finished ones in a file, so whatever stops it costs one batch at
+most. :class:`StatisticsRunner` runs such jobs in the background.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 import torch
 
-from ..jobs import DEFAULT_PROMPTS, Exclusively, Job, JobRunner, ModelSource, Progress, at_once, checked_fields, number
+from ..jobs import Exclusively, Job, JobRunner, ModelSource, Progress, at_once
 from ..store import StoreError, clean_name
 from .coefficients import RESERVED, Provenance, Statistics, StatisticsError
-from .estimator import Estimator, calls_needed
+from .config import StatisticsConfig, calls_needed
+from .estimator import Estimator
 from .files import read_provenance, save_statistics, statistics_files
 
-__all__ = ["StatisticsConfig", "StatisticsJob", "StatisticsRunner"]
+__all__ = ["StatisticsJob", "StatisticsRunner"]
 
 SUMS = "sums.safetensors"
-
-
-@dataclass(frozen=True)
-class StatisticsConfig:
-    """What is to be measured.
-
-    Attributes:
-        cfg_scale: guidance scale; statistics belong to one.
-        samples: pictures whose trajectories are walked; their prompts are ``prompts``, again and again.
-        points: of the grid, from the noise table's largest sigma to its smallest; with fewer than some 20 the
-            statistics are worse than none.
-        per_pixel: statistics of every element of the latents, as the paper has them; they fit one size and need many
-            samples. Otherwise of every channel.
-        batch: how many pictures the model draws at once; memory grows with it.
-    """
-
-    name: str
-    cfg_scale: float = 7.0
-    width: int = 512
-    height: int = 512
-    prompts: tuple[str, ...] = DEFAULT_PROMPTS
-    negative: str = ""
-    samples: int = 64
-    points: int = 51
-    per_pixel: bool = False
-    seed: int = 1
-    batch: int = 4
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> StatisticsConfig:
-        """From named values, as the page, the API and the command line give them.
-
-        Raises:
-            StoreError: naming the field, its value and what is allowed.
-        """
-        checked = checked_fields(cls, values, RESERVED, _WHOLE)
-        if "cfg_scale" in values:
-            checked["cfg_scale"] = float(number("cfg_scale", values["cfg_scale"], 1, 30))
-        if "per_pixel" in values:
-            if not isinstance(values["per_pixel"], bool):
-                raise StoreError(f"per_pixel must be true or false, got {values['per_pixel']!r}")
-            checked["per_pixel"] = values["per_pixel"]
-        return cls(**checked)
-
-    def most_calls(self) -> int:
-        """UNet calls, each for one picture."""
-        return calls_needed(self.samples, 1, self.points)
-
-
-_WHOLE = {
-    "width": (64, 4096), "height": (64, 4096), "samples": (2, 100_000), "points": (21, 1001), "seed": (0, 2**31 - 1),
-    "batch": (1, 256),
-}  # fmt: skip
 
 
 class StatisticsJob(Job):

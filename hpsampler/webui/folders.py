@@ -9,7 +9,6 @@ from modules import paths
 
 from ..calibration.profile import ProfileStore
 from ..presets import PresetStore
-from ..statistics.files import statistics_files
 
 __all__ = ["library", "menus", "npnets", "presets", "statistics_folder"]
 
@@ -35,9 +34,16 @@ def menus() -> dict[str, Callable[[], list[str]]]:
     """Names that people may choose from, by the field that takes one."""
     return {
         "calibration": lambda: library().names(),
-        "statistics": lambda: list(statistics_files(statistics_folder())),
+        "statistics": _statistics,
         "golden_noise": lambda: list(npnets()),
     }
+
+
+def _statistics() -> list[str]:
+    # here, as a page is built without asking
+    from ..statistics.files import statistics_files
+
+    return list(statistics_files(statistics_folder()))
 
 
 def presets() -> PresetStore:

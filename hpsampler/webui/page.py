@@ -11,7 +11,6 @@ from ..noise import NoiseModel
 from ..panel import panel_data
 from ..presets import built_in
 from ..settings import SettingsError
-from ..statistics.files import provenances_of_model
 from . import checkpoint as model
 from . import options, registration
 from .folders import library, presets, statistics_folder
@@ -52,6 +51,9 @@ def panel() -> dict[str, Any]:
         family, noise, problem = model.family(), _table(loaded), ""
     except (SettingsError, ValueError, AttributeError) as error:
         return panel_data(model.title(), "sd1", NoiseModel.of_stable_diffusion(), problem=str(error), **common)
+    # here, as a start of the WebUI needs none of it
+    from ..statistics.files import provenances_of_model
+
     profiles, hashes = library().read()[0], model.hashes()
     measured = bool(provenances_of_model(statistics_folder(), hashes)[0])
     return panel_data(

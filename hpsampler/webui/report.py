@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
+from typing import Optional
 
-from ..calibration.decoder import TOLERATED_CHANGE, noise_tolerance
-from ..calibration.profile import Profile
-from ..jobs import Progress, Status
+from ..calibration.profile import TOLERATED_CHANGE, Profile, noise_tolerance
+from ..jobs import RUNNING, Progress, Status
 from ..recipes import AUTO
 from ..statistics.coefficients import Provenance
 
-__all__ = ["format_duration", "profile_html", "statistics_html", "status_html"]
+__all__ = ["cost_html", "format_duration", "profile_html", "statistics_html", "status_html"]
 
 WIDTH, HEIGHT = 700, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 236, 14, 34
@@ -28,6 +28,15 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def cost_html(about: str, calls: str, seconds: Optional[float]) -> str:
+    """What is made, and what it takes: ``calls`` says so in UNet calls, ``seconds`` is None before any was timed."""
+    told = f"{calls}, each for one picture (drawing one picture with 20 steps takes 20)"
+    time = (
+        "The time is shown once the first calls were made" if seconds is None else f"About {format_duration(seconds)}"
+    )
+    return f"<p>{about}</p><p>{told}. {time}.</p>"
+
+
 def status_html(status: Status) -> str:
     """Where the runner stands."""
     progress = status.progress
@@ -36,12 +45,12 @@ def status_html(status: Status) -> str:
         share = min(progress.calls / max(progress.of, 1), 1.0)
         left = progress.seconds_left
         told = f"{progress.calls} of at most {progress.of} UNet calls, each for one picture"
-        if left is not None and status.state == "running":
+        if left is not None and status.state == RUNNING:
             told += (
                 f"; at most {format_duration(left)} of drawing left ({progress.seconds / progress.calls:.3g} s a call)"
             )
         parts.append(f'<progress max="1" value="{share:.4f}" style="width:100%"></progress><p>{told}.</p>')
-        if progress.cell is not None:
+        if progress.cell is not None and status.state == RUNNING:
             cfg_scale, steps = progress.cell
             parts.append(f"<p>Now: {steps} steps at CFG {cfg_scale:g}.</p>")
             parts.append(plot(progress, status.config.runs))

@@ -17,11 +17,11 @@ import pytest
 import torch
 from fastapi import FastAPI
 
-from hpsampler.calibration.job import CalibrationConfig
+from hpsampler.calibration.config import CalibrationConfig
 from hpsampler.calibration.profile import Fitted, Profile, ProfileStore
 from hpsampler.jobs import Cancelled
 from hpsampler.recipes import recipe_for
-from hpsampler.statistics.job import StatisticsConfig
+from hpsampler.statistics.config import StatisticsConfig
 from tests.adapter.host.processing import Host, Img2Img, Txt2Img
 
 FIVE = Fitted(
