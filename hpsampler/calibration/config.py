@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..jobs import DEFAULT_PROMPTS, checked_fields, number
-from ..store import StoreError, abbreviated
-from .profile import ProfileStore
-from .trajectories import MAX_RUNS, REFERENCE_CALLS
+from ..store import RESERVED, StoreError, abbreviated
 
-__all__ = ["BASELINE_STEPS", "CalibrationConfig"]
+__all__ = ["BASELINE_STEPS", "MAX_RUNS", "REFERENCE_CALLS", "CalibrationConfig"]
+
+MAX_RUNS = 60
+"""Budget in runs of the fitted sampler over the calibration set, the reference endpoints included."""
+
+REFERENCE_CALLS = 60
+"""Of a reference endpoint."""
 
 BASELINE_STEPS = 20
 """Of DPM++ 2M on Karras' schedule, which a calibration is compared to."""
@@ -52,7 +56,7 @@ class CalibrationConfig:
         Raises:
             StoreError: naming the field, its value and what is allowed.
         """
-        checked = checked_fields(cls, values, ProfileStore.reserved, _WHOLE)
+        checked = checked_fields(cls, values, RESERVED, _WHOLE)
         if "steps" in values:
             checked["steps"] = tuple(
                 sorted({int(number("steps", each, 2, 20, whole=True)) for each in _several("steps", values["steps"])})

@@ -26,7 +26,8 @@ import torch
 from ..solvers import sample_dpmpp_2m
 from ..solvers._core import Model, Run
 from ..solvers.dpmpp import dpmpp_2m_steps
-from .trajectories import MAX_RUNS, MultistepSchedule, Trajectories
+from .config import MAX_RUNS
+from .trajectories import MultistepSchedule, Trajectories
 
 __all__ = ["Calibration", "CalibrationRefused", "calibrate"]
 

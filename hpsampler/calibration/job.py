@@ -31,11 +31,11 @@ from ..noise import NoiseModel
 from ..recipes import AUTO, recipe_for
 from ..schedule import base_karras
 from ..solvers import sample_dpmpp_2m
-from .config import BASELINE_STEPS, CalibrationConfig
+from .config import BASELINE_STEPS, REFERENCE_CALLS, CalibrationConfig
 from .decoder import decoder_curve, with_best_final_sigma
 from .fit import CalibrationRefused, calibrate
 from .profile import ERRORS, Fitted, Profile, ProfileStore, Refused, noise_tolerance, sigmas_of
-from .trajectories import REFERENCE_CALLS, MultistepSchedule, Trajectories
+from .trajectories import MultistepSchedule, Trajectories
 
 __all__ = ["CalibrationJob", "CalibrationRunner", "initial_schedules"]
 

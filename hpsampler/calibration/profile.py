@@ -17,7 +17,7 @@ from typing import Any, Optional
 
 from ..noise import NoiseModel
 from ..recipes import FAMILIES, MAX_STEPS, Recipe
-from ..store import Reader, Store, StoreError, abbreviated, clean_name, has_lone_surrogate, parse_json
+from ..store import RESERVED, Reader, Store, StoreError, abbreviated, clean_name, has_lone_surrogate, parse_json
 
 __all__ = ["Fitted", "Profile", "ProfileStore", "Refused", "Target", "noise_tolerance"]
 
@@ -277,7 +277,7 @@ class ProfileStore(Store[Profile]):
     """The profiles in a folder."""
 
     kind = "calibration"
-    reserved = ("Auto", "Off")
+    reserved = RESERVED
 
     @staticmethod
     def parse(text: str) -> Profile:

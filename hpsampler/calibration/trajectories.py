@@ -13,13 +13,9 @@ from ..noise import NoiseModel
 from ..schedule import base_karras
 from ..solvers import sample_dpmpp_2m
 from ..solvers._core import Model
+from .config import REFERENCE_CALLS
 
 __all__ = ["MultistepSchedule", "Trajectories"]
-
-MAX_RUNS = 60
-"""Budget in runs of the fitted sampler over the calibration set, the reference endpoints included."""
-
-REFERENCE_CALLS = 60
 
 
 @dataclass(frozen=True)

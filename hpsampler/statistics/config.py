@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..jobs import DEFAULT_PROMPTS, checked_fields, number
-from ..store import StoreError, abbreviated
-from .coefficients import RESERVED, StatisticsError
+from ..store import RESERVED, StoreError, abbreviated
 
 __all__ = ["StatisticsConfig", "calls_needed"]
 
@@ -26,6 +25,8 @@ def calls_needed(samples: int, batch: int, points: int, exact: bool = False) -> 
         points: of the grid.
         exact: forward-mode derivatives, one (dearer) call per point; finite differences need two.
     """
+    from .coefficients import StatisticsError
+
     for name, value in (("samples", samples), ("batch", batch), ("points", points)):
         if type(value) is not int or value < 1:
             raise StatisticsError(f"{name} must be a whole number of at least 1, got {abbreviated(value)}")

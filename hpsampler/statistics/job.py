@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from ..jobs import Exclusively, Job, JobRunner, ModelSource, Progress, at_once
-from ..store import StoreError, clean_name
-from .coefficients import RESERVED, Provenance, Statistics, StatisticsError
+from ..store import RESERVED, StoreError, clean_name
+from .coefficients import Provenance, Statistics, StatisticsError
 from .config import StatisticsConfig, calls_needed
 from .estimator import Estimator
 from .files import read_provenance, save_statistics, statistics_files

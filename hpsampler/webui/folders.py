@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modules import paths
 
-from ..calibration.profile import ProfileStore
 from ..presets import PresetStore
+
+if TYPE_CHECKING:
+    from ..calibration.profile import ProfileStore
 
 __all__ = ["library", "menus", "npnets", "presets", "statistics_folder"]
 
@@ -17,6 +20,9 @@ FOLDER = Path(paths.models_path) / "hpsampler"
 
 def library() -> ProfileStore:
     """The calibrations."""
+    # here and below, as a start of the WebUI needs none of it
+    from ..calibration.profile import ProfileStore
+
     return ProfileStore(FOLDER / "calibrations")
 
 
@@ -40,7 +46,6 @@ def menus() -> dict[str, Callable[[], list[str]]]:
 
 
 def _statistics() -> list[str]:
-    # here, as a page is built without asking
     from ..statistics.files import statistics_files
 
     return list(statistics_files(statistics_folder()))

@@ -14,7 +14,6 @@ from ..calibration.config import CalibrationConfig
 from ..jobs import JobRunner
 from ..statistics.config import StatisticsConfig
 from ..store import StoreError, abbreviated
-from .report import profile_html, statistics_html
 
 if TYPE_CHECKING:
     from .runners import Runners
@@ -132,6 +131,8 @@ class _Calibration(Kind):
         return runners.calibrations
 
     def details(self, runners: Runners, name: str) -> str:
+        from .report import profile_html
+
         profiles, problems = runners.calibrations.profiles.read()
         for profile in profiles:
             if profile.name == name:
@@ -188,6 +189,8 @@ class _Statistics(Kind):
         return runners.statistics
 
     def details(self, runners: Runners, name: str) -> str:
+        from .report import statistics_html
+
         try:
             return statistics_html(name, runners.statistics.read_provenance(name))
         except StoreError as error:

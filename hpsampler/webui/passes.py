@@ -10,21 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 
-from ..calibration.profile import Target
 from ..freeu import FreeUPlan
 from ..golden.search import Form
 from ..noise import NoiseModel
 from ..recipes import AUTO, Recipe, measured_form, shifted
 from ..settings import NO_STATISTICS, OFF, Settings, SettingsError
-from ..statistics.coefficients import Statistics, StatisticsError
-from ..statistics.files import best_for, find_statistics
 from ..store import StoreError
 from . import checkpoint as model
 from .folders import library, statistics_folder
+
+if TYPE_CHECKING:
+    from ..calibration.profile import Target
+    from ..statistics.coefficients import Statistics
 
 __all__ = ["Pass", "Request"]
 
@@ -108,6 +109,9 @@ class Pass:
         self, steps: int, sigma_min: float, sigma_max: float, model_wrap: Any, calibrated: bool
     ) -> torch.Tensor:
         """The HP schedule of this pass, and from here on its recipe; ``calibrated`` where its type was chosen so."""
+        # here and below, as a start of the WebUI needs none of it
+        from ..calibration.profile import Target
+
         self.recipe = self.resolve(steps)
         noise = model.noise_model(model_wrap)
         own_ends = (abs(sigma_min / noise.sigma_min - 1) < 1e-4, abs(sigma_max / noise.sigma_max - 1) < 1e-4)
@@ -161,6 +165,9 @@ class Pass:
         Raises:
             SettingsError: some were named that are not here, or cannot be read.
         """
+        from ..statistics.coefficients import StatisticsError
+        from ..statistics.files import best_for, find_statistics
+
         wanted, tell = self.settings.statistics, self.request.tell
         if wanted == OFF:
             pass

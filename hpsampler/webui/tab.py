@@ -11,6 +11,7 @@ after a reload.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -20,7 +21,7 @@ from ..jobs import DEFAULT_PROMPTS, IDLE, NOT_BEGUN, Progress, Status
 from ..store import StoreError
 from .files import text_of
 from .kinds import CALIBRATION, CHEAP, FORM, KINDS, Kind
-from .report import cost_html, status_html
+from .progress import cost_html, status_html
 
 if TYPE_CHECKING:
     from .runners import Runners
@@ -216,8 +217,19 @@ class Tab:
         return (*self._tried(what, act), False)
 
     def take(self, what: str, file: Any) -> tuple[Any, ...]:
+        """Import a calibration; one that is here already is not taken twice."""
+
+        from ..calibration.profile import Profile
+
         def act() -> str:
-            return CALIBRATION.entry(self.runners.calibrations.profiles.import_json(text_of(file)).name)
+            profiles = self.runners.calibrations.profiles
+            text = text_of(file)
+            given = Profile.from_json(text)
+            for kept in profiles.read()[0]:
+                if replace(kept, name=given.name) == given:
+                    gr.Info(f"HP Sampler: the calibration in that file is here already, as {kept.name!r}.")
+                    return CALIBRATION.entry(kept.name)
+            return CALIBRATION.entry(profiles.import_json(text).name)
 
         return self._tried(what, act)
 

@@ -112,17 +112,24 @@ def test_the_solver_costs_no_more_than_k_diffusion_s():
     assert best_ratio(lambda: perf.solver_line((1, 4, 64, 64), torch.device("cpu"), repeats=9), enough=1) >= 1
 
 
-def test_the_import_is_measured_in_a_fresh_interpreter():
-    line = perf.import_line(repeats=1)
-    assert 0 < line.ours_ms < 1000 and line.ratio is None  # `make perf` says how far below 100; one import may be cold
+def test_a_start_is_measured_in_a_fresh_interpreter_and_imports_what_it_needs(tmp_path):
+    start = perf.measure_start(tmp_path)
+    assert start.import_ms > 0 and start.build_ms > 0 and "hpsampler.webui.script" in start.modules
+    late = {"scipy", "safetensors", "hpsampler.calibration.fit", "hpsampler.calibration.job", "hpsampler.evaluation"}
+    late |= {"hpsampler.golden.npnet", "hpsampler.statistics.estimator", "hpsampler.statistics.job"}
+    assert not late & set(start.modules)
+    assert start.components["tab"] <= 38 and start.components["accordions"] > 0
 
 
 def test_the_table_and_the_file_hold_every_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(perf, "side_by_side", lambda *_: (2.0, 18.0))
-    monkeypatch.setattr(perf, "import_line", lambda: perf.Line("import", 20.0))
+    monkeypatch.setattr(perf, "start_lines", lambda: ([perf.Line("import", 20.0)], {"accordions": 90, "tab": 38}))
     perf.main(["--json", str(tmp_path / "perf.json")])
     printed = capsys.readouterr().out
-    lines = json.loads((tmp_path / "perf.json").read_text())["lines"]
+    written = json.loads((tmp_path / "perf.json").read_text())
+    lines = written["lines"]
+    assert written["components"] == {"accordions": 90, "tab": 38}
+    assert "components on the page: 128 (90 of the accordions, 38 of the tab)" in printed
     assert [line["ratio"] for line in lines] == [9.0] * 4 + [None]
     assert all(line["name"] in printed for line in lines) and printed.count("9.0 x") == 4
 
