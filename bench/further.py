@@ -41,13 +41,13 @@ from .runs import reference_endpoint
 from .schedules import stable_diffusion_noise
 from .tiny import FIRST_SEED, Reference, Remembering, caption_read, look
 
-__all__ = ["AUTO", "DECIDING", "GOLDEN", "MORE", "V3", "YARDSTICK", "Further", "measure_exact_v3", "measure_further"]
+__all__ = ["AUTO", "BASELINE", "DECIDING", "GOLDEN", "MORE", "V3", "Further", "measure_exact_v3", "measure_further"]
 
 STEPS = (5, 6, 8)
 CFG_SCALES = (3.0, 5.0, 7.5)
 FEW = 4 * BATCH
 
-YARDSTICK, YARDSTICK_STEPS = "DPM++ 2M Karras", 20
+BASELINE, YARDSTICK_STEPS = "DPM++ 2M Karras", 20
 AUTO, MORE = "Auto", "Auto, two steps more"
 
 V3 = {
@@ -60,7 +60,7 @@ V3 = {
 }
 """Order, whether the corrector is on, whether there are statistics."""
 
-DECIDING = (AUTO, "DPM-v3 of order 1", "DPM-v3 of order 1, no corrector", "DPM-v3 of order 2", YARDSTICK)
+DECIDING = (AUTO, "DPM-v3 of order 1", "DPM-v3 of order 1, no corrector", "DPM-v3 of order 2", BASELINE)
 """Drawn on many samples: between them what the extension does with statistics is decided."""
 
 GOLDEN = {"golden noise A": Form.A, "golden noise B": Form.B}
@@ -108,7 +108,7 @@ def trials(steps: int, cfg_scale: float, table: NoiseModel, statistics: Statisti
     if steps == YARDSTICK_STEPS:
         plan = KARRAS.plan(table, steps, cfg_scale)
         assert plan is not None
-        yield Trial(YARDSTICK, steps, lambda guided, plain, noise: plan.run(guided, noise, ()))
+        yield Trial(BASELINE, steps, lambda guided, plain, noise: plan.run(guided, noise, ()))
         return
     yield auto(AUTO, steps, cfg_scale, table)
     yield from (dpm_v3(name, steps, cfg_scale, table, statistics) for name in V3)

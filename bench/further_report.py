@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from itertools import product
 
-from .further import AUTO, DECIDING, GOLDEN, MORE, V3, YARDSTICK
+from .further import AUTO, BASELINE, DECIDING, GOLDEN, MORE, V3
 from .text import Row, distinct, error_text, table, three
 
 __all__ = ["dpm_v3_section", "golden_section"]
@@ -21,7 +21,7 @@ def dpm_v3_section(rows: Sequence[Row], exact: Sequence[Row]) -> list[str]:
         f"where nothing else is said. Tiny model, {many} samples: Fréchet / caption; distance of the first {few}.",
         _table([row for row in rows if row["samples"] == many], DECIDING),
         f"All of them on the first {few}, then the error on the exact problems, geometric mean:",
-        _table([row for row in rows if row["samples"] == few], (AUTO, *V3, YARDSTICK), exact),
+        _table([row for row in rows if row["samples"] == few], (AUTO, *V3, BASELINE), exact),
     ]
 
 
@@ -40,7 +40,7 @@ def _table(rows: Sequence[Row], methods: Iterable[str], exact: Sequence[Row] = (
     cells = {(row["method"], row["steps"], row["cfg_scale"]): row for row in rows}
     body = []
     for cfg, method in product(distinct(rows, "cfg_scale"), methods):
-        if method == YARDSTICK:
+        if method == BASELINE:
             row = next(row for row in rows if (row["method"], row["cfg_scale"]) == (method, cfg))
             shown = [f"{row['steps']} steps, for scale: " + " / ".join(three(row))] + [""] * (len(budgets) - 1)
         else:

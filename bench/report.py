@@ -127,7 +127,7 @@ def write_page(path: Path, folder: Path, images: str) -> None:
     parts += ["## The decoder's tolerance", _decoder_table(decoder), f"![Tolerance]({images}/bench_decoder.png)"]
     parts += [
         "## Six exact problems",
-        "Relative error to the guided ODE's endpoint, geometric mean over the six problems of `demo/problems.py` "
+        "Relative error to the guided ODE's endpoint, geometric mean over the six problems of `bench/problems.py` "
         "(no network: the denoiser is known). Free-U needs a UNet and is not in it. An error over 1000 counts as 1000.",
     ]
     for cfg in distinct(exact, "cfg_scale"):

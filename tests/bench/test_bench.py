@@ -265,7 +265,7 @@ def test_dpm_v3_and_golden_noise_are_measured_on_both_testbeds(tmp_path, monkeyp
         monkeypatch.setattr(further, name, value)
     monkeypatch.setattr(further, "processes", InPlace)
     monkeypatch.setattr(further, "PROBLEMS", {"gauss1f2": PROBLEMS["gauss1f2"]})
-    monkeypatch.setattr(further, "Survey", partial(further.Survey, samples=8, points=31))
+    monkeypatch.setattr(further, "StatisticsConfig", partial(further.StatisticsConfig, samples=8, points=31))
     monkeypatch.setattr(further, "weights_hash", lambda _: "0" * 64)
     monkeypatch.setattr("bench.runs.REFERENCE_STEPS", 12)
     monkeypatch.setattr(further.TinyModel, "load", classmethod(lambda cls, *_: random_model))
@@ -274,7 +274,7 @@ def test_dpm_v3_and_golden_noise_are_measured_on_both_testbeds(tmp_path, monkeyp
     few, many = ([row for row in rows if row.samples == samples] for samples in (6, 9))
     assert [(row.method, row.nfe) for row in few] == [
         ("Auto", 5), *((name, 5) for name in further.V3), *((name, 7) for name in further.GOLDEN), (further.MORE, 7),
-        (further.YARDSTICK, 20),
+        (further.BASELINE, 20),
     ]  # fmt: skip
     assert [row.method for row in many] == list(further.DECIDING) and len(few) + len(many) == len(rows)
     assert len({row.distance.value for row in few}) == len(few), "each is another way to sample"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from bench import calibrate, exact, grid, reach, tiny
 from bench import calibrated as module
-from bench.calibrated import NAME, TinySource, calibrated, made_for, order_of, profile_of, weights_hash
+from bench.calibrated import NAME, TinySource, calibrated, config_of, made_for, profile_of, weights_hash
 from bench.calibrated_report import exact_section, reach_section, tiny_section
 from bench.problems import PROBLEMS, reference_endpoint, relative_error
 from bench.report import read_csv, write_csv
@@ -79,7 +79,7 @@ def test_the_source_is_the_model_in_batches(model):
 
 
 def test_captions_and_seeds_are_none_that_the_bench_draws():
-    order = order_of([5, 8], [3.0], 48, 60)
+    order = config_of([5, 8], [3.0], 48, 60)
     drawn = {picture.caption() for picture in [*captioned(grid.MANY), *SHOWN]}
     assert len(set(order.prompts)) == 96 and not drawn & set(order.prompts)
     assert order.seed > tiny.FIRST_SEED + grid.MANY and order.trajectories == 48 and order.width == order.height == 96
@@ -124,7 +124,7 @@ def test_the_command_writes_a_profile(tmp_path, capsys):
 
 
 def small_orders():
-    return [order_of([2, 3], [cfg_scale], 2, 12) for cfg_scale in (5.0, 3.0)]
+    return [config_of([2, 3], [cfg_scale], 2, 12) for cfg_scale in (5.0, 3.0)]
 
 
 @pytest.mark.usefixtures("gaussian")
