@@ -19,8 +19,8 @@ from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 __all__ = [
-    "Client", "ClientError", "RequestRefused", "add_commands", "add_config_options", "make_parser", "run_command",
-    "start_job",
+    "Client", "ClientError", "RequestRefused", "add_commands", "add_config_options", "make_parser", "print_remarks",
+    "run_command", "start_job",
 ]  # fmt: skip
 
 POLL_SECONDS = 1.0
@@ -168,6 +168,15 @@ def run_command(client: Client, args: argparse.Namespace, jobs: str, results: st
     elif args.command == "delete":
         client.ask("DELETE", f"{results}/{quote(args.name)}")
         print(f"Deleted: {args.name}")
+
+
+def print_remarks(client: Client, jobs: str, problems: list[str]) -> None:
+    """Print the end of a list of results: files that cannot be read, and unfinished jobs."""
+    for problem in problems:
+        print(problem)
+    unfinished = client.ask("GET", jobs)["unfinished"]
+    if unfinished:
+        print(f"Unfinished: {', '.join(unfinished)}")
 
 
 def follow(client: Client, jobs: str) -> None:

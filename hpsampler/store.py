@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Generic, Optional, Protocol, TypeVar
 __all__ = [
     "MAX_FILE",
     "MAX_NAME",
+    "RESERVED",
     "Item",
     "Reader",
     "Store",
@@ -34,6 +35,9 @@ __all__ = [
 
 MAX_FILE = 4 * 2**20
 MAX_NAME = 60
+
+RESERVED = ("Auto", "Off")
+"""Names that mean something else in the menus of calibrations and statistics."""
 
 
 class StoreError(ValueError):
@@ -303,11 +307,14 @@ _WRITING = threading.RLock()
 """Only one thread writes at a time, so that two never choose the same free name."""
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write to a temporary file first, so that an interrupted write leaves the file as it was."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write to a temporary file first, so that an interrupted write leaves the file as it was. Raises OSError."""
     part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        if isinstance(content, bytes):
+            part.write_bytes(content)
+        else:
+            part.write_text(content, encoding="utf-8")
         _replace_file(part, path)
     finally:
         with contextlib.suppress(OSError):

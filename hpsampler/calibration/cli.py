@@ -12,8 +12,17 @@ from pathlib import Path
 from typing import Optional
 from urllib.parse import quote
 
-from ..client import Client, ClientError, add_commands, add_config_options, make_parser, run_command, start_job
-from .job import CalibrationConfig
+from ..client import (
+    Client,
+    ClientError,
+    add_commands,
+    add_config_options,
+    make_parser,
+    print_remarks,
+    run_command,
+    start_job,
+)
+from .config import CalibrationConfig
 
 __all__ = ["main"]
 
@@ -57,11 +66,7 @@ def _list(client: Client) -> None:
             )
         for refused in profile["refused"]:
             print(f"  CFG {refused['cfg_scale']:g}, {refused['steps']} steps: refused")
-    for problem in answer["problems"]:
-        print(problem)
-    unfinished = client.ask("GET", JOBS)["unfinished"]
-    if unfinished:
-        print(f"Unfinished: {', '.join(unfinished)}")
+    print_remarks(client, JOBS, answer["problems"])
 
 
 _FIELDS = ("name", "steps", "cfg_scales", "width", "height", "negative", "trajectories", "runs", "batch", "seed")

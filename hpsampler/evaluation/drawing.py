@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 import struct
 import time
@@ -249,7 +248,7 @@ class Drawing:
         for first, indices in by_request.items():
             pictures, seconds = self._draw_batch(webui, first)
             for index in indices:
-                _write_bytes(self.path(index), pictures[index - first])
+                write_atomically(self.path(index), pictures[index - first])
             with (self.folder / SECONDS).open("a", encoding="ascii") as file:
                 file.write(f"{first},{batch},{seconds:.4f}\n")
             bar.add(len(indices))
@@ -326,13 +325,3 @@ def _is_whole(path: Path) -> bool:
         return is_whole_png(path.read_bytes())
     except OSError:
         return False
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    """Write to a temporary file first, as an interrupted run must not leave half a picture."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

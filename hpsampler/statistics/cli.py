@@ -14,12 +14,21 @@ from typing import Optional
 
 import numpy as np
 
-from ..client import Client, ClientError, add_commands, add_config_options, make_parser, run_command, start_job
+from ..client import (
+    Client,
+    ClientError,
+    add_commands,
+    add_config_options,
+    make_parser,
+    print_remarks,
+    run_command,
+    start_job,
+)
 from ..noise import NoiseModel
 from ..recipes import FAMILIES
 from .coefficients import Provenance, StatisticsError
+from .config import StatisticsConfig
 from .files import convert_published, load_statistics
-from .job import StatisticsConfig
 
 __all__ = ["main"]
 
@@ -50,11 +59,7 @@ def _list(client: Client) -> None:
     for statistics in answer["statistics"]:
         source = ", ".join(f"{name} {value}" for name, value in statistics["source"].items())
         print(f"{statistics['name']}: {source or 'in the published layout, of an unknown model'}")
-    for problem in answer["problems"]:
-        print(problem)
-    unfinished = client.ask("GET", JOBS)["unfinished"]
-    if unfinished:
-        print(f"Unfinished: {', '.join(unfinished)}")
+    print_remarks(client, JOBS, answer["problems"])
 
 
 def _convert(args: argparse.Namespace) -> None:

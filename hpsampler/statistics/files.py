@@ -6,9 +6,7 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import re
-import threading
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
@@ -19,7 +17,7 @@ from typing import Any, Optional
 import numpy as np
 
 from ..noise import NoiseModel
-from ..store import Reader, StoreError, abbreviated, parse_json
+from ..store import Reader, StoreError, abbreviated, parse_json, write_atomically
 from .coefficients import MAX_GRID, Provenance, Statistics, StatisticsError
 
 __all__ = [
@@ -179,13 +177,7 @@ def write_arrays(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str,
 
     data = save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, {"about": json.dumps(metadata)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+    write_atomically(path, data)
 
 
 def read_arrays(

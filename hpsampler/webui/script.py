@@ -14,22 +14,21 @@ from modules import script_callbacks, scripts, sd_samplers_common, sd_samplers_k
 from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
 
-from ..calibration.job import CalibrationRunner
 from ..effects import AUTOMATIC, Use
 from ..freeu import FreeU, decoder_stages
 from ..plan import VERSION_KEY, Request, followed, misfit_note, parameters
+from ..recipes import AUTO
 from ..settings import FIELDS, OFF, Field, Settings, SettingsError
-from ..statistics.job import StatisticsRunner
 from ..store import StoreError
 from . import checkpoint as model
 from . import options, registration, tab, xyz
-from .accordion import TITLE, PageContext, build
+from .accordion import TITLE, Accordion, PageContext, build
 from .api import add_routes
-from .folders import library, menus, presets, statistics_folder
+from .folders import library, menus, presets
 from .npnet import make_golden
-from .page import PAGE, panel
+from .page import PAGE, known
 from .passes import attach, find, planned
-from .source import Checkpoint, HostQueue
+from .runners import Runners
 
 __all__ = ["HPSamplerScript", "install"]
 
@@ -53,13 +52,36 @@ class HPSamplerScript(scripts.Script):
     def title(self) -> str:
         return TITLE
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.accordion: Optional[Accordion] = None
+        """Of the page; the API builds others, which nobody sees."""
+        self.menus: dict[str, Any] = {}
+        """The page's own menus of samplers and of schedule types, which may be built before the accordion or after."""
+
     def show(self, is_img2img: bool) -> Any:
+        tab_name = "img2img" if is_img2img else "txt2img"
+        for name in ("sampling", "scheduler"):
+            self.on_after_component(partial(self._found, name), elem_id=f"{tab_name}_{name}")
         return scripts.AlwaysVisible
+
+    def _found(self, name: str, event: Any) -> None:
+        self.menus.setdefault(name, event.component)
+        self._connect()
+
+    def _connect(self) -> None:
+        """Let the accordion's offer set the page's own menus, once both are there."""
+        if self.accordion is not None and len(self.menus) == 2 and "connected" not in self.menus:
+            self.accordion.connect(self.menus["sampling"], self.menus["scheduler"])
+            self.menus["connected"] = True
 
     def ui(self, is_img2img: bool) -> list[Any]:
         tab_name = "img2img" if is_img2img else "txt2img"
-        around = PageContext(PAGE[tab_name], panel, presets(), menus(), _begin_with())
+        begin, values = _begin_with()
+        around = PageContext(PAGE[tab_name], known, presets(), menus(), values, begin, tab.TAB_TITLE)
         accordion = build(f"{tab_name}_hpsampler", InputAccordion, around)
+        self.accordion = self.accordion or accordion
+        self._connect()
         self.infotext_fields = [
             PasteField(accordion.enabled, _needs_accordion),
             *(PasteField(accordion.controls[field.name], _reader(field)) for field in FIELDS),
@@ -156,21 +178,23 @@ def _settings_of(p: Any, args: Sequence[Any]) -> Settings:
                 raise SettingsError(f"HP Sampler: Preset ({PRESET_NAME}): {error}") from None
         values.update(given)
     settings = Settings.of_names(values)
-    if not settings.enabled or not options.follows_model():
+    if not settings.enabled:
+        return options.settings_when_off()
+    if not options.follows_model():
         return settings
     return followed(settings, model.family(), partial(_tell, p))
 
 
-def _begin_with() -> Optional[dict[str, Any]]:
-    """The accordion's first values, where the settings page names a preset for them."""
+def _begin_with() -> tuple[str, Optional[dict[str, Any]]]:
+    """The preset that the accordion begins with and its values; None where the settings page names none."""
     name = options.default_preset()
     if not name:
-        return None
+        return AUTO, None
     try:
-        return presets().find(name).values()
+        return name, presets().find(name).values()
     except StoreError as error:
         print(f"HP Sampler: the settings name a preset to begin with that is not here; {error}")
-        return None
+        return AUTO, None
 
 
 def _use(p: Any, sampler: str, scheduler: Optional[str]) -> Use:
@@ -295,20 +319,18 @@ def install() -> None:
     script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
     script_callbacks.on_cfg_denoised(on_cfg_denoised)
 
-    calibrations = CalibrationRunner(library(), Checkpoint, HostQueue)
-    statistics = StatisticsRunner(statistics_folder(), Checkpoint, HostQueue)
-    script_callbacks.on_ui_tabs(lambda: [(tab.build(calibrations, statistics), tab.TAB_TITLE, tab.TAB_ID)])
-    script_callbacks.on_app_started(partial(_on_app_started, calibrations, statistics))
+    runners = Runners()
+    script_callbacks.on_ui_tabs(lambda: [(tab.build(runners), tab.TAB_TITLE, tab.TAB_ID)])
+    script_callbacks.on_app_started(partial(_on_app_started, runners))
 
     def leave() -> None:
         # what it has finished is kept, and the next load can resume it
-        for runner in (calibrations, statistics):
-            runner.stop(wait=STOP_SECONDS)
+        runners.stop(wait=STOP_SECONDS)
         registration.unregister()
 
     script_callbacks.on_script_unloaded(leave)
 
 
-def _on_app_started(calibrations: CalibrationRunner, statistics: StatisticsRunner, page: Any, app: Any) -> None:
+def _on_app_started(runners: Runners, page: Any, app: Any) -> None:
     if shared.cmd_opts.api:
-        add_routes(app, calibrations, statistics, shared.cmd_opts.api_auth)
+        add_routes(app, runners, shared.cmd_opts.api_auth)
