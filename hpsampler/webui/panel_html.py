@@ -35,12 +35,12 @@ def skeleton(prefix: str, page: Mapping[str, str]) -> str:
         return f'<button type="button" data-act="{act}"{hint}>{label}</button>'
 
     manage = (
-        f'<div class="hps-row" role="group" aria-label="Manage presets">'
-        f'<label>Name <input type="text" data-name="name" maxlength="60" id="{prefix}_preset_name"></label>'
+        '<div class="hps-row" data-slot="manage" role="group" aria-label="Manage presets" hidden>'
+        f'<label>Name <input type="text" data-slot="name" maxlength="60" id="{prefix}_preset_name"></label>'
         f"{button('rename', 'Rename', 'Gives the chosen preset the name')}"
         f"{button('export', 'Export', 'The chosen preset as a file')}"
         f'<label class="hps-file">Import<input type="file" accept=".json" data-act="import"></label>'
-        f'<label><input type="checkbox" data-name="sure"> Confirm</label>'
+        f'<label><input type="checkbox" data-slot="sure"> Confirm</label>'
         f"{button('delete', 'Delete', 'Deletes the chosen preset, once Confirm is ticked')}</div>"
     )
     return (
@@ -56,7 +56,8 @@ def skeleton(prefix: str, page: Mapping[str, str]) -> str:
         '<div class="hps-row hps-presets"><label>Preset '
         f'<select data-slot="presets" data-act="load" id="{prefix}_preset"></select></label>'
         f"{button('save', 'Save', 'Under the name below More, or over the chosen preset of your own')}"
-        f'<details class="hps-more"><summary>More…</summary>{manage}</details></div>'
+        '<button type="button" data-act="more" aria-expanded="false">More…</button></div>'
+        f"{manage}"
         '<div class="hps-said" data-slot="said" aria-live="polite"></div>'
         "</div>"
     )
