@@ -15,7 +15,7 @@ from .calibrated import profile_of
 from .calibrated_report import calibrated_plot, exact_section, reach_section, tiny_section
 from .further_report import dpm_v3_section, golden_section
 from .metrics import Estimate
-from .text import Row, distinct, error_text, frechet_text, method_of, share_text, table, three
+from .text import Row, distinct, error_text, frechet_text, method_of, share_text, table, tiny_figures
 
 __all__ = ["read_csv", "write_csv", "write_page", "write_plots"]
 
@@ -127,7 +127,7 @@ def write_page(path: Path, folder: Path, images: str) -> None:
     parts += ["## The decoder's tolerance", _decoder_table(decoder), f"![Tolerance]({images}/bench_decoder.png)"]
     parts += [
         "## Six exact problems",
-        "Relative error to the guided ODE's endpoint, geometric mean over the six problems of `demo/problems.py` "
+        "Relative error to the guided ODE's endpoint, geometric mean over the six problems of `bench/problems.py` "
         "(no network: the denoiser is known). Free-U needs a UNet and is not in it. An error over 1000 counts as 1000.",
     ]
     for cfg in distinct(exact, "cfg_scale"):
@@ -182,13 +182,13 @@ def _decisions(tiny: Sequence[Row], exact: Sequence[Row], samples: str) -> str:
             for nfe in ("5", "6", "8"):
                 row = cells.get((who(int(nfe)), nfe, cfg))
                 error = errors.get((*who(int(nfe))[:3], nfe, cfg)) if who(int(nfe))[3] != "late" else None
-                found = three(row) if row else []
+                found = tiny_figures(row) if row else []
                 shown.append(" / ".join(found + ([f"*{error_text(float(error))}*"] if error else [])))
             if any(shown):
                 body.append([f"{float(cfg):g}", label, *shown])
         row = cells.get(((SECOND, "Karras", "zero", "off"), "20", cfg))
         if row is not None:
-            body.append([f"{float(cfg):g}", "for scale: 2M Karras, 20 NFE", " / ".join(three(row)), "", ""])
+            body.append([f"{float(cfg):g}", "for scale: 2M Karras, 20 NFE", " / ".join(tiny_figures(row)), "", ""])
     return table(["CFG", "choice", "5 NFE", "6 NFE", "8 NFE"], body)
 
 

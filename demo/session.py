@@ -25,7 +25,7 @@ from hpsampler.effects import SAMPLERS as HP_SAMPLERS
 from hpsampler.effects import SCHEDULES as HP_SCHEDULES
 from hpsampler.freeu import FreeUPlan
 from hpsampler.golden.search import CALLS as GOLDEN_CALLS
-from hpsampler.golden.search import Form, golden_latent, sigma_below
+from hpsampler.golden.search import GoldenForm, golden_latent, sigma_below
 from hpsampler.noise import NoiseModel
 from hpsampler.plan import VERSION_KEY, LoadedModel, Pass, misfit_note, parameters
 from hpsampler.recipes import AUTO
@@ -143,7 +143,7 @@ class Plan:
     calls: int
     freeu: tuple[FreeUPlan, ...] = ()
     notes: tuple[str, ...] = ()
-    golden: Optional[Form] = None
+    golden: Optional[GoldenForm] = None
 
 
 @dataclass(frozen=True)

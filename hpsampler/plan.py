@@ -23,7 +23,7 @@ from . import __version__
 from .calibration.profile import ProfileStore, Target
 from .effects import Use
 from .freeu import FreeUPlan
-from .golden.search import Form
+from .golden.search import GoldenForm
 from .noise import NoiseModel
 from .recipes import AUTO, PRESETS, Recipe, measured_form, recipe_for, shifted
 from .schedule import insert_first_midpoint
@@ -128,7 +128,7 @@ class Pass:
         self.recipe: Optional[Recipe] = None
         """Set once the HP schedule was asked for; None while another schedule type is in use."""
         self.statistics: Optional[tuple[str, Statistics]] = None
-        self.golden: Optional[Form] = None
+        self.golden: Optional[GoldenForm] = None
         """Set where golden noise without a network goes before the first step."""
         self.quiet = False
         """Whether calls are made now that are no steps; Free-U is off in them."""
@@ -284,7 +284,7 @@ class Pass:
                 self.tell(f"{name} was not used: {reason}; the schedule is the recipe's")
             return recipe
         profile, fitted = found
-        misfit = profile.misfit(self.target())
+        misfit = profile.mismatch(self.target())
         if misfit:
             self.tell(f"the calibration {profile.label(fitted)} was used although {misfit}")
         self.record("calibration", profile.label(fitted))

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Optional
 
 from .freeu import FreeUPlan
-from .golden.search import Form
+from .golden.search import GoldenForm
 from .recipes import AUTO, MAX_STEPS, PRESETS, Recipe, counterpart, late_start, recipe_for
 from .solvers.unipc import MAX_ORDER, PREDICTIONS, VARIANTS
 
@@ -25,7 +25,7 @@ __all__ = [
 AS_RECIPE = "Recipe"
 OFF = "Off"
 SAME = "Same"
-GOLDEN_FORMS = tuple(form.value for form in Form)
+GOLDEN_FORMS = tuple(form.value for form in GoldenForm)
 
 NO_STATISTICS = "there are no statistics of this model, so DPM-v3 ran without them, as a plain multistep solver"
 LONGEST_TEXT = 400
@@ -386,9 +386,9 @@ class Settings:
         return self.freeu == "On" and bool(self.freeu_first or self.freeu_last)
 
     @property
-    def golden_form(self) -> Optional[Form]:
+    def golden_form(self) -> Optional[GoldenForm]:
         """Which golden noise without a network, if any."""
-        return Form(self.golden_noise) if self.golden_noise in GOLDEN_FORMS else None
+        return GoldenForm(self.golden_noise) if self.golden_noise in GOLDEN_FORMS else None
 
     @property
     def npnet(self) -> str:

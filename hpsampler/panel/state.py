@@ -64,7 +64,7 @@ class Known:
     def of_model(self) -> list[Profile]:
         """Calibrations of the loaded model."""
         profiles = self.calibrations.read()[0] if self.calibrations else []
-        return [each for each in profiles if not each.unlike(self.hashes, self.noise)]
+        return [each for each in profiles if not each.model_mismatch(self.hashes, self.noise)]
 
 
 @dataclass(frozen=True)

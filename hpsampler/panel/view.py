@@ -189,15 +189,15 @@ def _calibrated_for(shown: View) -> Collection[tuple[int, float]]:
         except StoreError:
             return ()
         pairs = [(named, each) for each in named.fitted] if isinstance(named, Profile) else named
-    return {(each.steps, each.cfg_scale) for profile, each in pairs if not profile.misfit(target)}
+    return {(each.steps, each.cfg_scale) for profile, each in pairs if not profile.mismatch(target)}
 
 
 def _list_presets(shown: View) -> None:
     steps, known = int(shown.page.steps), shown.known
     for each in known.presets:
-        misfit = each.misfit(known.family, steps)
+        misfit = each.mismatch(known.family, steps)
         if each.name in PRESETS:
-            (shown.others if each.misfit(known.family, each.steps) else shown.papers).append(each.name)
+            (shown.others if each.mismatch(known.family, each.steps) else shown.papers).append(each.name)
         else:
             (shown.others if misfit else shown.fitting).append(each.name)
         if misfit and each.name == shown.page.preset:

@@ -9,7 +9,7 @@ import torch
 from modules import sd_samplers, sd_samplers_common, sd_samplers_kdiffusion, sd_schedulers
 
 from ..effects import SAMPLERS, SCHEDULES
-from ..golden.search import Form, golden_latent, sigma_below
+from ..golden.search import GoldenForm, golden_latent, sigma_below
 from ..plan import Pass
 from ..solvers import SOLVERS, Callback
 from .passes import pass_of
@@ -103,7 +103,7 @@ def _sample(
 
 
 def _golden(
-    this: Pass, form: Form, denoiser: Any, x: torch.Tensor, sigma: float, extra_args: dict[str, Any]
+    this: Pass, form: GoldenForm, denoiser: Any, x: torch.Tensor, sigma: float, extra_args: dict[str, Any]
 ) -> torch.Tensor:
     """The first latent as golden noise: two calls, which the host's count of steps does not see."""
     step, this.quiet = denoiser.step, True

@@ -64,7 +64,7 @@ def _fitting_presets() -> list[str]:
     """Presets that are not made for models of another family; any other can still be written."""
     family = _family()
     found = (*built_in(), *presets().read()[0])
-    return [each.name for each in found if not family or not each.misfit(family, each.steps)]
+    return [each.name for each in found if not family or not each.mismatch(family, each.steps)]
 
 
 def _set(name: str, p: Any, value: Any, values: Sequence[Any]) -> None:

@@ -1,9 +1,8 @@
-"""The repository itself: who imports whom, what the README promises, what the host finds."""
+"""The repository itself: who imports whom, what the host finds, what CI runs."""
 
 from __future__ import annotations
 
 import ast
-import json
 import re
 import subprocess
 import sys
@@ -13,33 +12,15 @@ import pytest
 
 import hpsampler
 import install
-from hpsampler.recipes import PRESETS
-from hpsampler.settings import ENABLED, FIELDS, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = sorted((ROOT / "hpsampler").rglob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ORDER = (
-    "noise",
-    "schedule",
-    "freeu",
-    "recipes",
-    "solvers",
-    "calibration",
-    "shelf",
-    "statistics",
-    "golden",
-    "npnet",
-    "profiles",
-    "tuning",
-    "measuring",
-    "workshop",
-    "settings",
-    "presets",
-    "effects",
-    "panel",
-)
-"""The way imports may run: a module knows those before it."""
+ROOMS = (
+    "noise", "schedule", "freeu", "solvers", "recipes", "store", "client", "golden", "jobs", "statistics",
+    "calibration", "settings", "presets", "effects", "plan", "panel", "evaluation", "webui",
+)  # fmt: skip
+"""The way imports run: a room of hpsampler/ knows those before it, and the version in hpsampler itself."""
 
 
 def imports(file: Path) -> list[tuple[int, str]]:
@@ -53,29 +34,59 @@ def imports(file: Path) -> list[tuple[int, str]]:
     return found
 
 
+def name_of(file: Path) -> str:
+    """``calibration.fit`` for hpsampler/calibration/fit.py."""
+    return ".".join(file.relative_to(ROOT / "hpsampler").with_suffix("").parts)
+
+
 def is_adapter(file: Path) -> bool:
     return "webui" in file.relative_to(ROOT).parts
 
 
-@pytest.mark.parametrize("file", [file for file in CODE if not is_adapter(file)], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [file for file in CODE if not is_adapter(file)], ids=name_of)
 def test_the_core_knows_torch_and_numpy_only(file):
     outside = {module.partition(".")[0] for level, module in imports(file) if level == 0}
-    own = {"calibration": {"scipy"}, "statistics": {"safetensors"}, "npnet": {"safetensors"}}
-    allowed = {"torch", "numpy", *own.get(file.stem, ())}
+    own = {"calibration.fit": {"scipy"}, "statistics.files": {"safetensors"}, "golden.weights": {"safetensors"}}
+    allowed = {"torch", "numpy", *own.get(name_of(file), ())}
     assert outside <= {*allowed, *sys.stdlib_module_names}, file
 
 
+def known_to(file: Path) -> set[str]:
+    """The modules of hpsampler that a file imports, as ``room.module``; those of the package itself left out."""
+    package = ["hpsampler", *name_of(file).split(".")][:-1]
+    if file.name == "__init__.py":
+        package = ["hpsampler", *file.relative_to(ROOT / "hpsampler").parts[:-1]]
+    known = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+            base = [part for part in base if part][1:]
+            targets = [[*base, alias.name] for alias in node.names] if not base or not node.module else [base]
+            known |= {".".join(target) for target in targets}
+    return known
+
+
 def test_imports_run_one_way():
-    edges = {}
+    doors = {"calibrate", "measure", "evaluate", "npnet", "__init__"}
+    assert {name_of(file).partition(".")[0] for file in CODE} == {*ROOMS, *doors}, "every room has its place"
     for file in CODE:
-        if is_adapter(file) or file.parent.name == "solvers":
+        room = name_of(file).partition(".")[0]
+        if room in doors:
             continue
-        edges[file.stem] = {module.partition(".")[0] for level, module in imports(file) if level == 1}
-    for name, known in edges.items():
-        later = {other for other in known if name in ORDER and ORDER.index(other) >= ORDER.index(name)}
-        assert not later, f"{name} imports {later}"
-    for file in (ROOT / "hpsampler" / "solvers").glob("*.py"):
-        assert not [module for level, module in imports(file) if level > 1], "solvers need no other room"
+        rooms = {name.partition(".")[0] for name in known_to(file)} - {"__version__", room}
+        later = {each for each in rooms if ROOMS.index(each) > ROOMS.index(room)}
+        assert not later, f"{name_of(file)} imports {later}"
+
+
+def test_no_room_imports_in_circles():
+    modules = {name_of(file).removesuffix(".__init__"): known_to(file) for file in CODE}
+    done: set[str] = set()
+    while True:
+        ready = {name for name, known in modules.items() if name not in done and not (known & modules.keys()) - done}
+        if not ready:
+            break
+        done |= ready
+    assert done == modules.keys(), f"in circles: {sorted(modules.keys() - done)}"
 
 
 @pytest.mark.parametrize("file", [*CODE, ROOT / "install.py", *(ROOT / "scripts").glob("*.py")], ids=lambda f: f.stem)
@@ -108,7 +119,7 @@ def test_the_script_door_forgets_the_package_of_an_earlier_load():
         "import sys, types\n"
         "old = types.ModuleType('hpsampler'); old.stale = True; sys.modules['hpsampler'] = old\n"
         "sys.modules['hpsampler.noise'] = types.ModuleType('hpsampler.noise')\n"
-        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests' / 'host')!r}]\n"
+        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests' / 'adapter' / 'host')!r}]\n"
         + door
         + "\nassert not hasattr(sys.modules['hpsampler'], 'stale') and HPSamplerScript\nprint('fresh')\n"
     )
@@ -133,37 +144,6 @@ class TestInstall:
     )
     def test_versions_are_read(self, text, version):
         assert install.version_of(text) == version
-
-
-class TestReadme:
-    def test_every_control_is_in_the_table(self):
-        for field in (ENABLED, *FIELDS):
-            assert f"`{field.name}`" in README, field.name
-
-    def test_every_preset_is_named(self):
-        for name in PRESETS:
-            assert name in README, name
-
-    def test_the_api_example_is_valid(self):
-        (example,) = re.findall(r"```json\n(.*?)```", README, re.S)
-        request = json.loads(example)
-        assert Settings.of(request["alwayson_scripts"]["HP Sampler"]["args"]).enabled
-        assert request["sampler_name"].startswith("HP ")
-
-    def test_the_library_example_runs(self):
-        (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
-        assert len(example.strip().splitlines()) <= 10
-        scope = {"denoiser": lambda x, sigma, **_: x / (1 + sigma.view(-1, 1, 1, 1) ** 2)}
-        exec(compile(example, "README", "exec"), scope)
-        assert scope["latent"].shape == (1, 4, 64, 64)
-
-    def test_files_and_commands_it_names_exist(self):
-        prose = re.sub(r"```.*?```", "", README, flags=re.S)
-        for link in re.findall(r"\]\(([^)#]+)\)", prose):
-            assert link.startswith("http") or (ROOT / link).exists(), link
-        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
-        for command in re.findall(r"`make ([a-z-]+)`", README):
-            assert command in targets, command
 
 
 def test_ci_runs_what_the_readme_says():

@@ -37,7 +37,7 @@ def _ours(message):
 @pytest.fixture
 def ui(page, server):
     page.errors = []
-    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.on("pageerror", lambda error: page.errors.append(f"{error} {error.stack}"))
     page.on("console", lambda message: _ours(message) and page.errors.append(message.text))
     page.route(lambda url: not url.startswith(server.url), lambda route: route.abort())
     open_ui(page, server)
