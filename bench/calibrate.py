@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from hpsampler.calibration.job import CalibrationConfig, CalibrationJob
+from hpsampler.calibration.config import CalibrationConfig
+from hpsampler.calibration.job import CalibrationJob
 from hpsampler.calibration.profile import Profile
 from hpsampler.store import write_atomically
 from tiny_model.model import TinyModel

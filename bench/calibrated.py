@@ -14,7 +14,8 @@ from typing import Any, Optional
 import torch
 from tqdm import tqdm
 
-from hpsampler.calibration.job import CalibrationConfig, CalibrationJob
+from hpsampler.calibration.config import CalibrationConfig
+from hpsampler.calibration.job import CalibrationJob
 from hpsampler.calibration.profile import Profile, Target
 from hpsampler.noise import NoiseModel
 from hpsampler.recipes import recipe_for

@@ -12,6 +12,7 @@ from hpsampler.calibration.profile import Profile
 from .calibrated import NAME
 from .reach import INTERPOLATED
 from .text import Row, distinct, error_text, frechet_text, share_text, table
+from .webp import LOSSLESS
 
 __all__ = ["calibrated_plot", "exact_section", "reach_section", "tiny_section"]
 
@@ -254,7 +255,7 @@ def calibrated_plot(path: Path, rows: Sequence[Row]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     columns[0].set_ylabel("distance")
     columns[-1].legend(frameon=False, fontsize=7)
-    figure.savefig(path)
+    figure.savefig(path, pil_kwargs=dict(LOSSLESS))
 
 
 def _point(rows: Sequence[Row], label: str) -> Row | None:

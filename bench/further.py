@@ -23,8 +23,9 @@ from hpsampler.noise import NoiseModel
 from hpsampler.recipes import recipe_for
 from hpsampler.solvers import sample_dpm_v3
 from hpsampler.statistics.coefficients import Statistics
+from hpsampler.statistics.config import StatisticsConfig
 from hpsampler.statistics.estimator import Estimator
-from hpsampler.statistics.job import StatisticsConfig, StatisticsJob
+from hpsampler.statistics.job import StatisticsJob
 from tiny_model.model import TinyModel, seeded_noise
 from tiny_model.pictures import SIDE, captioned
 

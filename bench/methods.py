@@ -21,7 +21,7 @@ from hpsampler.solvers import SOLVERS
 from .oracles_import import k_diffusion_sampling
 from .schedules import SCHEDULES
 
-__all__ = ["AUTO", "KARRAS", "Method", "Plan", "auto", "coupled", "diffusers_method", "of_recipe", "peer"]
+__all__ = ["AUTO", "KARRAS", "SGM", "Method", "Plan", "auto", "coupled", "diffusers_method", "of_recipe", "peer"]
 
 Model = Callable[..., torch.Tensor]
 Sample = Callable[[Model, torch.Tensor, Sequence[int]], torch.Tensor]
@@ -207,4 +207,7 @@ def _diffusers(scheduler: Any, model: Model, x: torch.Tensor, levels: Sequence[f
 
 
 KARRAS = peer("DPM++ 2M", "Karras")
+SGM = peer("DPM++ 2M", "SGM Uniform")
+"""The WebUI's best at so few steps."""
+
 AUTO = auto()

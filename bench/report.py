@@ -16,6 +16,7 @@ from .calibrated_report import calibrated_plot, exact_section, reach_section, ti
 from .further_report import dpm_v3_section, golden_section
 from .metrics import Estimate
 from .text import Row, distinct, error_text, frechet_text, method_of, share_text, table, tiny_figures
+from .webp import LOSSLESS
 
 __all__ = ["read_csv", "write_csv", "write_page", "write_plots"]
 
@@ -95,7 +96,7 @@ def write_page(path: Path, folder: Path, images: str) -> None:
     calibrated = (folder / "calibration.json").exists() and any(row["sampler"] == CALIBRATED for row in tiny)
     if calibrated:
         parts += ["## Calibrated", *tiny_section(tiny, profile_of(folder / "calibration.json"), common, many)]
-        parts += [f"![Distance by NFE]({images}/bench_calibrated.png)"]
+        parts += [f"![Distance by NFE]({images}/bench_calibrated.webp)"]
     if (folder / "exact_fits.csv").exists():
         fits, problems = read_csv(folder / "exact_fits.csv"), read_csv(folder / "exact_problems.csv")
         parts += ["### Calibrated, exact problems", *exact_section(exact, problems, fits)]
@@ -119,12 +120,12 @@ def write_page(path: Path, folder: Path, images: str) -> None:
     for cfg in distinct(tiny, "cfg_scale"):
         chosen = [row for row in tiny if row["cfg_scale"] == cfg and row["samples"] == common]
         parts += [f"### CFG {float(cfg):g}, {common} samples", _tiny_table(chosen)]
-    parts += [f"![Fréchet distance and caption accuracy by NFE]({images}/bench_tiny.png)"]
+    parts += [f"![Fréchet distance and caption accuracy by NFE]({images}/bench_tiny.webp)"]
     if (folder / "further.csv").exists():
         further, exact_v3 = read_csv(folder / "further.csv"), read_csv(folder / "exact_dpm_v3.csv")
         parts += ["## DPM-Solver-v3", *dpm_v3_section(further, exact_v3)]
         parts += ["## Golden noise", *golden_section(further)]
-    parts += ["## The decoder's tolerance", _decoder_table(decoder), f"![Tolerance]({images}/bench_decoder.png)"]
+    parts += ["## The decoder's tolerance", _decoder_table(decoder), f"![Tolerance]({images}/bench_decoder.webp)"]
     parts += [
         "## Six exact problems",
         "Relative error to the guided ODE's endpoint, geometric mean over the six problems of `bench/problems.py` "
@@ -132,7 +133,7 @@ def write_page(path: Path, folder: Path, images: str) -> None:
     ]
     for cfg in distinct(exact, "cfg_scale"):
         parts += [f"### CFG {float(cfg):g}", _exact_table([row for row in exact if row["cfg_scale"] == cfg])]
-    parts += [f"![Error by NFE]({images}/bench_exact.png)"]
+    parts += [f"![Error by NFE]({images}/bench_exact.webp)"]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
@@ -257,12 +258,12 @@ def write_plots(folder: Path, images: Path, losses: Path) -> None:
     columns = [cfg for cfg in distinct(tiny, "cfg_scale") if float(cfg) > 1]
     few = [row for row in tiny if row["samples"] == common]
     if any(row["sampler"] == CALIBRATED for row in few):
-        calibrated_plot(images / "bench_calibrated.png", few)
-    _panels(images / "bench_tiny.png", few, columns,
+        calibrated_plot(images / "bench_calibrated.webp", few)
+    _panels(images / "bench_tiny.webp", few, columns,
             (("frechet", "Fréchet distance", True), ("accuracy", "caption read", False)))  # fmt: skip
-    _panels(images / "bench_exact.png", exact, distinct(exact, "cfg_scale"), (("error", "relative error", True),))
-    _decoder_plot(images / "bench_decoder.png", read_csv(folder / "decoder.csv"))
-    _loss_plot(images / "tiny_losses.png", read_csv(losses))
+    _panels(images / "bench_exact.webp", exact, distinct(exact, "cfg_scale"), (("error", "relative error", True),))
+    _decoder_plot(images / "bench_decoder.webp", read_csv(folder / "decoder.csv"))
+    _loss_plot(images / "tiny_losses.webp", read_csv(losses))
 
 
 def _panels(path: Path, rows: Sequence[Row], columns: Sequence[str], figures: Sequence[tuple[str, str, bool]]) -> None:
@@ -282,7 +283,7 @@ def _panels(path: Path, rows: Sequence[Row], columns: Sequence[str], figures: Se
         axes.set_xlabel("NFE")
         axes.set_xticks((4, 5, 6, 7, 8, 10, 20), ("4", "", "6", "", "8", "10", "20"))
     grid[0][-1].legend(frameon=False, fontsize=7)
-    figure.savefig(path)
+    figure.savefig(path, pil_kwargs=dict(LOSSLESS))
 
 
 def _curve(axes: Any, rows: Sequence[Row], sampler: str, schedule: str, figure: str, colour: str) -> None:
@@ -315,7 +316,7 @@ def _decoder_plot(path: Path, rows: Sequence[Row]) -> None:
         axes.set_xlabel("sigma on the latents")
         axes.grid(True, color="#e5e7eb", linewidth=0.8)
         axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path)
+    figure.savefig(path, pil_kwargs=dict(LOSSLESS))
 
 
 def _loss_plot(path: Path, rows: Sequence[Row]) -> None:
@@ -328,4 +329,4 @@ def _loss_plot(path: Path, rows: Sequence[Row]) -> None:
         axes.set_title(f"loss: {stage}", loc="left", fontsize=10)
         axes.set_xlabel("step")
         axes.grid(True, color="#e5e7eb", linewidth=0.8)
-    figure.savefig(path)
+    figure.savefig(path, pil_kwargs=dict(LOSSLESS))

@@ -18,7 +18,7 @@ from hpsampler.solvers import SOLVERS
 from tiny_model.model import TinyModel, seeded_noise
 from tiny_model.pictures import Picture, captioned
 
-from .methods import AUTO, KARRAS, Method, Plan
+from .methods import AUTO, KARRAS, SGM, Method, Plan
 
 __all__ = ["REFERENCE", "REFERENCE_STEPS", "SHOWN", "Comparison", "Run", "compare", "reference_endpoint", "runs_of"]
 
@@ -80,8 +80,9 @@ class Comparison:
 def runs_of(calibrated: Optional[Method] = None) -> list[tuple[Method, int, bool]]:
     """Method, NFE, and whether it is on the sheet; 2M Karras at 6 and 8 NFE too, for a comparison at equal NFE."""
     karras = [(KARRAS, nfe, nfe in (20, 5)) for nfe in (20, 5, 6, 8)]
+    rival = [(SGM, nfe, True) for nfe in (5, 6, 8)]
     ours = [(AUTO, nfe, True) for nfe in (5, 6, 8)]
-    return karras + ours + ([(calibrated, 5, True)] if calibrated else [])
+    return karras + rival + ours + ([(calibrated, 5, True)] if calibrated else [])
 
 
 def reference_endpoint(model: TinyModel, denoiser: Callable[..., torch.Tensor], noise: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """``python -m demo.controls``: what each number of the accordion does, in pictures of the tiny model.
 
-Writes one strip for each control, docs/images/control_<name>.png: same captions and seeds, the control at a few values,
-all else at its default. A picture is drawn as the demonstration page draws it, and so as the WebUI does.
+Writes one strip for each control, docs/images/control_<name>.webp: same captions and seeds, the control at a few
+values, all else at its default. A picture is drawn as the demonstration page draws it, and so as the WebUI does.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from bench.runs import REFERENCE_STEPS, SHOWN, reference_endpoint
+from bench.webp import LOSSY
 from hpsampler.settings import FIELDS, Settings
 from tiny_model.model import TinyModel, seeded_noise
 from tiny_model.pictures import captioned
@@ -38,8 +39,6 @@ ROWS = (6, 5)
 CELL, GAP, BLOCK_GAP = 112, 6, 20
 MARGIN, LABELS = 16, 112
 HEADER, FOOTER = 62, 106
-ROUNDED_TO = 8
-"""Of 256 shades: halves the files, and no colour is off by more than half of it. A palette bends the rare colours."""
 
 OURS_COLOUR = "#1d4ed8"
 
@@ -293,10 +292,6 @@ def _paste(sheet: Image.Image, pictures: torch.Tensor, left: int) -> None:
         sheet.paste(enlarged, (left, HEADER + row * (CELL + GAP)))
 
 
-def _rounded(shade: int) -> int:
-    return min(round(shade / ROUNDED_TO) * ROUNDED_TO, 255)
-
-
 def is_default(request: Request) -> bool:
     """Whether it comes to what the sampler does with nothing set."""
 
@@ -327,8 +322,8 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
     options.out.mkdir(parents=True, exist_ok=True)
     written = []
     for strip in _chosen(options.names):
-        path = options.out / f"control_{strip.name}.png"
-        painter.strip(strip).point(_rounded).save(path, optimize=True)
+        path = options.out / f"control_{strip.name}.webp"
+        painter.strip(strip).save(path, **LOSSY)
         print(f"{path}  {path.stat().st_size >> 10} kB")
         for column in strip.columns:
             drawn = painter.draw(column.request)

@@ -18,13 +18,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Optional, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Optional, Protocol, TypeVar
 
 import torch
 
-from .noise import NoiseModel
-from .solvers._core import Model
 from .store import Store, StoreError, abbreviated, clean_name, write_atomically
+
+if TYPE_CHECKING:
+    from .noise import NoiseModel
+    from .solvers._core import Model
 
 __all__ = [
     "DEFAULT_PROMPTS", "Cancelled", "Exclusively", "Job", "JobConfig", "JobRunner", "ModelSource", "Progress", "Status",
@@ -208,6 +210,7 @@ class Job:
 
 
 IDLE, RUNNING, STOPPED, FINISHED, FAILED = "idle", "running", "stopped", "finished", "failed"
+NOT_BEGUN = "Nothing was begun since the start."
 
 
 class JobConfig(Protocol):
@@ -271,7 +274,7 @@ class JobRunner(ABC, Generic[C]):
         self._thread: Optional[threading.Thread] = None
         self._job: Optional[Job] = None
         self._config: Optional[C] = None
-        self._state, self._message = IDLE, "Nothing was begun since the start."
+        self._state, self._message = IDLE, NOT_BEGUN
         self._stopping = False
 
     # ---- what a subclass says ----

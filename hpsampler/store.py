@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Generic, Optional, Protocol, TypeVar
 __all__ = [
     "MAX_FILE",
     "MAX_NAME",
+    "RESERVED",
     "Item",
     "Reader",
     "Store",
@@ -34,6 +35,9 @@ __all__ = [
 
 MAX_FILE = 4 * 2**20
 MAX_NAME = 60
+
+RESERVED = ("Auto", "Off")
+"""Names that mean something else in the menus of calibrations and statistics."""
 
 
 class StoreError(ValueError):

@@ -22,7 +22,7 @@ from ..client import (
     run_command,
     start_job,
 )
-from .job import CalibrationConfig
+from .config import CalibrationConfig
 
 __all__ = ["main"]
 

@@ -11,16 +11,13 @@ import torch
 from .fit import MIN_STEP, RecordedRun
 from .trajectories import MultistepSchedule, Trajectories, rms
 
-__all__ = ["Decode", "decoder_curve", "noise_tolerance", "with_best_final_sigma"]
+__all__ = ["Decode", "decoder_curve", "with_best_final_sigma"]
 
 END_SIGMAS = (0.03, 0.06, 0.1, 0.13, 0.2, 0.3, 0.45)
 """Last sigmas above 0 that are tried; the paper's truncated schedules end at 0.13 to 0.16."""
 
 DECODED_AT_ONCE = 8
 """Pictures are a hundred times larger than their latents, so they are decoded in small batches."""
-
-TOLERATED_CHANGE = 0.02
-"""RMS change of pixels (0 to 1) up to which residual noise is invisible: 5 of 255."""
 
 Decode = Callable[[torch.Tensor], torch.Tensor]
 """Latents (n, ...) to pictures (n, ...), values from 0 to 1."""
@@ -32,16 +29,6 @@ def decoder_curve(
     """For every sigma, (sigma, RMS change over pixels of the decoded latents when noise of that sigma is added)."""
     clean = decode(latents)
     return tuple((sigma, rms(decode(latents + sigma * noise) - clean)) for sigma in sigmas)
-
-
-def noise_tolerance(curve: Sequence[tuple[float, float]]) -> float:
-    """The largest sigma of a decoder's curve up to which the change is within ``TOLERATED_CHANGE``; 0 if none."""
-    tolerance = 0.0
-    for sigma, change in curve:
-        if not change <= TOLERATED_CHANGE:
-            break
-        tolerance = sigma
-    return tolerance
 
 
 def with_best_final_sigma(

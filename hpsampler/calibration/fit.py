@@ -26,12 +26,10 @@ import torch
 from ..solvers import sample_dpmpp_2m
 from ..solvers._core import Model, Run
 from ..solvers.dpmpp import dpmpp_2m_steps
+from .config import MAX_RUNS
 from .trajectories import MultistepSchedule, Trajectories
 
 __all__ = ["Calibration", "CalibrationRefused", "calibrate"]
-
-MAX_RUNS = 60
-"""Default budget, in runs of the fitted sampler over the calibration set, including the reference endpoints."""
 
 FINITE_DIFFERENCE = 1e-2
 """Step of the finite differences: far above the rounding errors of half precision, far below the parameters' scale."""

@@ -17,9 +17,9 @@ from typing import Any, Optional
 
 from ..noise import NoiseModel
 from ..recipes import FAMILIES, MAX_STEPS, Recipe
-from ..store import Reader, Store, StoreError, abbreviated, clean_name, has_lone_surrogate, parse_json
+from ..store import RESERVED, Reader, Store, StoreError, abbreviated, clean_name, has_lone_surrogate, parse_json
 
-__all__ = ["Fitted", "Profile", "ProfileStore", "Refused", "Target"]
+__all__ = ["Fitted", "Profile", "ProfileStore", "Refused", "Target", "noise_tolerance"]
 
 FORMAT, VERSION = "hpsampler calibration", 1
 
@@ -39,6 +39,9 @@ CFG_REACH = 1.5
 
 AREA_REACH = 1.8
 """Largest ratio between a picture's area and the profile's."""
+
+TOLERATED_CHANGE = 0.02
+"""RMS change of pixels (0 to 1) below which residual noise is lost on the eye: 5 of 255."""
 
 
 @dataclass(frozen=True)
@@ -259,11 +262,21 @@ def _pair(row: Reader) -> tuple[float, float]:
     return first, second
 
 
+def noise_tolerance(curve: Sequence[tuple[float, float]]) -> float:
+    """The largest sigma of a decoder's curve up to which pictures change by at most ``TOLERATED_CHANGE``, or 0."""
+    found = 0.0
+    for sigma, change in curve:
+        if not change <= TOLERATED_CHANGE:
+            break
+        found = sigma
+    return found
+
+
 class ProfileStore(Store[Profile]):
     """The profiles in a folder."""
 
     kind = "calibration"
-    reserved = ("Auto", "Off")
+    reserved = RESERVED
 
     @staticmethod
     def parse(text: str) -> Profile:

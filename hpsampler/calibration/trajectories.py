@@ -13,11 +13,9 @@ from ..noise import NoiseModel
 from ..schedule import base_karras
 from ..solvers import sample_dpmpp_2m
 from ..solvers._core import Model
+from .config import REFERENCE_CALLS
 
 __all__ = ["MultistepSchedule", "Trajectories"]
-
-REFERENCE_CALLS = 60
-"""Model calls per trajectory for the reference endpoints."""
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from ..client import (
 from ..noise import NoiseModel
 from ..recipes import FAMILIES
 from .coefficients import Provenance, StatisticsError
+from .config import StatisticsConfig
 from .files import convert_published, load_statistics
-from .job import StatisticsConfig
 
 __all__ = ["main"]
 

@@ -17,10 +17,7 @@ import torch
 from ..solvers.dpm_v3 import interpolated
 from ..store import Reader, abbreviated
 
-__all__ = ["RESERVED", "Provenance", "Statistics", "StatisticsError"]
-
-RESERVED = ("Auto", "Off")
-"""Names that no statistics may have, as they mean something else in menus."""
+__all__ = ["Provenance", "Statistics", "StatisticsError"]
 
 MAX_GRID = 4096
 MAX_VALUE = 1e4

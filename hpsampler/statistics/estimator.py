@@ -24,30 +24,12 @@ from ..store import Reader, abbreviated
 from .coefficients import Provenance, Statistics, StatisticsError, checked_grid
 from .files import VERSION, naming_file, read_arrays, write_arrays
 
-__all__ = ["Estimator", "calls_needed"]
+__all__ = ["Estimator"]
 
 SUMS_FORMAT = "hpsampler-statistics-sums"
 
 SUMS = ("x", "n", "slope", "x x", "n n", "x n", "n slope", "x slope", "diagonal")
 """The sums for every grid point and element: x, N = x - D, slope N' = dN/dlambda, their products, and v * (J v)."""
-
-
-def calls_needed(samples: int, batch: int, points: int, exact: bool = False) -> int:
-    """The number of model calls for that many samples.
-
-    Args:
-        samples: number of trajectories.
-        batch: trajectories sampled at once.
-        points: grid points.
-        exact: with forward-mode derivatives one (more expensive) call per point; finite differences need two.
-
-    Raises:
-        StatisticsError: naming the argument, its value and what is allowed.
-    """
-    for name, value in (("samples", samples), ("batch", batch), ("points", points)):
-        if type(value) is not int or value < 1:
-            raise StatisticsError(f"{name} must be a whole number of at least 1, got {abbreviated(value)}")
-    return math.ceil(samples / batch) * points * (1 if exact else 2)
 
 
 class Estimator:

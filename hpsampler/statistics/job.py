@@ -1,94 +1,30 @@
 """Jobs that measure the statistics of a model for DPM-Solver-v3; they can be stopped and resumed.
 
-:class:`StatisticsConfig` describes a job. :class:`StatisticsJob` samples one batch of pictures after the other and
-saves the sums of the finished batches to a file, so that an interruption costs at most one batch.
-:class:`StatisticsRunner` runs such jobs in the background.
+:class:`~hpsampler.statistics.config.StatisticsConfig` describes a job. :class:`StatisticsJob` samples one batch of
+pictures after the other and saves the sums of the finished batches to a file, so that an interruption costs at most one
+batch. :class:`StatisticsRunner` runs such jobs in the background.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 import torch
 
-from ..jobs import (
-    DEFAULT_PROMPTS,
-    Exclusively,
-    Job,
-    JobRunner,
-    ModelSource,
-    Progress,
-    at_once,
-    checked_fields,
-    number,
-    started_with_another_model,
-)
-from ..store import StoreError, clean_name
-from .coefficients import RESERVED, Provenance, Statistics, StatisticsError
-from .estimator import Estimator, calls_needed
+from ..jobs import Exclusively, Job, JobRunner, ModelSource, Progress, at_once, started_with_another_model
+from ..store import RESERVED, StoreError, clean_name
+from .coefficients import Provenance, Statistics, StatisticsError
+from .config import StatisticsConfig, calls_needed
+from .estimator import Estimator
 from .files import read_provenance, save_statistics, statistics_files
 
-__all__ = ["StatisticsConfig", "StatisticsJob", "StatisticsRunner"]
+__all__ = ["StatisticsJob", "StatisticsRunner"]
 
 SUMS_FILE = "sums.safetensors"
-
-
-@dataclass(frozen=True)
-class StatisticsConfig:
-    """What to measure.
-
-    Attributes:
-        cfg_scale: guidance scale; statistics are valid for one only.
-        samples: number of trajectories, one per picture; they use ``prompts`` in turn.
-        points: grid points from the noise table's largest sigma to its smallest; with fewer than about 20 the
-            statistics are worse than none.
-        per_pixel: whether there are statistics for every element of the latents, as in the paper, which fit one size
-            only and need many samples; otherwise for every channel.
-        batch: number of pictures in one call of the model; memory grows with it.
-    """
-
-    name: str
-    cfg_scale: float = 7.0
-    width: int = 512
-    height: int = 512
-    prompts: tuple[str, ...] = DEFAULT_PROMPTS
-    negative: str = ""
-    samples: int = 64
-    points: int = 51
-    per_pixel: bool = False
-    seed: int = 1
-    batch: int = 4
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> StatisticsConfig:
-        """From values by name, as the page, the API and the command line give them.
-
-        Raises:
-            StoreError: naming the field, its value and what is allowed.
-        """
-        checked = checked_fields(cls, values, RESERVED, _WHOLE_NUMBERS)
-        if "cfg_scale" in values:
-            checked["cfg_scale"] = float(number("cfg_scale", values["cfg_scale"], 1, 30))
-        if "per_pixel" in values:
-            if not isinstance(values["per_pixel"], bool):
-                raise StoreError(f"per_pixel must be true or false, got {values['per_pixel']!r}")
-            checked["per_pixel"] = values["per_pixel"]
-        return cls(**checked)
-
-    def most_calls(self) -> int:
-        """Number of UNet calls, each for one picture."""
-        return calls_needed(self.samples, 1, self.points)
-
-
-_WHOLE_NUMBERS = {
-    "width": (64, 4096), "height": (64, 4096), "samples": (2, 100_000), "points": (21, 1001), "seed": (0, 2**31 - 1),
-    "batch": (1, 256),
-}  # fmt: skip
 
 
 class StatisticsJob(Job):

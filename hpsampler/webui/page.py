@@ -12,7 +12,6 @@ from ..noise import NoiseModel
 from ..panel import Known, Snapshot
 from ..presets import built_in
 from ..settings import SettingsError
-from ..statistics.files import provenances_of_model
 from . import checkpoint as model
 from . import options
 from .folders import library, presets, statistics_folder
@@ -60,10 +59,14 @@ def known() -> Known:
     except (SettingsError, ValueError, AttributeError) as error:
         return replace(found, model=model.title(), problem=str(error))
     hashes = model.hashes()
-    return replace(
-        found, model=model.title(), family=family, noise=noise, hashes=hashes,
-        measured=lambda: bool(provenances_of_model(statistics_folder(), hashes)[0]),
-    )  # fmt: skip
+
+    def measured() -> bool:
+        # here, as a start of the WebUI needs none of it
+        from ..statistics.files import provenances_of_model
+
+        return bool(provenances_of_model(statistics_folder(), hashes)[0])
+
+    return replace(found, model=model.title(), family=family, noise=noise, hashes=hashes, measured=measured)
 
 
 def _table(loaded: Any) -> NoiseModel:

@@ -14,23 +14,21 @@ from modules import script_callbacks, scripts, sd_samplers_kdiffusion, sd_schedu
 from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
 
-from ..calibration.job import CalibrationRunner
 from ..effects import AUTOMATIC, Use
 from ..freeu import FreeU, decoder_stages
 from ..plan import VERSION_KEY, Request, followed, misfit_note, parameters
 from ..recipes import AUTO
 from ..settings import FIELDS, OFF, Field, Settings, SettingsError
-from ..statistics.job import StatisticsRunner
 from ..store import StoreError
 from . import checkpoint as model
 from . import options, registration, tab, xyz
 from .accordion import TITLE, Accordion, PageContext, build
 from .api import add_routes
-from .folders import library, menus, presets, statistics_folder
+from .folders import library, menus, presets
 from .npnet import make_golden
 from .page import PAGE, known
 from .passes import attach, find, planned
-from .source import Checkpoint, HostQueue
+from .runners import Runners
 
 __all__ = ["HPSamplerScript", "install"]
 
@@ -310,20 +308,18 @@ def install() -> None:
     script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
     script_callbacks.on_cfg_denoised(on_cfg_denoised)
 
-    calibrations = CalibrationRunner(library(), Checkpoint, HostQueue)
-    statistics = StatisticsRunner(statistics_folder(), Checkpoint, HostQueue)
-    script_callbacks.on_ui_tabs(lambda: [(tab.build(calibrations, statistics), tab.TAB_TITLE, tab.TAB_ID)])
-    script_callbacks.on_app_started(partial(_on_app_started, calibrations, statistics))
+    runners = Runners()
+    script_callbacks.on_ui_tabs(lambda: [(tab.build(runners), tab.TAB_TITLE, tab.TAB_ID)])
+    script_callbacks.on_app_started(partial(_on_app_started, runners))
 
     def leave() -> None:
         # what it has finished is kept, and the next load can resume it
-        for runner in (calibrations, statistics):
-            runner.stop(wait=STOP_SECONDS)
+        runners.stop(wait=STOP_SECONDS)
         registration.unregister()
 
     script_callbacks.on_script_unloaded(leave)
 
 
-def _on_app_started(calibrations: CalibrationRunner, statistics: StatisticsRunner, page: Any, app: Any) -> None:
+def _on_app_started(runners: Runners, page: Any, app: Any) -> None:
     if shared.cmd_opts.api:
-        add_routes(app, calibrations, statistics, shared.cmd_opts.api_auth)
+        add_routes(app, runners, shared.cmd_opts.api_auth)

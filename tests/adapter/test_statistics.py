@@ -17,7 +17,7 @@ from hpsampler.settings import NO_STATISTICS
 from hpsampler.statistics.coefficients import Provenance, Statistics
 from hpsampler.statistics.files import save_statistics, statistics_label
 from tests.adapter.host.processing import Host, Img2Img, Txt2Img
-from tests.adapter.test_calibration import Client
+from tests.adapter.test_calibration import ASKED, Client, form, tab_and_runners
 
 KEY, NOTE = "HP Statistics", "HP note"
 POINTS = 21
@@ -284,23 +284,17 @@ def test_the_menus_list_them_and_the_panel_knows(webui, kept, folder):
 
 def test_from_the_tab_s_values_to_a_picture(webui, host):
     """On the stand-in's checkpoint; another one loaded meanwhile stops it, with what is done kept."""
-    tab, source, workshop, store = (
-        importlib.import_module(f"hpsampler.{name}")
-        for name in ("webui.tab", "webui.source", "statistics.job", "webui.folders")
-    )
-    shop = workshop.StatisticsRunner(store.statistics_folder(), source.Checkpoint, source.HostQueue)
-    acts = tab._Statistics(tab.STATISTICS_ID, shop)
-    values = {
-        "name": "from the tab", "cfg_scale": 7, "width": 64, "height": 64, "prompts": "a\nb\nc", "negative": "",
-        "samples": 8, "points": 21, "per_pixel": False, "batch": 2, "seed": 1,
-    }  # fmt: skip
-    asked = [values[name] for name in tab._SURVEY]
-    assert "336 UNet calls, each for one picture" in acts.most(*asked)
-    assert "samples must be a whole number" in acts.most(*[{**values, "samples": 0}[name] for name in tab._SURVEY])
-    acts.start(*asked)
-    assert shop.wait(60) and shop.status().state == "finished", shop.status().message
-    status, left, chosen, details = acts.look(None)
-    assert 'data-state="finished"' in status and chosen["value"] == "from the tab" and left["choices"] == []
+    tab, runners = tab_and_runners()
+    runner = runners.statistics
+    asked, cheap = form({**ASKED, "prompts": "a\nb\nc", "pictures": 8, "effort": 21, "batch": 2})
+    assert "336 UNet calls, each for one picture" in tab.cost("Statistics", *cheap)
+    assert "samples must be a whole number" in tab.cost("Statistics", *form({**ASKED, "pictures": 0})[1])
+    assert "cfg_scale must be a number" in tab.cost("Statistics", *form({**ASKED, "cfg": "5, 7"})[1])
+    tab.start("Statistics", *asked)
+    assert runner.wait(60) and runner.status().state == "finished", runner.status().message
+    _, status, _, left, chosen, details = tab.refresh(None, "Statistics", *cheap)
+    assert 'data-state="finished"' in status and left["choices"] == []
+    assert chosen["value"] == "Statistics: from the tab"
     assert "of tiny" in details and "at CFG 7, from 8 samples, 21 grid points, for every channel" in details
     p = request()
     host.run(p)
@@ -317,13 +311,14 @@ def test_from_the_tab_s_values_to_a_picture(webui, host):
             )
 
     webui.script_callbacks.on_cfg_denoiser(swap)
-    acts.start(*[{**values, "name": "second"}[name] for name in tab._SURVEY])
-    assert shop.wait(60) and shop.status().state == "failed"
-    assert "the checkpoint was changed from tiny" in shop.status().message
+    second, _ = form({**ASKED, "name": "second", "prompts": "a\nb\nc", "pictures": 8, "effort": 21, "batch": 2})
+    tab.start("Statistics", *second)
+    assert runner.wait(60) and runner.status().state == "failed"
+    assert "the checkpoint was changed from tiny" in runner.status().message
     webui.shared.sd_model.sd_checkpoint_info = loaded
-    acts.resume("second")
-    assert shop.wait(60) and shop.status().state == "finished"
-    one, two = (shop.folder / f"{name}.safetensors" for name in ("from the tab", "second"))
+    tab.resume("Statistics", "Statistics: second")
+    assert runner.wait(60) and runner.status().state == "finished"
+    one, two = (runner.folder / f"{name}.safetensors" for name in ("from the tab", "second"))
     assert one.read_bytes() == two.read_bytes(), "resumed it is the same"
 
 

@@ -253,11 +253,11 @@ def test_the_page_is_written_from_the_tables(tmp_path):
     page = (tmp_path / "bench.md").read_text()
     assert "**0.25 (0.01)** / **.250 (.010)**" in page and "| 0.9 (0.01) / **.250" in page
     assert "make bench" in page and {path.name for path in (tmp_path / "images").iterdir()} == {
-        "bench_tiny.png", "bench_exact.png", "bench_decoder.png", "tiny_losses.png",
+        "bench_tiny.webp", "bench_exact.webp", "bench_decoder.webp", "tiny_losses.webp",
     }  # fmt: skip
-    again = (tmp_path / "images" / "bench_exact.png").read_bytes()
+    again = (tmp_path / "images" / "bench_exact.webp").read_bytes()
     main(["report", "--docs", str(tmp_path), "--weights", str(tmp_path)])
-    assert (tmp_path / "images" / "bench_exact.png").read_bytes() == again
+    assert (tmp_path / "images" / "bench_exact.webp").read_bytes() == again
 
 
 def test_dpm_v3_and_golden_noise_are_measured_on_both_testbeds(tmp_path, monkeypatch, random_model):

@@ -330,6 +330,6 @@ def test_the_sheet_shows_a_calibration_where_one_fits(monkeypatch, tmp_path):
     assert [(run.name, run.nfe) for run in comparison.shown][-2:] == [("HP Auto", 8), (NAME, 5)]
     numbers = json.loads((tmp_path / "numbers.json").read_text())["runs"]
     assert numbers[-1]["sampler"] == NAME and numbers[-1]["sigmas"][2] == pytest.approx(fitted(5, 5.0).sigmas[2])
-    with Image.open(tmp_path / "sheet.png") as sheet:
+    with Image.open(tmp_path / "sheet.webp") as sheet:
         pixels = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
     assert (pixels == (0xBE, 0x18, 0x5D)).all(1).any(), "its column has a heading in its colour"

@@ -21,10 +21,11 @@ from bench.problems import PROBLEMS
 from bench.schedules import stable_diffusion_noise
 from hpsampler.calibration import fit as calibration
 from hpsampler.calibration import job as job_module
-from hpsampler.calibration.decoder import END_SIGMAS, decoder_curve, noise_tolerance, with_best_final_sigma
+from hpsampler.calibration.config import CalibrationConfig
+from hpsampler.calibration.decoder import END_SIGMAS, decoder_curve, with_best_final_sigma
 from hpsampler.calibration.fit import calibrate
-from hpsampler.calibration.job import CalibrationConfig, CalibrationJob, initial_schedules
-from hpsampler.calibration.profile import Profile, ProfileStore, rounded
+from hpsampler.calibration.job import CalibrationJob, initial_schedules
+from hpsampler.calibration.profile import Profile, ProfileStore, noise_tolerance, rounded
 from hpsampler.calibration.trajectories import MultistepSchedule, Trajectories
 from hpsampler.jobs import DEFAULT_PROMPTS, Cancelled, Progress
 from hpsampler.recipes import AUTO, recipe_for

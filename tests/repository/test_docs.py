@@ -244,18 +244,18 @@ def test_an_issue_template_is_whole(file):
 
 
 def test_every_strip_is_shown_and_no_other():
-    files = {path.name for path in (DOCS / "images").glob("control_*.png")}
+    files = {path.name for path in (DOCS / "images").glob("control_*.webp")}
     shown = {Path(link).name for link in links(DOCS / "controls.md") if "control_" in link}
-    assert files == shown == {f"control_{strip.name}.png" for strip in controls.STRIPS}
+    assert files == shown == {f"control_{strip.name}.webp" for strip in controls.STRIPS}
 
 
 @pytest.mark.parametrize("strip", controls.STRIPS, ids=lambda strip: strip.name)
 def test_a_strip_can_be_seen_and_is_small(strip):
-    path = DOCS / "images" / f"control_{strip.name}.png"
+    path = DOCS / "images" / f"control_{strip.name}.webp"
     with Image.open(path) as image:
         cells = len(strip.columns) + strip.lead
         assert image.width > cells * (controls.CELL + controls.GAP) and np.asarray(image.convert("L")).std() > 10
-    assert path.stat().st_size < 130_000
+    assert path.stat().st_size < 60_000
 
 
 def test_the_strips_are_of_every_control_that_can_be_drawn():
@@ -278,7 +278,7 @@ def test_a_strip_is_drawn_again_the_same(tmp_path, monkeypatch):
         files = [controls.main(["ending", "--out", str(tmp_path / each)]) for each in ("one", "two")]
     finally:
         torch.set_num_threads(threads)
-    assert [path.name for (path,) in files] == ["control_ending.png"] * 2
+    assert [path.name for (path,) in files] == ["control_ending.webp"] * 2
     assert files[0][0].read_bytes() == files[1][0].read_bytes()
     with pytest.raises(SystemExit, match="no strip 'endng'"):
         controls.main(["endng", "--out", str(tmp_path)])

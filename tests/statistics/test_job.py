@@ -12,9 +12,10 @@ from hpsampler.jobs import Cancelled
 from hpsampler.noise import NoiseModel
 from hpsampler.statistics import cli as measure
 from hpsampler.statistics.coefficients import Statistics
+from hpsampler.statistics.config import StatisticsConfig
 from hpsampler.statistics.estimator import Estimator
 from hpsampler.statistics.files import best_for, load_published, load_statistics, save_statistics, statistics_files
-from hpsampler.statistics.job import SUMS_FILE, StatisticsConfig, StatisticsJob, StatisticsRunner
+from hpsampler.statistics.job import SUMS_FILE, StatisticsJob, StatisticsRunner
 from hpsampler.store import StoreError
 
 TABLE = NoiseModel.of_stable_diffusion()

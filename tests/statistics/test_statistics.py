@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 
 from hpsampler.solvers import sample_dpm_v3
 from hpsampler.statistics.coefficients import Provenance, Statistics, StatisticsError
-from hpsampler.statistics.estimator import SUMS, Estimator, calls_needed
+from hpsampler.statistics.config import calls_needed
+from hpsampler.statistics.estimator import SUMS, Estimator
 from hpsampler.statistics.files import convert_published, load_published, load_statistics, save_statistics
 
 SOURCE = Provenance("a1b2c3", "some model", "sd15", 7.5, 4, 6, 1024)
