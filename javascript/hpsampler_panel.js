@@ -145,7 +145,10 @@ const hpSamplerPanel = (() => {
                 if (label) label.dataset.note = title;
             }
             if (answer.waits) setTimeout(() => (this.look = true), RELOAD_MS);
-            if (answer.file) save(answer.file);
+            if (answer.file) {
+                const href = `data:application/json;charset=utf-8,${encodeURIComponent(answer.file.text)}`;
+                Object.assign(document.createElement("a"), {href, download: answer.file.name}).click();
+            }
             if (answer.needs) {
                 this.unfold(true);
                 this.slot(answer.needs).focus();
@@ -170,9 +173,8 @@ const hpSamplerPanel = (() => {
             if (!block) return;
             let text = block.querySelector(":scope > .hps-beside");
             if (!text) {
-                text = document.createElement("p");
-                text.className = "hps-beside";
-                text.id = `${this.place.dataset.prefix}_${name}_beside`;
+                const id = `${this.place.dataset.prefix}_${name}_beside`;
+                text = Object.assign(document.createElement("p"), {className: "hps-beside", id});
                 block.append(text);
             }
             if (text.textContent !== said.text) text.textContent = said.text;
@@ -230,8 +232,7 @@ const hpSamplerPanel = (() => {
                 setTimeout(() => this.act(act, text), FRAME_MS);
                 return;
             }
-            const name = this.slot("name").value;
-            const sure = this.slot("sure").checked;
+            const [name, sure] = [this.slot("name").value, this.slot("sure").checked];
             if (act === "delete") this.slot("sure").checked = false;
             this.seen = "";
             this.send("act", {act, name, sure, text, preset: this.preset});
@@ -240,14 +241,6 @@ const hpSamplerPanel = (() => {
 
     function setNumber(selector, value) {
         for (const input of root().querySelectorAll(`${selector} input`)) setValue(input, value);
-    }
-
-    function save(file) {
-        const link = document.createElement("a");
-        link.href = URL.createObjectURL(new Blob([file.text], {type: "application/json"}));
-        link.download = file.name;
-        link.click();
-        URL.revokeObjectURL(link.href);
     }
 
     function start() {
@@ -261,7 +254,6 @@ const hpSamplerPanel = (() => {
             document.addEventListener(event, () => setTimeout(update, 0), {capture: true});
         }
         setInterval(() => document.hidden || update(), LOOK_MS);
-        window.addEventListener("resize", update);
         // another model, another setting
         if (typeof onOptionsChanged === "function") onOptionsChanged(() => panels.forEach((panel) => (panel.look = true)));
         return true;
