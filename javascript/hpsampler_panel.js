@@ -29,8 +29,7 @@ const hpSamplerPanel = (() => {
         if (!input) return undefined;
         if (input.type === "checkbox") return input.checked;
         if (input.type === "radio") {
-            const chosen = block.querySelector("input:checked");
-            return chosen ? chosen.closest("label").textContent.trim() : "";
+            return block.querySelector("input:checked")?.closest("label").textContent.trim();
         }
         if (input.type === "number") return input.value.trim() === "" ? null : Number(input.value);
         // a menu's text is a filter while somebody types in it; what it last had stands until one is chosen
@@ -183,9 +182,7 @@ const hpSamplerPanel = (() => {
             const by = said.by ? `${this.place.dataset.prefix}_${said.by}_beside` : text.id;
             for (const input of block.querySelectorAll("input")) {
                 // gradio leaves a slider's two inputs without a name
-                if (!input.labels || !input.labels.length || !input.labels[0].textContent.includes(said.label)) {
-                    input.setAttribute("aria-label", said.label);
-                }
+                if (!input.labels?.[0]?.textContent.includes(said.label)) input.setAttribute("aria-label", said.label);
                 input.setAttribute("aria-invalid", String(said.wrong));
                 if (said.text || said.by) input.setAttribute("aria-describedby", by);
                 else input.removeAttribute("aria-describedby");
@@ -206,9 +203,8 @@ const hpSamplerPanel = (() => {
             } else if (act === "auto") {
                 find(`${this.id}_auto`).click();
             } else if (act === "tab") {
-                const named = (each) => each.textContent.trim() === tab;
-                const found = [...root().querySelectorAll("#tabs > .tab-nav button, #tabs > div button")].find(named);
-                if (found) found.click();
+                const tabs = [...root().querySelectorAll("#tabs > .tab-nav button, #tabs > div button")];
+                tabs.find((each) => each.textContent.trim() === tab)?.click();
             } else {
                 this.act(act);
             }
