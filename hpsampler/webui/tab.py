@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import gradio as gr
 
-from ..jobs import DEFAULT_PROMPTS, IDLE, NOT_BEGUN, Progress, Status
+from ..jobs import DEFAULT_PROMPTS, IDLE, Progress, Status
 from ..store import StoreError
 from .files import text_of
 from .kinds import CALIBRATION, CHEAP, FORM, KINDS, Kind
@@ -62,8 +62,9 @@ class Tab:
                 cost = gr.HTML(self.usual_cost(CALIBRATION), elem_id=_id("cost"))
                 start = gr.Button(CALIBRATION.button, variant="primary", elem_id=_id("start"))
             with gr.Column():
-                nothing: Status[Any] = Status(IDLE, None, NOT_BEGUN, Progress())
-                status = gr.HTML(status_html(nothing), elem_id=_id("status"))
+                # what is under way when somebody opens the page is not known when it is built
+                unknown: Status[Any] = Status("unknown", None, "Asking the WebUI what it is doing.", Progress())
+                status = gr.HTML(status_html(unknown), elem_id=_id("status"))
                 stop = gr.Button("Stop", visible=False, elem_id=_id("stop"))
                 refresh = gr.Button("Refresh", visible=False, elem_id=_id("refresh"))
                 with gr.Row():
