@@ -141,7 +141,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         job = CalibrationJob(
             config_of(options.steps, options.cfg, options.trajectories, options.runs),
             source,
-            keep=lambda profile: write_atomically(options.out, profile.to_json()),
+            save=lambda profile: write_atomically(options.out, profile.to_json()),
         )
         bar.total = job.progress.of
         options.out.parent.mkdir(parents=True, exist_ok=True)

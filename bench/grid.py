@@ -1,9 +1,9 @@
 """Which cells the bench measures, and on how many samples.
 
 Every cell is measured on the first ``COMMON`` samples, so that all can be compared, also by their distance to the
-reference endpoint; those between which the Auto rule decides, and the baselines they are held to, on ``MANY``.
-``full=True`` is the whole grid at ``MANY``, for a machine with a GPU. What is calibrated is measured where it was
-fitted.
+reference endpoints. The candidates of the Auto rule and their baselines are measured on ``MANY`` samples.
+``full=True`` is the whole grid with ``MANY`` samples, for a machine with a GPU. Calibrated schedules are measured where
+they were fitted.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Cell:
 
 
 def candidates() -> list[Method]:
-    """What the Auto rule decides between: order, ending and Free-U on the paper's schedule, and the best other one."""
+    """The candidates of the Auto rule: orders, endings and Free-U on the paper's schedule, and the best other one."""
     return [
         AUTO,
         coupled(FIRST, "keep"),
@@ -58,7 +58,7 @@ def candidates() -> list[Method]:
 
 
 def near_methods() -> list[Method]:
-    """Their neighbours: Free-U, one more call, the schedules that people use."""
+    """Methods near the candidates: with Free-U, with one more call, and on common schedules."""
     return [
         coupled(SECOND, "one more call"),
         coupled("UniPC", "keep", label="UniPC-2", **UNIPC),
@@ -70,12 +70,12 @@ def near_methods() -> list[Method]:
 
 
 def rivals() -> list[Method]:
-    """The nearest to the reference at one guidance scale or another, which what is calibrated is held to."""
+    """The methods nearest to the reference at some guidance scale, with which calibrated schedules are compared."""
     return [peer(SECOND, "SGM Uniform"), diffusers_method("UniPC"), diffusers_method("DEIS")]
 
 
 def other_methods() -> list[Method]:
-    """Peers, and what is known not to be a candidate."""
+    """Other libraries' samplers, and methods that are known to be worse."""
     return [
         coupled(FIRST, "one more call"),
         coupled(FIRST, "keep", freeu="always"),
@@ -95,16 +95,16 @@ def all_methods() -> list[Method]:
 
 
 def cells(full: bool = False, calibration: Path | None = None) -> list[Cell]:
-    """The default run, or the whole grid; with what is calibrated if the file of a profile is given."""
+    """The cells of the default run or the whole grid, with calibrated schedules if the file of a profile is given."""
     chosen = _uncalibrated(full)
     if calibration is not None:
         profile = profile_of(calibration)
-        for each in profile.fitted:
-            many = full or (each.steps in DECIDING_NFE and each.cfg_scale in DECIDING_CFG)
-            chosen.append(Cell(calibrated(profile), each.steps, each.cfg_scale, MANY if many else COMMON))
+        for fitted in profile.fitted:
+            many = full or (fitted.steps in DECIDING_NFE and fitted.cfg_scale in DECIDING_CFG)
+            chosen.append(Cell(calibrated(profile), fitted.steps, fitted.cfg_scale, MANY if many else COMMON))
     distinct: dict[tuple[str, float], Cell] = {}
     for cell in chosen:
-        # the first of a kind is the one on most samples
+        # of equal cells the first has most samples
         distinct.setdefault((cell.key, cell.cfg_scale), cell)
     return list(distinct.values())
 
@@ -116,7 +116,7 @@ def _uncalibrated(full: bool) -> list[Cell]:
     chosen += [Cell(m, nfe, cfg, COMMON) for cfg in DECIDING_CFG for nfe in DECIDING_NFE for m in near_methods()]
     chosen += [Cell(m, nfe, 1.0, COMMON) for nfe in (5, 8) for m in [*candidates(), *near_methods()]]
     chosen += [Cell(m, nfe, cfg, COMMON) for cfg in (3.0, 7.5) for nfe in (5, 8) for m in other_methods()]
-    # Heun can spend odd numbers only
+    # Heun can use odd numbers of calls only
     chosen += [Cell(peer("Heun", "Karras"), 7, cfg, COMMON) for cfg in (3.0, 7.5)]
     chosen += [Cell(AUTO, nfe, cfg, COMMON) for cfg in DECIDING_CFG for nfe in (4, 7, 10, 20)]
     chosen += [Cell(KARRAS, nfe, cfg, COMMON) for cfg in DECIDING_CFG for nfe in (4, 7, 10)]

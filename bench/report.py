@@ -15,7 +15,7 @@ from .calibrated import profile_of
 from .calibrated_report import calibrated_plot, exact_section, reach_section, tiny_section
 from .further_report import dpm_v3_section, golden_section
 from .metrics import Estimate
-from .text import Row, distinct, error_text, frechet_text, method_of, share_text, table, three
+from .text import Row, distinct, error_text, frechet_text, method_of, share_text, table, tiny_figures
 from .webp import LOSSLESS
 
 __all__ = ["read_csv", "write_csv", "write_page", "write_plots"]
@@ -183,13 +183,13 @@ def _decisions(tiny: Sequence[Row], exact: Sequence[Row], samples: str) -> str:
             for nfe in ("5", "6", "8"):
                 row = cells.get((who(int(nfe)), nfe, cfg))
                 error = errors.get((*who(int(nfe))[:3], nfe, cfg)) if who(int(nfe))[3] != "late" else None
-                found = three(row) if row else []
+                found = tiny_figures(row) if row else []
                 shown.append(" / ".join(found + ([f"*{error_text(float(error))}*"] if error else [])))
             if any(shown):
                 body.append([f"{float(cfg):g}", label, *shown])
         row = cells.get(((SECOND, "Karras", "zero", "off"), "20", cfg))
         if row is not None:
-            body.append([f"{float(cfg):g}", "for scale: 2M Karras, 20 NFE", " / ".join(three(row)), "", ""])
+            body.append([f"{float(cfg):g}", "for scale: 2M Karras, 20 NFE", " / ".join(tiny_figures(row)), "", ""])
     return table(["CFG", "choice", "5 NFE", "6 NFE", "8 NFE"], body)
 
 

@@ -77,7 +77,8 @@ def _numbers(comparison: Comparison) -> dict[str, Any]:
         }
         for run in comparison.runs
     ]
-    return {"cfg_scale": comparison.cfg_scale, "seed": comparison.seed, "images": len(comparison.told), "runs": runs}
+    images = len(comparison.descriptions)
+    return {"cfg_scale": comparison.cfg_scale, "seed": comparison.seed, "images": images, "runs": runs}
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -44,7 +44,7 @@ def page(comparison: Comparison, weights: int, sheet: Path, schedules: Path) -> 
     """The page as HTML; the two WebP files are embedded."""
     return TEMPLATE.format(
         weights=weights / 1e6,
-        images=len(comparison.told),
+        images=len(comparison.descriptions),
         cfg=comparison.cfg_scale,
         sheet=_embedded(sheet),
         schedules=_embedded(schedules),

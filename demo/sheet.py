@@ -29,7 +29,7 @@ HEADER, FOOTER = 132, 174
 
 def contact_sheet(comparison: Comparison) -> Image.Image:
     """The sheet of the first image of every caption."""
-    rows = min(len(comparison.told), len(SHOWN))
+    rows = min(len(comparison.descriptions), len(SHOWN))
     lefts = _lefts(comparison.shown)
     width = lefts[-1] + CELL + MARGIN
     sheet = Image.new("RGB", (width, HEADER + rows * (CELL + GAP) + FOOTER), PAPER)
@@ -68,7 +68,7 @@ def _block_headers(pen: ImageDraw.ImageDraw, runs: list[Run], lefts: list[int]) 
 
 
 def _row_labels(pen: ImageDraw.ImageDraw, comparison: Comparison, rows: int) -> None:
-    for row, picture in enumerate(comparison.told[:rows]):
+    for row, picture in enumerate(comparison.descriptions[:rows]):
         middle = HEADER + row * (CELL + GAP) + CELL / 2
         lines = textwrap.wrap(picture.caption(), 18)
         top = middle - 9 * len(lines)
@@ -98,7 +98,7 @@ def _footnotes(pen: ImageDraw.ImageDraw, comparison: Comparison, top: int) -> No
     notes = [
         "NFE: guided calls of the network.  Reads: a classifier finds colour and shape of the caption in the picture.",
         "Distance: of the latents to where the guided equation itself leads, relative to its size. "
-        f"Over {len(comparison.told)} images.",
+        f"Over {len(comparison.descriptions)} images.",
         ranking(comparison),
     ]
     for i, note in enumerate(notes):

@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Optional
 
+import numpy as np
 import torch
 
 from .freeu import FreeUPlan
@@ -175,6 +176,11 @@ class Recipe:
     def cut_sigma(self) -> float:
         """The sigma at ``truncation_index`` of the base schedule, on Stable Diffusion's noise table."""
         return float(base_karras(self.base_steps, self.rho, *_SD_SIGMAS)[self.truncation_index])
+
+    def base(self, noise: NoiseModel) -> np.ndarray:
+        """The base schedule, ``base_steps`` sigmas, that the cut is measured on; see :meth:`sigmas`."""
+        ends = _SD_SIGMAS if noise.zero_terminal_snr else (noise.sigma_min, noise.sigma_max)
+        return base_karras(self.base_steps, self.rho, *ends)
 
     def with_steps(self, steps: int) -> Recipe:
         """The same hyperparameters at another number of steps; Free-U keeps its distance from the end.

@@ -1,13 +1,14 @@
-"""The coupled schedule: a base Karras schedule, cut early, its span refilled evenly in (warped) time.
+"""The coupled schedule: a Karras schedule is truncated, and its range is divided again, evenly in (warped) time.
 
-arXiv 2510.02390, with n = ``base_steps``, k = ``truncation_index``::
+As in arXiv 2510.02390, with n = ``base_steps``, k = ``truncation_index``::
 
     base_i = (smax^(1/rho) + i/(n-1) (smin^(1/rho) - smax^(1/rho)))^rho          i = 0 .. n-1
     t_0, t_end = t(base_0), t(base_k)                                            the truncation
     t_j = (t_0^(1/p) + j/steps (t_end^(1/p) - t_0^(1/p)))^p,  p = time_rho       j = 0 .. steps
     sigma_j = sigma(t_j)
 
-so ``base_steps``, ``rho`` and ``truncation_index`` only decide where the schedule ends; ``end_sigma`` says it directly.
+So ``base_steps``, ``rho`` and ``truncation_index`` only determine where the schedule ends; ``end_sigma`` states it
+directly.
 """
 
 from __future__ import annotations
@@ -52,12 +53,12 @@ def coupled_sigmas(
         steps: number of steps, at least 1.
         base_steps: number of points of the base Karras schedule (the paper's n), at least 2.
         rho: rho of the base schedule (the paper's p2), > 0.
-        truncation_index: the base point to stop at, 1 to ``base_steps - 1`` (the paper's k).
-        time_rho: exponent of the spacing in time (the paper's p1), > 0; 1 is uniform timesteps.
-        finish: ``"keep"`` ends at the truncated sigma (its noise is left for the decoder),
-            ``"zero"`` replaces that last sigma by 0.
-        end_sigma: where to end, instead of base_steps, rho and truncation_index. Within the table.
-        sigma_min, sigma_max: ends of the base schedule where they are not the table's own.
+        truncation_index: index of the base point to stop at, 1 to ``base_steps - 1`` (the paper's k).
+        time_rho: exponent of the spacing in time (the paper's p1), > 0; 1 gives uniform timesteps.
+        finish: ``"keep"`` ends at the truncated sigma and leaves that noise to the decoder; ``"zero"`` replaces the
+            last sigma by 0.
+        end_sigma: the last sigma, given instead of base_steps, rho and truncation_index. Must be within the table.
+        sigma_min, sigma_max: ends of the base schedule; the table's ends by default.
 
     Returns:
         float32 tensor on the CPU, shape (steps + 1,).
@@ -78,19 +79,19 @@ def coupled_sigmas(
     t_start = float(noise.sigma_to_t(high))
     if end_sigma is not None:
         t_end = _t_of_end_sigma(noise, end_sigma, high)
-        asked = f"end_sigma={end_sigma:g}"
+        end = f"end_sigma={end_sigma:g}"
     else:
         t_end = float(noise.sigma_to_t(_truncated_sigma(base_steps, rho, truncation_index, low, high)))
-        asked = f"base_steps={base_steps}, rho={rho:g}, truncation_index={truncation_index}"
+        end = f"base_steps={base_steps}, rho={rho:g}, truncation_index={truncation_index}"
     if not t_end < t_start:
         raise ValueError(
-            f"the schedule must end below its start: {asked} ends at timestep {t_end:g}, the start is {t_start:g}"
+            f"the schedule must end below its start: {end} ends at timestep {t_end:g}, the start is {t_start:g}"
         )
 
     sigmas = torch.tensor(noise.t_to_sigma(_warped(t_start, t_end, int(steps), time_rho)), dtype=torch.float32)
     if not (sigmas.diff() < 0).all():
         raise ValueError(
-            f"the schedule's {steps} steps must stay apart, and some fall together with {asked}, "
+            f"the schedule's {steps} steps must stay apart, and some fall together with {end}, "
             f"time_rho={time_rho:g}; choose a time_rho nearer to 1.2, or another end"
         )
     if finish == "zero":
@@ -103,16 +104,19 @@ def _warped(start: float, end: float, steps: int, rho: float) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         first, last = np.float64(start) ** (1 / rho), np.float64(end) ** (1 / rho)
         values = (first + np.linspace(0, 1, steps + 1) * (last - first)) ** rho
-    # a small rho loses the lesser end among the digits of the greater
+    # with a small rho the smaller end is lost to rounding
     values[-1] = end if steps else start
     return values
 
 
 def insert_first_midpoint(noise: NoiseModel, sigmas: torch.Tensor) -> torch.Tensor:
-    """``sigmas`` with one point more, halfway in time between the first two.
+    """Insert a point halfway in time between the first two sigmas.
 
-    The analytical first step calls no model; the point added here spends that call, so the number of calls
-    stays (method of the paper's UniPC scripts). Shape (n,) -> (n + 1,).
+    The analytical first step makes no model call. The point added here uses that call, so the number of calls stays the
+    same (as in the paper's UniPC scripts). Shape (n,) -> (n + 1,).
+
+    Raises:
+        ValueError: fewer than 2 sigmas.
     """
     if len(sigmas) < 2:
         raise ValueError(f"sigmas must hold at least 2 entries, got {len(sigmas)}")
@@ -126,7 +130,7 @@ def _truncated_sigma(
 ) -> float:
     for name, value in (("base_steps", base_steps), ("rho", rho), ("truncation_index", truncation_index)):
         if value is None:
-            raise ValueError(f"{name} is needed unless end_sigma is given")
+            raise ValueError(f"{name} is required unless end_sigma is given")
     assert base_steps is not None and rho is not None and truncation_index is not None
     if not _is_whole(base_steps) or base_steps < 2:
         raise ValueError(f"base_steps must be a whole number of at least 2, got {base_steps!r}")
@@ -143,7 +147,7 @@ def _truncated_sigma(
 
 
 def _t_of_end_sigma(noise: NoiseModel, end_sigma: float, high: float) -> float:
-    # a hair of tolerance: the table's own smallest sigma, rounded for display, must be accepted
+    # with a small tolerance, as the table's smallest sigma must be accepted as it is displayed, rounded
     if not noise.sigma_min * (1 - 1e-4) <= _check_positive("end_sigma", end_sigma) < high:
         raise ValueError(
             f"end_sigma must be from {noise.sigma_min:.4g} (the model's smallest) to below {high:.4g}, "

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Optional
 
 from .freeu import FreeUPlan
-from .golden.search import Form
+from .golden.search import GoldenForm
 from .recipes import AUTO, MAX_STEPS, PRESETS, Recipe, counterpart, late_start, recipe_for
 from .solvers.unipc import MAX_ORDER, PREDICTIONS, VARIANTS
 
@@ -25,7 +25,7 @@ __all__ = [
 AS_RECIPE = "Recipe"
 OFF = "Off"
 SAME = "Same"
-GOLDEN_FORMS = tuple(form.value for form in Form)
+GOLDEN_FORMS = tuple(form.value for form in GoldenForm)
 
 NO_STATISTICS = "there are no statistics of this model, so DPM-v3 ran without them, as a plain multistep solver"
 LONGEST_TEXT = 400
@@ -45,7 +45,11 @@ ANALYTICAL = MappingProxyType({"On": 1.0, "0.975": 0.975, "Off": 0.0})
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be used; the message is for people."""
+    """A setting that cannot be used; the message is for people, ``names`` are the fields that it is about."""
+
+    def __init__(self, message: str, *names: str) -> None:
+        super().__init__(message)
+        self.names = names
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class Field:
     def error(self, value: Any, allowed: str) -> SettingsError:
         shown = repr(value)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return SettingsError(f"HP Sampler: {self.label} ({self.name}) must be {allowed}, got {shown}")
+        return SettingsError(f"HP Sampler: {self.label} ({self.name}) must be {allowed}, got {shown}", self.name)
 
     def _choice(self, value: Any) -> str:
         if isinstance(value, (str, int)) and not isinstance(value, bool):
@@ -272,12 +276,14 @@ class Settings:
         if self.end_sigma and named:
             raise SettingsError(
                 f"HP Sampler: End sigma (end_sigma={self.end_sigma:g}) and {', '.join(named)} both say where the "
-                "schedule ends; set one of them to 0"
-            )
+                "schedule ends; set one of them to 0",
+                "end_sigma", *named,
+            )  # fmt: skip
         if self.freeu_last and self.freeu_last < self.freeu_first:
             raise SettingsError(
                 f"HP Sampler: Free-U last call (freeu_last) must be 0 or at least Free-U first call = "
-                f"{self.freeu_first}, got {self.freeu_last}"
+                f"{self.freeu_first}, got {self.freeu_last}",
+                "freeu_last",
             )
         if self.recipe != AUTO:
             self._cut_of(PRESETS[self.recipe])
@@ -287,15 +293,17 @@ class Settings:
                 listed = ", ".join(f"{each.label} ({each.name}={getattr(self, each.name)})" for each in others)
                 raise SettingsError(
                     f"HP Sampler: Calibration (calibration={self.calibration!r}) and {listed} both say what the "
-                    "schedule is; leave one of them at its default"
-                )
+                    "schedule is; leave one of them at its default",
+                    "calibration", *(each.name for each in others),
+                )  # fmt: skip
 
     def _cut_of(self, recipe: Recipe) -> Recipe:
         base_steps = self.base_steps or recipe.base_steps
         index = self.truncation_index or recipe.truncation_index
         if not self.end_sigma and index >= base_steps:
             raise SettingsError(
-                f"HP Sampler: Truncation index (truncation_index) must be below Base steps = {base_steps}, got {index}"
+                f"HP Sampler: Truncation index (truncation_index) must be below Base steps = {base_steps}, got {index}",
+                *(name for name in ("truncation_index", "base_steps") if getattr(self, name)),
             )
         return replace(recipe, base_steps=base_steps, truncation_index=index)
 
@@ -378,9 +386,9 @@ class Settings:
         return self.freeu == "On" and bool(self.freeu_first or self.freeu_last)
 
     @property
-    def golden_form(self) -> Optional[Form]:
+    def golden_form(self) -> Optional[GoldenForm]:
         """Which golden noise without a network, if any."""
-        return Form(self.golden_noise) if self.golden_noise in GOLDEN_FORMS else None
+        return GoldenForm(self.golden_noise) if self.golden_noise in GOLDEN_FORMS else None
 
     @property
     def npnet(self) -> str:

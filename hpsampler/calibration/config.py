@@ -1,6 +1,6 @@
-"""What a calibration is asked for, checked, and what it costs at most.
+"""The description of a calibration job, checked, and what it costs at most.
 
-Apart from the job, as a page that offers calibrations needs this and not the fit.
+It stands apart from the job, as a page that offers calibrations needs this and not the fit.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from ..store import RESERVED, StoreError, abbreviated
 __all__ = ["BASELINE_STEPS", "MAX_RUNS", "REFERENCE_CALLS", "CalibrationConfig"]
 
 MAX_RUNS = 60
-"""Budget in runs of the fitted sampler over the calibration set, the reference endpoints included."""
+"""Default budget, in runs of the fitted sampler over the calibration set, including the reference endpoints."""
 
 REFERENCE_CALLS = 60
-"""Of a reference endpoint."""
+"""Model calls per trajectory for the reference endpoints."""
 
 BASELINE_STEPS = 20
-"""Of DPM++ 2M on Karras' schedule, which a calibration is compared to."""
+"""Steps of DPM++ 2M on Karras' schedule, which a calibration is compared to."""
 
 
 @dataclass(frozen=True)
 class CalibrationConfig:
-    """What is to be calibrated.
+    """What to calibrate.
 
     Attributes:
         steps: numbers of steps.
-        cfg_scales: guidance scales; a calibration is worth nothing at one far from its own.
-        prompts: every second one goes to the held-out trajectories.
-        trajectories: how many to fit to; as many are held out.
-        runs: budget of one cell in runs of the sampler over the calibration set, its reference included.
-        batch: how many pictures the model draws at once; memory grows with it, the result does not depend on it.
+        cfg_scales: guidance scales; a calibration is useful only near its guidance scale.
+        prompts: every second one is used for the held-out trajectories.
+        trajectories: number of trajectories to fit to; as many are held out.
+        runs: budget of one cell, in runs of the sampler over the calibration set, including the reference.
+        batch: number of pictures in one call of the model; memory grows with it, the result does not depend on it.
     """
 
     name: str
@@ -51,53 +51,57 @@ class CalibrationConfig:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> CalibrationConfig:
-        """From named values, as the page, the API and the command line give them; texts of numbers are split.
+        """From values by name, as the page, the API and the command line give them; lists of numbers may be text.
 
         Raises:
             StoreError: naming the field, its value and what is allowed.
         """
-        checked = checked_fields(cls, values, RESERVED, _WHOLE)
+        checked = checked_fields(cls, values, RESERVED, _WHOLE_NUMBERS)
         if "steps" in values:
-            checked["steps"] = tuple(
-                sorted({int(number("steps", each, 2, 20, whole=True)) for each in _several("steps", values["steps"])})
-            )
+            steps = _several("steps", values["steps"])
+            checked["steps"] = tuple(sorted({int(number("steps", value, 2, 20, whole=True)) for value in steps}))
         if "cfg_scales" in values:
             scales = _several("cfg_scales", values["cfg_scales"])
-            checked["cfg_scales"] = tuple(sorted({float(number("cfg_scales", each, 1, 30)) for each in scales}))
+            checked["cfg_scales"] = tuple(sorted({float(number("cfg_scales", value, 1, 30)) for value in scales}))
         return cls(**checked)
 
     @property
     def cells(self) -> list[tuple[float, int]]:
-        """(guidance scale, steps), in the config in which they are calibrated."""
+        """(guidance scale, steps), in the order in which they are calibrated."""
         return [(cfg_scale, steps) for cfg_scale in self.cfg_scales for steps in self.steps]
 
     def most_calls(self, without: Sequence[tuple[float, int]] = ()) -> int:
-        """UNet calls, each for one picture, that the config takes at most; ``without`` the cells that are done."""
-        left = [cell for cell in self.cells if cell not in without]
-        references = len({cfg_scale for cfg_scale, _ in left})
+        """The largest number of UNet calls, each for one picture, apart from the finished cells ``without``."""
+        remaining = [cell for cell in self.cells if cell not in without]
+        references = len({cfg_scale for cfg_scale, _ in remaining})
         calls = references * (2 * REFERENCE_CALLS + BASELINE_STEPS)
-        return calls * self.trajectories + sum(self.most_calls_of(steps) for _, steps in left)
+        return calls * self.trajectories + sum(self.most_calls_of(steps) for _, steps in remaining)
 
     def most_calls_of(self, steps: int) -> int:
-        """Of one cell, its references aside."""
-        return (max(self.runs * steps - REFERENCE_CALLS, _least_calls(steps)) + _LOOKS * steps) * self.trajectories
+        """The largest number of UNet calls of one cell, without its references."""
+        fit_calls = max(self.runs * steps - REFERENCE_CALLS, _least_fit_calls(steps))
+        return (fit_calls + _HELD_OUT_RUNS * steps) * self.trajectories
 
 
-_WHOLE = {
+_WHOLE_NUMBERS = {
     "width": (64, 4096), "height": (64, 4096), "trajectories": (2, 1024), "runs": (25, 1000), "seed": (0, 2**32 - 1),
     "batch": (1, 256),
 }  # fmt: skip
 
-_LOOKS = 6
-"""Runs of the held-out trajectories: four starts, what was calibrated, and one for the end."""
+_HELD_OUT_RUNS = 6
+"""Runs over the held-out trajectories: four initial schedules, the calibrated one, and one for the last sigma."""
 
 
-def _least_calls(steps: int) -> int:
-    """What a fit takes of the calibration set however small its budget: starts, derivatives once, result, end."""
+def _least_fit_calls(steps: int) -> int:
+    """Calls per trajectory that a fit takes however small its budget is.
+
+    These are the four initial schedules, the first evaluation with its Jacobian, the result, and the last sigma.
+    """
     return (4 + 1 + 1 + 1) * steps + (steps - 1) ** 2
 
 
 def _several(name: str, value: Any) -> list[Any]:
+    """A list from a number, a sequence, or a text of numbers. Raises StoreError."""
     if isinstance(value, str):
         value = value.replace(",", " ").split()
     elif isinstance(value, (int, float)):

@@ -19,4 +19,4 @@ SOLVERS = MappingProxyType(
         "dpm_v3": sample_dpm_v3,
     }
 )
-"""Solver by the name that recipes use."""
+"""Solvers by the name that recipes use."""

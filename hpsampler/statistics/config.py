@@ -1,6 +1,6 @@
-"""What a measurement of statistics is asked for, checked, and what it costs.
+"""The description of a job that measures statistics, checked, and what it costs.
 
-Apart from the job, as a page that offers to measure needs this and not the estimator.
+It stands apart from the job, as a page that offers to measure needs this and not the estimator.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ __all__ = ["StatisticsConfig", "calls_needed"]
 
 
 def calls_needed(samples: int, batch: int, points: int, exact: bool = False) -> int:
-    """How many times the model is called for so many samples, known beforehand.
+    """The number of model calls for that many samples.
 
     Args:
-        samples: trajectories.
-        batch: trajectories walked at once.
-        points: of the grid.
-        exact: forward-mode derivatives, one (dearer) call per point; finite differences need two.
+        samples: number of trajectories.
+        batch: trajectories sampled at once.
+        points: grid points.
+        exact: with forward-mode derivatives one (more expensive) call per point; finite differences need two.
+
+    Raises:
+        StatisticsError: naming the argument, its value and what is allowed.
     """
     from .coefficients import StatisticsError
 
@@ -35,16 +38,16 @@ def calls_needed(samples: int, batch: int, points: int, exact: bool = False) -> 
 
 @dataclass(frozen=True)
 class StatisticsConfig:
-    """What is to be measured.
+    """What to measure.
 
     Attributes:
-        cfg_scale: guidance scale; statistics belong to one.
-        samples: pictures whose trajectories are walked; their prompts are ``prompts``, again and again.
-        points: of the grid, from the noise table's largest sigma to its smallest; with fewer than some 20 the
+        cfg_scale: guidance scale; statistics are valid for one only.
+        samples: number of trajectories, one per picture; they use ``prompts`` in turn.
+        points: grid points from the noise table's largest sigma to its smallest; with fewer than about 20 the
             statistics are worse than none.
-        per_pixel: statistics of every element of the latents, as the paper has them; they fit one size and need many
-            samples. Otherwise of every channel.
-        batch: how many pictures the model draws at once; memory grows with it.
+        per_pixel: whether there are statistics for every element of the latents, as in the paper, which fit one size
+            only and need many samples; otherwise for every channel.
+        batch: number of pictures in one call of the model; memory grows with it.
     """
 
     name: str
@@ -61,12 +64,12 @@ class StatisticsConfig:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> StatisticsConfig:
-        """From named values, as the page, the API and the command line give them.
+        """From values by name, as the page, the API and the command line give them.
 
         Raises:
             StoreError: naming the field, its value and what is allowed.
         """
-        checked = checked_fields(cls, values, RESERVED, _WHOLE)
+        checked = checked_fields(cls, values, RESERVED, _WHOLE_NUMBERS)
         if "cfg_scale" in values:
             checked["cfg_scale"] = float(number("cfg_scale", values["cfg_scale"], 1, 30))
         if "per_pixel" in values:
@@ -76,11 +79,11 @@ class StatisticsConfig:
         return cls(**checked)
 
     def most_calls(self) -> int:
-        """UNet calls, each for one picture."""
+        """Number of UNet calls, each for one picture."""
         return calls_needed(self.samples, 1, self.points)
 
 
-_WHOLE = {
+_WHOLE_NUMBERS = {
     "width": (64, 4096), "height": (64, 4096), "samples": (2, 100_000), "points": (21, 1001), "seed": (0, 2**31 - 1),
     "batch": (1, 256),
 }  # fmt: skip

@@ -273,10 +273,10 @@ def test_the_menus_list_them_and_the_panel_knows(webui, kept, folder):
     store = importlib.import_module("hpsampler.webui.folders")
     page = importlib.import_module("hpsampler.webui.page")
     assert store.menus()["statistics"]() == ["foreign", "low", "mine"]
-    assert page.panel()["noStatistics"] == ""
+    assert page.known().measured()
     for path in folder.glob("*.safetensors"):
         path.unlink()
-    assert page.panel()["noStatistics"] == NO_STATISTICS
+    assert not page.known().measured()
 
 
 # ---- measured here ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import torch
 from bench.oracles_import import k_diffusion_sampling
 from demo.session import OURS, SAMPLERS, SCHEDULES, Request, draw, infotext, latents, plan
 from hpsampler.freeu import FreeU
-from hpsampler.golden.search import Form, golden_latent, sigma_below
+from hpsampler.golden.search import GoldenForm, golden_latent, sigma_below
 from hpsampler.recipes import PRESETS, recipe_for
 from hpsampler.schedule import insert_first_midpoint
 from hpsampler.settings import FIELDS, Settings, SettingsError
@@ -93,7 +93,7 @@ class TestPlan:
             request = Request(PROMPT, seed=3, sampler=sampler, cfg_scale=cfg_scale, settings=Settings(enabled=enabled))
             assert torch.equal(sampled(model, request)[0], expected)
 
-    @pytest.mark.parametrize("form", list(Form))
+    @pytest.mark.parametrize("form", list(GoldenForm))
     def test_golden_noise_is_the_core_s_and_counted(self, model, form):
         request = Request(
             PROMPT, seed=3, cfg_scale=5.0, settings=Settings.of_names({"enabled": True, "golden_noise": form.value})

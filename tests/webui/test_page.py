@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hpsampler.settings import FIELDS
+from hpsampler.webui.accordion import ADVANCED, GROUPS
 from tests.webui.harness import WebUI, open_ui
 
 SAMPLERS = ["HP Auto", "HP DPM++ 1S", "HP DPM++ 2M", "HP UniPC", "HP DPM-v3"]
@@ -35,8 +36,8 @@ def open_accordion(ui, tab="txt2img"):
     accordion = ui.locator(f"#{tab}_hpsampler")
     if not ui.locator(f"#{tab}_hpsampler_recipe").is_visible():
         accordion.locator("> .label-wrap").click()
-    for group in ("schedule", "freeu_group", "unipc_group"):
-        ui.locator(f"#{tab}_hpsampler_{group} .label-wrap").click()
+    for group in (ADVANCED, *(suffix for _, suffix, _ in GROUPS)):
+        ui.locator(f"#{tab}_hpsampler_{group} > .label-wrap").click()
     ui.wait_for_timeout(500)
     return accordion
 
