@@ -308,7 +308,7 @@ class TestTab:
         assert "Now:" not in tab.text("status"), "stopped means stopped"
         tab.wait_value("unfinished", "Calibration: on the page")
         tab.wait_value("chosen", "Calibration: on the page")
-        tab.wait_text("cost", r"About .+, as the calls that were timed here took")
+        tab.wait_text("cost", "About .+, judged by the calls that were timed here")
         assert ui.locator("#hpsampler_calibrate_details tbody tr").count() == 1
         tab.press("resume")
         tab.wait_state("finished")
