@@ -15,7 +15,7 @@ from hpsampler.settings import ENABLED, FIELDS
 from hpsampler.webui.accordion import GROUPS
 from tests.accordion.checks import CHECKS, STEPS, begin, contrasts, drawn
 from tests.accordion.page import OPTION, AccordionPage
-from tests.webui.harness import ROOT, open_ui
+from tests.webui.harness import ROOT, open_ui, save_screenshot
 from tests.webui.test_page import SETTINGS, generate
 
 TXT2IMG = {
@@ -127,7 +127,7 @@ def test_the_documentation_s_picture(accordion, ui):
     folder = os.environ.get("HPS_SCREENSHOTS")
     if folder:
         accordion.annotate(places)
-        ui.locator("#txt2img_hpsampler").screenshot(path=Path(folder) / "accordion.png")
+        save_screenshot(ui.locator("#txt2img_hpsampler"), "accordion.webp")
 
 
 def test_a_picture_s_parameters_paste_into_every_control_and_the_plot(accordion, ui, server):
