@@ -210,7 +210,6 @@ class Job:
 
 
 IDLE, RUNNING, STOPPED, FINISHED, FAILED = "idle", "running", "stopped", "finished", "failed"
-NOT_BEGUN = "Nothing was begun since the start."
 
 
 class JobConfig(Protocol):
@@ -274,7 +273,7 @@ class JobRunner(ABC, Generic[C]):
         self._thread: Optional[threading.Thread] = None
         self._job: Optional[Job] = None
         self._config: Optional[C] = None
-        self._state, self._message = IDLE, NOT_BEGUN
+        self._state, self._message = IDLE, "Nothing was begun since the start."
         self._stopping = False
 
     # ---- what a subclass says ----

@@ -14,7 +14,8 @@
             opened = false;
             return;
         }
-        if (opened && !shown.querySelector('.hpsampler-status[data-state="running"]')) return;
+        const told = shown.querySelector(".hpsampler-status");
+        if (opened && told && !["running", "unknown"].includes(told.dataset.state)) return;
         opened = true;
         const button = find("refresh");
         if (button) button.click();

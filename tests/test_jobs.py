@@ -26,7 +26,7 @@ class Gate:
     def __call__(self, calls):
         if calls >= self.calls:
             self.reached.set()
-            assert self.opened.wait(60)
+            assert self.opened.wait(900)
 
 
 def workshop(tmp_path, source=None, **own):
@@ -34,7 +34,7 @@ def workshop(tmp_path, source=None, **own):
 
 
 def ended(shop, state):
-    assert shop.wait(120)
+    assert shop.wait(900)
     assert shop.status().state == state, shop.status().message
     return shop.status()
 
@@ -62,7 +62,7 @@ def test_stopped_and_resumed_by_another_process_it_is_the_same(tmp_path):
     gate = Gate(6 * 200)
     shop = workshop(tmp_path, Exact(before=gate))
     shop.start(config_of(**QUICK))
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(900)
     with pytest.raises(StoreError, match="'exact' is under way; stop it first, or let it end"):
         shop.start(config_of(name="other"))
     for act in (lambda: shop.rename("exact", "new"), lambda: shop.delete("exact"), lambda: shop.discard("exact")):
@@ -86,7 +86,7 @@ def test_stopped_while_it_waits_for_its_first_turn_it_makes_no_call(tmp_path):
     held, source = threading.Event(), Exact()
 
     def turn(work):
-        assert held.wait(60)
+        assert held.wait(900)
         return work()
 
     shop = workshop(tmp_path, source, queue=lambda: turn)
@@ -115,7 +115,7 @@ def test_another_model_cannot_go_on_with_it(tmp_path):
     gate = Gate(6 * 100)
     shop = workshop(tmp_path, Exact(before=gate))
     shop.start(config_of(**QUICK))
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(900)
     shop.stop()
     gate.opened.set()
     ended(shop, "stopped")
@@ -168,7 +168,7 @@ def test_rename_delete_and_discard_reach_what_is_unfinished(tmp_path):
     gate = Gate(6 * 100)
     half = workshop(tmp_path, Exact(before=gate))
     half.start(config_of(name="half"))
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(900)
     half.stop()
     gate.opened.set()
     ended(half, "stopped")

@@ -27,10 +27,10 @@ def format_duration(seconds: float) -> str:
 def cost_html(about: str, calls: str, seconds: Optional[float]) -> str:
     """What is made, and what it takes: ``calls`` says so in UNet calls, ``seconds`` is None before any was timed."""
     told = f"{calls}, each for one picture (drawing one picture with 20 steps takes 20)"
-    time = (
-        "The time is shown once the first calls were made" if seconds is None else f"About {format_duration(seconds)}"
-    )
-    return f"<p>{about}</p><p>{told}. {time}.</p>"
+    known = "The time is shown once the first calls were made"
+    if seconds is not None:
+        known = f"About {format_duration(seconds)}, judged by the calls that were timed here"
+    return f"<p>{about}</p><p>{told}. {known}.</p>"
 
 
 def status_html(status: Status) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import gradio as gr
 
-from ..jobs import DEFAULT_PROMPTS, IDLE, NOT_BEGUN, Progress, Status
+from ..jobs import DEFAULT_PROMPTS, IDLE, Progress, Status
 from ..store import StoreError
 from .files import text_of
 from .kinds import CALIBRATION, CHEAP, FORM, KINDS, Kind
@@ -62,23 +62,22 @@ class Tab:
                 cost = gr.HTML(self.usual_cost(CALIBRATION), elem_id=_id("cost"))
                 start = gr.Button(CALIBRATION.button, variant="primary", elem_id=_id("start"))
             with gr.Column():
-                nothing: Status[Any] = Status(IDLE, None, NOT_BEGUN, Progress())
-                status = gr.HTML(status_html(nothing), elem_id=_id("status"))
+                # what is under way when somebody opens the page is not known when it is built
+                unknown: Status[Any] = Status("unknown", None, "Asking the WebUI what it is doing.", Progress())
+                status = gr.HTML(status_html(unknown), elem_id=_id("status"))
                 stop = gr.Button("Stop", visible=False, elem_id=_id("stop"))
                 refresh = gr.Button("Refresh", visible=False, elem_id=_id("refresh"))
+                unfinished = gr.Dropdown([], label=UNFINISHED, elem_id=_id("unfinished"))
                 with gr.Row():
-                    unfinished = gr.Dropdown([], label=UNFINISHED, elem_id=_id("unfinished"), scale=4)
-                    resume = gr.Button("Resume", elem_id=_id("resume"), scale=1, min_width=80)
-                    discard = gr.Button("Discard", elem_id=_id("discard"), scale=1, min_width=80)
+                    resume = gr.Button("Resume", elem_id=_id("resume"), min_width=80)
+                    discard = gr.Button("Discard", elem_id=_id("discard"), min_width=80)
+                chosen = gr.Dropdown([], label=CHOSEN, elem_id=_id("chosen"))
+                new_name = gr.Textbox(label="New name", max_lines=1, elem_id=_id("new_name"))
+                confirm = gr.Checkbox(False, label="Confirm", info="Tick to delete.", elem_id=_id("confirm"))
                 with gr.Row():
-                    chosen = gr.Dropdown([], label=CHOSEN, elem_id=_id("chosen"), scale=3)
-                    new_name = gr.Textbox(label="New name", elem_id=_id("new_name"), scale=2)
-                    confirm = gr.Checkbox(False, label="Confirm", elem_id=_id("confirm"), scale=1, min_width=100)
-                    rename = gr.Button("Rename", elem_id=_id("rename"), scale=1, min_width=80)
-                    delete = gr.Button("Delete", elem_id=_id("delete"), scale=1, min_width=80)
-                    take = gr.UploadButton(
-                        "Import", file_types=[".json"], elem_id=_id("import"), scale=1, min_width=80
-                    )  # fmt: skip
+                    rename = gr.Button("Rename", elem_id=_id("rename"), min_width=80)
+                    delete = gr.Button("Delete", elem_id=_id("delete"), min_width=80)
+                    take = gr.UploadButton("Import", file_types=[".json"], elem_id=_id("import"), min_width=80)
                 details = gr.HTML(elem_id=_id("details"))
 
         shown = [status, stop, unfinished, chosen, details]
@@ -113,14 +112,19 @@ class Tab:
             info="Of the checkpoint that is loaded now. Pictures can be drawn meanwhile: they take turns.",
         )  # fmt: skip
         for name in ("name", "steps", "cfg"):
-            add(gr.Textbox, name, **CALIBRATION.form(name))
-        add(gr.Textbox, "size", label="Size", value="512x512", info="Width x height of the pictures, in pixels.")
+            add(gr.Textbox, name, max_lines=1, **CALIBRATION.form(name))
+        add(
+            gr.Textbox, "size", label="Size", value="512x512", max_lines=1,
+            info="Width x height of the pictures, in pixels.",
+        )  # fmt: skip
         add(
             gr.Textbox, "prompts", label=f"Prompts ({len(DEFAULT_PROMPTS)} to begin with)",
             value="\n".join(DEFAULT_PROMPTS), lines=6, max_lines=12, info="One on each line, of the kind you draw.",
         )  # fmt: skip
         add(gr.Textbox, "negative", label="Negative prompt", value="")
-        upload = gr.UploadButton("Prompts from a text file", file_types=[".txt"], elem_id=_id("prompts_file"))
+        upload = gr.UploadButton(
+            "Prompts from a text file", file_types=[".txt"], elem_id=_id("prompts_file"), size="sm"
+        )
         upload.upload(text_of, inputs=[upload], outputs=[made["prompts"]])
         with gr.Accordion("Budget", open=False, elem_id=_id("budget")):
             add(gr.Slider, "pictures", step=1, **CALIBRATION.form("pictures"))

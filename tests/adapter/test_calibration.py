@@ -336,6 +336,9 @@ def form(values):
     return [values[name] for name in kinds.FORM], [values[name] for name in kinds.CHEAP]
 
 
+PATIENCE = 900
+"""Seconds: far more than it takes, as the machine may be busy."""
+
 ASKED = {
     "name": "from the tab", "steps": "4", "cfg": "7", "size": "64x64", "prompts": "a\nb\nc\nd", "negative": "",
     "pictures": 4, "effort": 30, "per_pixel": False, "batch": 4, "seed": 1,
@@ -350,7 +353,7 @@ def test_a_calibration_from_the_tab_s_values_to_a_picture(webui, host, library):
     assert "1 schedule to fit, at most" in cost and "shown once the first calls were made" in cost
     tab.start("Calibration", *asked)
     runner = runners.calibrations
-    assert runner.wait(120) and runner.status().state == "finished", runner.status().message
+    assert runner.wait(PATIENCE) and runner.status().state == "finished", runner.status().message
     cost, status, stop, left, chosen, details = tab.refresh(None, "Statistics", *cheap)
     assert 'data-state="finished"' in status and not stop["visible"]
     assert chosen["value"] == "Calibration: from the tab" and left["choices"] == []
@@ -390,13 +393,13 @@ def test_what_is_stopped_is_not_under_way_and_is_resumed_from_the_list(webui, ho
     webui.script_callbacks.on_cfg_denoiser(look)
     asked, _ = form(ASKED)
     tab.start("Calibration", *asked)
-    assert going.wait(120)
+    assert going.wait(PATIENCE)
     status, stop, *_ = tab.stop("Calibration")
     assert 'data-state="stopped"' in status and "Now:" not in status and not stop["visible"]
     *_, left, chosen, _ = tab._shown("Calibration", None)
     assert left["choices"] == [left["value"]] == ["Calibration: from the tab"] and chosen["choices"] == []
     tab.resume("Calibration", left["value"])
-    assert runners.calibrations.wait(120) and runners.calibrations.status().state == "finished"
+    assert runners.calibrations.wait(PATIENCE) and runners.calibrations.status().state == "finished"
     *_, left, chosen, _ = tab._shown("Calibration", None)
     assert left["choices"] == [] and chosen["choices"] == ["Calibration: from the tab"]
 

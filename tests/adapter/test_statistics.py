@@ -17,7 +17,7 @@ from hpsampler.settings import NO_STATISTICS
 from hpsampler.statistics.coefficients import Provenance, Statistics
 from hpsampler.statistics.files import save_statistics, statistics_label
 from tests.adapter.host.processing import Host, Img2Img, Txt2Img
-from tests.adapter.test_calibration import ASKED, Client, form, tab_and_runners
+from tests.adapter.test_calibration import ASKED, PATIENCE, Client, form, tab_and_runners
 
 KEY, NOTE = "HP Statistics", "HP note"
 POINTS = 21
@@ -291,7 +291,7 @@ def test_from_the_tab_s_values_to_a_picture(webui, host):
     assert "samples must be a whole number" in tab.cost("Statistics", *form({**ASKED, "pictures": 0})[1])
     assert "cfg_scale must be a number" in tab.cost("Statistics", *form({**ASKED, "cfg": "5, 7"})[1])
     tab.start("Statistics", *asked)
-    assert runner.wait(60) and runner.status().state == "finished", runner.status().message
+    assert runner.wait(PATIENCE) and runner.status().state == "finished", runner.status().message
     _, status, _, left, chosen, details = tab.refresh(None, "Statistics", *cheap)
     assert 'data-state="finished"' in status and left["choices"] == []
     assert chosen["value"] == "Statistics: from the tab"
@@ -313,11 +313,11 @@ def test_from_the_tab_s_values_to_a_picture(webui, host):
     webui.script_callbacks.on_cfg_denoiser(swap)
     second, _ = form({**ASKED, "name": "second", "prompts": "a\nb\nc", "pictures": 8, "effort": 21, "batch": 2})
     tab.start("Statistics", *second)
-    assert runner.wait(60) and runner.status().state == "failed"
+    assert runner.wait(PATIENCE) and runner.status().state == "failed"
     assert "the checkpoint was changed from tiny" in runner.status().message
     webui.shared.sd_model.sd_checkpoint_info = loaded
     tab.resume("Statistics", "Statistics: second")
-    assert runner.wait(60) and runner.status().state == "finished"
+    assert runner.wait(PATIENCE) and runner.status().state == "finished"
     one, two = (runner.folder / f"{name}.safetensors" for name in ("from the tab", "second"))
     assert one.read_bytes() == two.read_bytes(), "resumed it is the same"
 

@@ -170,7 +170,7 @@ def test_a_model_that_is_not_finite_is_refused():
 
 
 def ended(runner, state):
-    assert runner.wait(60) and runner.status().state == state, runner.status().message
+    assert runner.wait(900) and runner.status().state == state, runner.status().message
     return runner.status()
 
 
@@ -224,11 +224,11 @@ def test_stopped_in_one_process_and_resumed_in_another(tmp_path):
     def before(calls):
         if calls >= 100:
             reached.set()
-            assert go_on.wait(60)
+            assert go_on.wait(900)
 
     runner = StatisticsRunner(tmp_path, lambda config: Gaussian(before))
     runner.start(config_of())
-    assert reached.wait(60)
+    assert reached.wait(900)
     runner.stop()
     go_on.set()
     assert "can be resumed" in ended(runner, "stopped").message and runner.names() == []
