@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Optional
 
 from .recipes import AUTO, SOLVER_LABELS, Recipe
-from .settings import FIELDS, FREEU_FIELDS, SCHEDULE_FIELDS, SOLVERS_OF, Settings
+from .settings import ENDING_LABELS, FIELDS, FREEU_FIELDS, SCHEDULE_FIELDS, SOLVERS_OF, Settings
 
 __all__ = ["AUTOMATIC", "CALIBRATED_LABEL", "OWN_SAMPLER", "SAMPLERS", "SCHEDULES", "Use", "idle"]
 
@@ -90,7 +90,10 @@ def idle(settings: Settings, use: Use, recipe: Recipe) -> dict[str, str]:
     for name, owners in SOLVERS_OF.items():
         if solver not in owners:
             told = " and ".join(SOLVER_LABELS[each] for each in owners)
-            rest(frozenset({name}), f"it belongs to {told}, and another solver is in use")
+            whose = "HP samplers" if len(owners) == len(SOLVER_LABELS) else told
+            rest(frozenset({name}), f"it belongs to {whose}, and another solver is in use")
+    if ENDING_LABELS.get(settings.ending, recipe.ending) not in ("zero", "extrapolate"):
+        rest(frozenset({"bend"}), "the schedule does not end at zero")
     if not use.from_noise:
         rest(frozenset({"analytical_first_step", "golden_noise"}), "img2img does not start from pure noise")
     if settings.golden_form and not use.own:

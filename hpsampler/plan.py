@@ -134,6 +134,8 @@ class Pass:
         self.recipe: Optional[Recipe] = None
         """Set once the HP schedule was asked for; None while another schedule type is in use."""
         self.statistics: Optional[tuple[str, Statistics]] = None
+        self.has_statistics = False
+        """Whether there are statistics for this pass, read or not."""
         self.golden: Optional[GoldenForm] = None
         """Set where golden noise without a network goes before the first step."""
         self.quiet = False
@@ -219,6 +221,7 @@ class Pass:
             if wanted != OFF:
                 self.tell(NO_STATISTICS)
             return
+        self.has_statistics = True
         label, found = self.statistics
         self.record("statistics", label)
         if found.source.cfg_scale and abs(found.source.cfg_scale - cfg_scale) > 1e-6:
@@ -344,7 +347,7 @@ class Pass:
             # another schedule type, of which img2img runs the last part
             recipe = self.resolve(max(calls, self.request.steps))
         scales = recipe.guidance
-        measured = recipe.solver == "dpm_v3" and self.statistics is not None
+        measured = recipe.solver == "dpm_v3" and self.has_statistics
         if measured and settings.recipe == AUTO and settings.guidance == AS_RECIPE:
             scales = (self.statistics_guidance(recipe.steps),) * recipe.steps
         return scales[-calls:]

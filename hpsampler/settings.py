@@ -60,7 +60,7 @@ class Field:
     ``name`` is the API's; ``label`` the page's, and with "HP " before it the infotext's. A number is a whole one where
     ``whole``; ``neutral`` is allowed beside the range ``low`` to ``high``, and means "as the recipe says". A text
     without ``choices`` is one of ``words`` or, where there is a range, a number in it; else it is any name.
-    ``formerly`` is what older pictures call it.
+    ``formerly`` is what older pictures call it; ``suggestions`` are numbers that a menu offers beside the words.
     """
 
     name: str
@@ -75,6 +75,7 @@ class Field:
     aliases: Mapping[str, str] = field(default_factory=dict)
     words: tuple[str, ...] = ()
     formerly: str = ""
+    suggestions: tuple[str, ...] = ()
 
     @property
     def infotext(self) -> str:
@@ -230,12 +231,12 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "guidance", "Guidance", AS_RECIPE,
         "Recipe: few calls get less than the CFG scale. As set: all of it in every call. Or a factor on it.",
-        low=0.2, high=1.5, step=0.05, words=(AS_RECIPE, AS_SET),
+        low=0.2, high=1.5, step=0.05, words=(AS_RECIPE, AS_SET), suggestions=("0.5", "0.6", "0.7", "0.8", "0.9"),
     ),
     Field(
         "bend", "Bend", AS_RECIPE,
         "How far a schedule that ends at zero is drawn towards Karras'. Or a number: 0 not at all, 1 all the way.",
-        low=0, high=1, step=0.05, words=(AS_RECIPE,),
+        low=0, high=1, step=0.05, words=(AS_RECIPE,), suggestions=("0", "0.1", "0.2", "0.35", "0.5"),
     ),
 )  # fmt: skip
 """Every control of the accordion but its switch, in the order of the page and of the API's positional list."""

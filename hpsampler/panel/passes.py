@@ -36,6 +36,7 @@ class _Planned(Pass):
         kept = statistics_files(folder) if folder else {}
         if wanted == AUTO and not self.known.measured():
             self.tell(NO_STATISTICS)
+        self.has_statistics = wanted != OFF and (wanted != AUTO or self.known.measured())
         # a picture names them with a hash of their numbers, by which they are found though renamed
         if wanted not in (AUTO, OFF, *kept) and wanted.rpartition(" ")[0] not in kept:
             raise SettingsError(
@@ -73,8 +74,9 @@ def look_at(shown: PassView, settings: Settings, page: Page, known: Known, secon
     if known.problem and (use.own or use.coupled or settings.freeu == "On"):
         raise SettingsError(known.problem)
     steps, shown.skipped = _counted(page, second)
+    start = (shown.skipped, min(page.denoising, 1.0)) if page.img2img or second else None
     request = Request(
-        use, page.cfg, not page.img2img and not second, int(page.steps), page.width, page.height, second
+        use, page.cfg, not page.img2img and not second, int(page.steps), page.width, page.height, second, start
     )  # fmt: skip
     this = _Planned(
         settings, request, LoadedModel(known.family, noise, known.hashes), known.calibrations, tell=shown.tell
@@ -124,7 +126,7 @@ def _count_calls(shown: PassView, this: Pass, sigmas: torch.Tensor) -> None:
     inserted = 0
     if use.own:
         run = this.solve(use.solver, sigmas[skipped:])
-        inserted = int(run.analytical)
+        inserted, shown.guidance = int(run.analytical), run.guidance
         sigmas = torch.cat([sigmas[:skipped], run.sigmas])
         shown.golden = GOLDEN_CALLS if this.golden else 0
         shown.calls = shown.made + shown.golden

@@ -148,6 +148,7 @@ class PassView:
         karras: the schedule of DPM++ 2M Karras with as many steps.
         recipe: in force; ``named`` is the one that was chosen, without what was set beside it.
         calibration: the label of the one in use.
+        guidance: the guidance scale of each call, where it is another than the CFG scale.
     """
 
     use: Use
@@ -168,6 +169,7 @@ class PassView:
     recipe: Optional[Recipe] = None
     named: Optional[Recipe] = None
     calibration: str = ""
+    guidance: tuple[float, ...] = ()
 
     @property
     def is_cut(self) -> bool:

@@ -111,6 +111,8 @@ def _of_recipe(field: Field, shown: View) -> str:
         return "the calibrated schedule instead"
     if field.name == "end_sigma":
         return short(first.base[first.cut]) if first.base and not settings.end_sigma else ""
+    if field.name == "guidance":
+        return _of_guidance(shown)
     if field.name in ("b1", "b2", "s1", "s2", "freeu_version", "freeu_first", "freeu_last", "freeu"):
         return _of_freeu(field.name, shown)
     left = field.default == AS_RECIPE or (field.neutral is not None and field.neutral == field.default)
@@ -118,6 +120,14 @@ def _of_recipe(field: Field, shown: View) -> str:
     if not left or value is None:
         return ""
     return _worded(field.name, value)
+
+
+def _of_guidance(shown: View) -> str:
+    """What the recipe makes of the CFG scale."""
+    scales = shown.first.guidance
+    if shown.settings.guidance != AS_RECIPE or not shown.first.use.own:
+        return ""
+    return short(scales[0]) if scales else "as set"
 
 
 def _worded(name: str, value: Any) -> str:

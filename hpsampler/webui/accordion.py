@@ -34,7 +34,7 @@ Container = Callable[..., AbstractContextManager[Any]]
 ``InputAccordion``."""
 
 _GROUPS = (
-    ("Schedule", "schedule", ("base_steps", "rho", "truncation_index", "time_rho", "end_sigma")),
+    ("Schedule", "schedule", ("base_steps", "rho", "truncation_index", "time_rho", "end_sigma", "bend")),
     ("First step, calibration, second pass", "passes_group",
      ("calibration", "golden_noise", "analytical_first_step", "hires_recipe")),
     ("Free-U", "freeu_group", ("freeu", "freeu_version", "freeu_first", "freeu_last", "b1", "b2", "s1", "s2")),
@@ -169,7 +169,7 @@ class _Answers:
         return Page.of({"preset": self.around.preset, **(question.get("page") or {})})
 
     def _menu(self, name: str) -> list[str]:
-        return [*_FIELDS[name].words, *self.around.menus.get(name, tuple)()]
+        return [*_FIELDS[name].words, *_FIELDS[name].suggestions, *self.around.menus.get(name, tuple)()]
 
 
 def _read(text: str) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def _component(field: Field, prefix: str, begin: Mapping[str, Any]) -> Any:
     common = {"label": field.label, "value": value, "elem_id": f"{prefix}_{field.name}", "info": field.help}
     if field.words:
         # it also takes what a picture says; its names come as the page opens
-        return gr.Dropdown(choices=list(field.words), allow_custom_value=True, **common)
+        return gr.Dropdown(choices=[*field.words, *field.suggestions], allow_custom_value=True, **common)
     if field.choices:
         return gr.Dropdown(choices=list(field.choices), **common)
     low = field.low if field.neutral is None else min(field.low, field.neutral)

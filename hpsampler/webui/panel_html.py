@@ -103,11 +103,14 @@ def _summary(shown: View) -> str:
     elif not first.asked:
         parts.append(f"{first.use.sampler} on {first.use.schedule} does not use this schedule.")
     else:
-        parts.append(_of_pass(first, shown))
+        parts.append(_of_pass(first, shown.page.cfg))
     second = shown.second
     if second is not None and not second.error:
         own = second.asked or second.use.own
-        parts.append("Hires. fix: " + (_of_pass(second, shown) if own else f"{second.use.sampler} uses nothing of it."))
+        parts.append(
+            "Hires. fix: "
+            + (_of_pass(second, shown.page.second.cfg) if own else f"{second.use.sampler} uses nothing of it.")
+        )
     if not shown.enabled:
         used = f", with the calibration {first.calibration}" if first.calibration else ""
         parts.append(f"The accordion is off: HP samplers follow Auto{used}.")
@@ -122,7 +125,7 @@ def _summary(shown: View) -> str:
     return text
 
 
-def _of_pass(shown: PassView, view: View) -> str:
+def _of_pass(shown: PassView, cfg_scale: float) -> str:
     recipe = shown.recipe
     assert recipe is not None
     if not shown.asked:
@@ -134,7 +137,21 @@ def _of_pass(shown: PassView, view: View) -> str:
         steps = len(shown.sigmas) - 1 - shown.skipped
         return f"{what}, {_counted(steps, 'step')}, {noise}."
     golden = f", {shown.golden} of them for golden noise" if shown.golden else ""
-    return f"{what}: {SOLVER_LABELS[recipe.solver]}, {_counted(shown.calls, 'UNet call')}{golden}, {noise}."
+    calls = _counted(shown.calls, "UNet call")
+    return f"{what}: {SOLVER_LABELS[recipe.solver]}, {calls}{golden}, {noise}.{_guidance(shown, cfg_scale)}"
+
+
+def _guidance(shown: PassView, cfg_scale: float) -> str:
+    """What the CFG scale acts as, where the calls get another one."""
+    if not shown.guidance or set(shown.guidance) == {cfg_scale}:
+        return ""
+    scales = [short(scale) for scale in shown.guidance]
+    acting = scales[0] if len(set(scales)) == 1 else f"{', '.join(scales[:-1])} and {scales[-1]}"
+    return f" CFG {short(cfg_scale)} acts as {acting} in {_these(len(scales))}."
+
+
+def _these(calls: int) -> str:
+    return "this call" if calls == 1 else f"these {calls} calls"
 
 
 def _changes(shown: View) -> str:

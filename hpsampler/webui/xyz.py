@@ -80,7 +80,7 @@ def _choices(field: Field) -> Callable[[], list[str]] | None:
     if field.name == ENABLED.name:
         return lambda: ["True", "False"]
     if field.words:
-        return lambda: [*field.words, *menus()[field.name]()]
+        return lambda: [*field.words, *field.suggestions, *menus().get(field.name, list)()]
     if field.name in ("recipe", "hires_recipe"):
         return lambda: [each for each in field.choices if each not in PRESETS or each in _fitting_presets()]
     return (lambda: list(field.choices)) if field.choices else None
