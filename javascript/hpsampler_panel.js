@@ -5,11 +5,9 @@
 // asked for after it. Frameworks tell no script of a menu or a pasted picture that changes a control, so it also looks a
 // few times a second.
 const hpSamplerPanel = (() => {
-    const LOOK_MS = 150;
-    const FRAME_MS = 8;
-    const LATE_MS = 400;
-    const SILENT_MS = 15000;
-    const RELOAD_MS = 5000;
+    const [LOOK_MS, FRAME_MS, RELOAD_MS] = [150, 8, 5000];
+    // from when an answer is late, and from when there is none
+    const [LATE_MS, SILENT_MS] = [400, 15000];
 
     const root = () => (typeof gradioApp === "function" ? gradioApp() : document);
     const find = (selector) => (selector ? root().querySelector(selector) : null);
@@ -31,8 +29,7 @@ const hpSamplerPanel = (() => {
         if (!input) return undefined;
         if (input.type === "checkbox") return input.checked;
         if (input.type === "radio") {
-            const chosen = block.querySelector("input:checked");
-            return chosen ? chosen.closest("label").textContent.trim() : "";
+            return block.querySelector("input:checked")?.closest("label").textContent.trim();
         }
         if (input.type === "number") return input.value.trim() === "" ? null : Number(input.value);
         // a menu's text is a filter while somebody types in it; what it last had stands until one is chosen
@@ -59,10 +56,6 @@ const hpSamplerPanel = (() => {
             return this.place.querySelector(`[data-slot="${name}"]`);
         }
 
-        part(name) {
-            return this.place.querySelector(`[data-name="${name}"]`);
-        }
-
         talk() {
             return find(`${this.id}_talk textarea, ${this.id}_talk input`);
         }
@@ -71,7 +64,7 @@ const hpSamplerPanel = (() => {
             const page = {img2img: "denoising" in this.selectors && !("hires" in this.selectors)};
             for (const [name, selector] of Object.entries(this.selectors)) page[name] = read(selector);
             if (typeof opts === "object") page.exact_steps = Boolean(opts.img2img_fix_steps);
-            if (this.presets.options.length) page.preset = this.presets.value;
+            page.preset = this.preset;
             return page;
         }
 
@@ -108,12 +101,9 @@ const hpSamplerPanel = (() => {
         wait() {
             const text = this.talk().value;
             const late = performance.now() - this.asked.since;
-            let answer = null;
-            if (text !== this.asked.text) {
-                this.asked.text = text;
-                answer = JSON.parse(text || "{}");
-            }
-            if (answer && answer.answers === this.asked.id) {
+            const answer = text === this.asked.text ? {} : JSON.parse(text || "{}");
+            this.asked.text = text;
+            if (answer.answers === this.asked.id) {
                 if (this.asked.button === "act") this.place.dataset.done = this.asked.id;
                 this.asked = null;
                 this.mark("");
@@ -135,9 +125,9 @@ const hpSamplerPanel = (() => {
 
         // The last plot stays, and is marked while it is not of what is set now.
         mark(state) {
-            if (this.state === "silent" && state === "waiting") return;
-            this.state = state;
+            if (this.silent.dataset.state === "silent" && state === "waiting") return;
             this.place.classList.toggle("hps-late", state !== "");
+            this.silent.dataset.state = state;
             this.silent.hidden = !state;
             this.silent.textContent = this.texts[state] || "";
         }
@@ -145,17 +135,22 @@ const hpSamplerPanel = (() => {
         show(answer) {
             for (const [name, html] of Object.entries(answer.slots)) this.fill(name, html);
             if (answer.sigmas) this.slot("figure").dataset.sigmas = JSON.stringify(answer.sigmas);
-            if (answer.preset !== undefined && document.activeElement !== this.presets) this.presets.value = answer.preset;
+            // a button's answer says which is chosen now; one that was just saved is in the menu with the next answer
+            if ("needs" in answer ? answer.preset !== undefined : this.preset === undefined) this.preset = answer.preset;
+            if (document.activeElement !== this.presets) this.presets.value = this.preset;
             for (const [name, said] of Object.entries(answer.controls || {})) this.beside(name, said);
             for (const [suffix, title] of Object.entries(answer.groups || {})) {
-                const label = find(`${this.id}_${suffix} > .label-wrap`);
+                const label = find(`${this.id}_${suffix} > .label-wrap > span`);
                 if (label) label.dataset.note = title;
             }
             if (answer.waits) setTimeout(() => (this.look = true), RELOAD_MS);
-            if (answer.file) save(answer.file);
+            if (answer.file) {
+                const href = `data:application/json;charset=utf-8,${encodeURIComponent(answer.file.text)}`;
+                Object.assign(document.createElement("a"), {href, download: answer.file.name}).click();
+            }
             if (answer.needs) {
-                this.place.querySelector(".hps-more").open = true;
-                this.part(answer.needs).focus();
+                this.unfold(true);
+                this.slot(answer.needs).focus();
             }
         }
 
@@ -177,9 +172,8 @@ const hpSamplerPanel = (() => {
             if (!block) return;
             let text = block.querySelector(":scope > .hps-beside");
             if (!text) {
-                text = document.createElement("p");
-                text.className = "hps-beside";
-                text.id = `${this.place.dataset.prefix}_${name}_beside`;
+                const id = `${this.place.dataset.prefix}_${name}_beside`;
+                text = Object.assign(document.createElement("p"), {className: "hps-beside", id});
                 block.append(text);
             }
             if (text.textContent !== said.text) text.textContent = said.text;
@@ -188,9 +182,7 @@ const hpSamplerPanel = (() => {
             const by = said.by ? `${this.place.dataset.prefix}_${said.by}_beside` : text.id;
             for (const input of block.querySelectorAll("input")) {
                 // gradio leaves a slider's two inputs without a name
-                if (!input.labels || !input.labels.length || !input.labels[0].textContent.includes(said.label)) {
-                    input.setAttribute("aria-label", said.label);
-                }
+                if (!input.labels?.[0]?.textContent.includes(said.label)) input.setAttribute("aria-label", said.label);
                 input.setAttribute("aria-invalid", String(said.wrong));
                 if (said.text || said.by) input.setAttribute("aria-describedby", by);
                 else input.removeAttribute("aria-describedby");
@@ -206,19 +198,25 @@ const hpSamplerPanel = (() => {
             if (act === "steps") {
                 setNumber(this.selectors.steps, steps);
                 if (cfg) setNumber(this.selectors.cfg, cfg);
+            } else if (act === "more") {
+                this.unfold(this.slot("manage").hidden);
             } else if (act === "auto") {
                 find(`${this.id}_auto`).click();
             } else if (act === "tab") {
-                const named = (each) => each.textContent.trim() === tab;
-                const found = [...root().querySelectorAll("#tabs > .tab-nav button, #tabs > div button")].find(named);
-                if (found) found.click();
+                const tabs = [...root().querySelectorAll("#tabs > .tab-nav button, #tabs > div button")];
+                tabs.find((each) => each.textContent.trim() === tab)?.click();
             } else {
                 this.act(act);
             }
         }
 
+        unfold(open) {
+            this.slot("manage").hidden = !open;
+            this.place.querySelector("[data-act=more]").setAttribute("aria-expanded", String(open));
+        }
+
         choose(input) {
-            if (input === this.presets) this.act("load");
+            if (input === this.presets) this.act("load", (this.preset = input.value));
             if (input.type !== "file" || !input.files.length) return;
             input.files[0].text().then((text) => this.act("import", text));
             input.value = "";
@@ -230,24 +228,15 @@ const hpSamplerPanel = (() => {
                 setTimeout(() => this.act(act, text), FRAME_MS);
                 return;
             }
-            const name = this.part("name").value;
-            const sure = this.part("sure").checked;
-            if (act === "delete") this.part("sure").checked = false;
+            const [name, sure] = [this.slot("name").value, this.slot("sure").checked];
+            if (act === "delete") this.slot("sure").checked = false;
             this.seen = "";
-            this.send("act", {act, name, sure, text, preset: this.presets.value});
+            this.send("act", {act, name, sure, text, preset: this.preset});
         }
     }
 
     function setNumber(selector, value) {
         for (const input of root().querySelectorAll(`${selector} input`)) setValue(input, value);
-    }
-
-    function save(file) {
-        const link = document.createElement("a");
-        link.href = URL.createObjectURL(new Blob([file.text], {type: "application/json"}));
-        link.download = file.name;
-        link.click();
-        URL.revokeObjectURL(link.href);
     }
 
     function start() {
@@ -261,18 +250,8 @@ const hpSamplerPanel = (() => {
             document.addEventListener(event, () => setTimeout(update, 0), {capture: true});
         }
         setInterval(() => document.hidden || update(), LOOK_MS);
-        window.addEventListener("resize", update);
-        if (typeof onOptionsChanged === "function") {
-            const names = ["sd_model_checkpoint", "sd_checkpoint_hash", "sd_noise_schedule"];
-            const ours = () => Object.keys(opts).filter((name) => name.startsWith("hpsampler_"));
-            const watched = () => JSON.stringify([...names, ...ours()].map((name) => opts[name]));
-            let last = watched();
-            onOptionsChanged(() => {
-                if (watched() === last) return;
-                last = watched();
-                panels.forEach((panel) => (panel.look = true));
-            });
-        }
+        // another model, another setting
+        if (typeof onOptionsChanged === "function") onOptionsChanged(() => panels.forEach((panel) => (panel.look = true)));
         return true;
     }
 

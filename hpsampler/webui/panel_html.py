@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Optional
 
-from ..panel import Control, Offer, PassView, View, listed, words_of_calls
+from ..panel import Control, Offer, PassView, View, short
 from ..presets import FAMILY_LABELS
 from ..recipes import LOW_GUIDANCE, PRESETS, SOLVER_LABELS
 from ..settings import FIELDS, FREEU_FIELDS, OFF
-from .plot import figure, short, table
+from .plot import figure, table
 
 __all__ = ["SCRIPT_TEXTS", "answer", "skeleton"]
 
@@ -35,12 +35,12 @@ def skeleton(prefix: str, page: Mapping[str, str]) -> str:
         return f'<button type="button" data-act="{act}"{hint}>{label}</button>'
 
     manage = (
-        f'<div class="hps-row" role="group" aria-label="Manage presets">'
-        f'<label>Name <input type="text" data-name="name" maxlength="60" id="{prefix}_preset_name"></label>'
+        '<div class="hps-row" data-slot="manage" role="group" aria-label="Manage presets" hidden>'
+        f'<label>Name <input type="text" data-slot="name" maxlength="60" id="{prefix}_preset_name"></label>'
         f"{button('rename', 'Rename', 'Gives the chosen preset the name')}"
         f"{button('export', 'Export', 'The chosen preset as a file')}"
         f'<label class="hps-file">Import<input type="file" accept=".json" data-act="import"></label>'
-        f'<label><input type="checkbox" data-name="sure"> Confirm</label>'
+        f'<label><input type="checkbox" data-slot="sure"> Confirm</label>'
         f"{button('delete', 'Delete', 'Deletes the chosen preset, once Confirm is ticked')}</div>"
     )
     return (
@@ -56,7 +56,8 @@ def skeleton(prefix: str, page: Mapping[str, str]) -> str:
         '<div class="hps-row hps-presets"><label>Preset '
         f'<select data-slot="presets" data-act="load" id="{prefix}_preset"></select></label>'
         f"{button('save', 'Save', 'Under the name below More, or over the chosen preset of your own')}"
-        f'<details class="hps-more"><summary>More…</summary>{manage}</details></div>'
+        '<button type="button" data-act="more" aria-expanded="false">More…</button></div>'
+        f"{manage}"
         '<div class="hps-said" data-slot="said" aria-live="polite"></div>'
         "</div>"
     )
@@ -131,9 +132,9 @@ def _of_pass(shown: PassView, view: View) -> str:
     noise = f"sigma {short(shown.sigmas[shown.skipped])} to {end}"
     if shown.calls is None:
         steps = len(shown.sigmas) - 1 - shown.skipped
-        return f"{what}, {steps} step{'' if steps == 1 else 's'}, {noise}."
+        return f"{what}, {_counted(steps, 'step')}, {noise}."
     golden = f", {shown.golden} of them for golden noise" if shown.golden else ""
-    return f"{what}: {SOLVER_LABELS[recipe.solver]}, {words_of_calls(shown.calls)}{golden}, {noise}."
+    return f"{what}: {SOLVER_LABELS[recipe.solver]}, {_counted(shown.calls, 'UNet call')}{golden}, {noise}."
 
 
 def _changes(shown: View) -> str:
@@ -142,7 +143,7 @@ def _changes(shown: View) -> str:
         recipe = shown.controls[field.name].recipe
         told.append(f"{field.label} {value}" + (f" (recipe: {recipe})" if recipe and recipe != value else ""))
     more = len(shown.changed) - LONGEST_LIST
-    return f"Changed: {listed([*told, *([f'{more} more'] if more > 0 else [])])}."
+    return f"Changed: {_listed([*told, *([f'{more} more'] if more > 0 else [])])}."
 
 
 def _words(shown: View) -> str:
@@ -158,6 +159,15 @@ def _words(shown: View) -> str:
     if second is not None:
         rows += [("note", f"Note on hires. fix: {note}.") for note in second.notes if note not in first.notes]
     return "".join(f'<li class="hps-{kind}">{escape(text)}</li>' for kind, text in rows)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def _plain(error: str) -> str:
@@ -217,7 +227,7 @@ def _calibration(shown: View, tab: str) -> str:
     if known.calibrations is None:
         return ""
     made = sorted({(each.steps, each.cfg_scale) for profile in known.of_model for each in profile.fitted})
-    cells = listed([f"{steps} at CFG {cfg:g}" for steps, cfg in made[:LONGEST_LIST]])
+    cells = _listed([f"{steps} at CFG {cfg:g}" for steps, cfg in made[:LONGEST_LIST]])
     more = f" and {len(made) - LONGEST_LIST} more" if len(made) > LONGEST_LIST else ""
     if first.calibration:
         text = f"{first.calibration} is in use"
@@ -288,7 +298,7 @@ def _title(shown: View, names: Sequence[str]) -> str:
     if any(shown.controls[name].wrong for name in names):
         parts.append("to be corrected")
     if "freeu" in names and not shown.first.error:
-        calls = listed([f"{first} to {last}" if last > first else f"{first}" for first, last in shown.first.freeu])
+        calls = _listed([f"{first} to {last}" if last > first else f"{first}" for first, last in shown.first.freeu])
         several = len(shown.first.freeu) > 1 or any(first < last for first, last in shown.first.freeu)
         parts.append(f"on in UNet call{'s' * several} {calls}" if calls else "off")
     if changed:

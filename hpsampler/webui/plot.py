@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from ..panel import PassView
+from ..panel import PassView, short
 
 __all__ = ["figure", "table"]
 
@@ -20,10 +20,6 @@ NARROWEST = 260
 STEP_LABEL, LETTER = 24, 6.2
 """Pixels that a step's number, and a letter of a label, take."""
 TICKS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 1000, 10000)
-
-
-def short(value: float) -> str:
-    return f"{value:.4g}" if value >= 10 else f"{value:.3g}"
 
 
 def _tag(name: str, text: str = "", **attributes: object) -> str:

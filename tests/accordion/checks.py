@@ -261,7 +261,7 @@ def check_presets_are_kept(at: AccordionPage) -> None:
         at.set(name, value)
     at.settle()
     assert "write a name for it" in at.press("save"), "Auto is not saved over"
-    assert at.ui.evaluate("() => document.activeElement.dataset.name") == "name"
+    assert at.ui.evaluate("() => document.activeElement.dataset.slot") == "name"
     at.call("my five")
     assert at.press("save") == "Preset my five saved, made for 6 steps, CFG 7, HP Auto."
     assert "my five" in at.fitting() and at.preset == "my five"
@@ -296,7 +296,7 @@ def check_presets_are_kept(at: AccordionPage) -> None:
     assert "tick Confirm first" in at.press("delete")
     for name in ("my six 2", "my six"):
         at.load(name)
-        at.panel.locator("[data-name=sure]").check()
+        at.panel.locator("[data-slot=sure]").check()
         assert at.press("delete") == f"Preset {name} deleted."
     assert "my six" not in at.fitting()
 

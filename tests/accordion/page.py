@@ -41,7 +41,7 @@ class AccordionPage:
             self.ui.locator(f"#{self.prefix} > .label-wrap").click()
         for suffix in (ADVANCED, *(suffix for _, suffix, _ in GROUPS)):
             self.ui.locator(f"{self.id(suffix)} > .label-wrap").click()
-        self.panel.locator(".hps-more > summary").click()
+        self.panel.locator("[data-act=more]").click()
         self.switch(True)
         self.choose_at(self.controls["sampler"], sampler)
         self.ui.wait_for_selector(f"{self.id('panel')} svg[role=img]")
@@ -121,7 +121,7 @@ class AccordionPage:
 
     def title(self, suffix: str) -> str:
         """What a group's title adds to its name."""
-        return self.ui.locator(f"{self.id(suffix)} > .label-wrap").get_attribute("data-note") or ""
+        return self.ui.locator(f"{self.id(suffix)} > .label-wrap > span").first.get_attribute("data-note") or ""
 
     def offers(self) -> list[str]:
         return self.panel.locator("[aria-label='Step counts on offer'] button").all_inner_texts()

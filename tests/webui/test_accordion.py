@@ -37,7 +37,7 @@ def _ours(message):
 @pytest.fixture
 def ui(page, server):
     page.errors = []
-    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.on("pageerror", lambda error: page.errors.append(f"{error} {error.stack}"))
     page.on("console", lambda message: _ours(message) and page.errors.append(message.text))
     page.route(lambda url: not url.startswith(server.url), lambda route: route.abort())
     open_ui(page, server)
@@ -86,7 +86,7 @@ def test_presets_outlive_the_page_an_update_and_a_broken_file(accordion, ui, ser
     assert "HP Rho: 4.0" in both, "what is said beside a preset goes before it"
     status, answer = server.post("/sdapi/v1/txt2img", {**AUTO, **hp(preset="gone"), "width": 64, "height": 64})
     assert status == 500 and "no preset named 'gone'" in answer["errors"] and "SD1.5 5 steps" in answer["errors"]
-    accordion.panel.locator("[data-name=sure]").check()
+    accordion.panel.locator("[data-slot=sure]").check()
     accordion.press("delete")
 
 
@@ -116,7 +116,7 @@ def test_the_documentation_s_picture(accordion, ui):
     panel = f"{accordion.id('panel')} .hpsampler-panel"
     parts = [
         ".hps-summary", ".hps-figure > svg", ".hps-key", ".hps-numbers", "[data-slot=offers]", ".hps-calibration",
-        "select", ".hps-more",
+        "select", "[data-act=more]",
     ]  # fmt: skip
     places = [f"{panel} {part}" for part in parts]
     rows = ["recipe", "ending", "advanced", *(suffix for _, suffix, _ in GROUPS)]
@@ -390,7 +390,7 @@ class TestSettingsPage:
         assert "saved just now" in " ".join(ui.locator("#setting_hpsampler_preset ul.options li").all_inner_texts())
         ui.keyboard.press("Escape")
         ui.click("#tabs button:has-text('txt2img')")
-        accordion.panel.locator("[data-name=sure]").check()
+        accordion.panel.locator("[data-slot=sure]").check()
         assert "deleted" in accordion.press("delete")
 
     def test_what_is_hidden_is_not_in_the_menus(self, serve):
