@@ -108,7 +108,9 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
         "--out", type=Path, default=Path("out/bench"), help="folder in which the batches' results are stored"
     )
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the tiny model's weights")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the tiny model runs"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="number of processes")
     args = parser.parse_args(argv)
     unknown = set(args.parts) - {*PARTS, "report"}

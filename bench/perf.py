@@ -296,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> list[Line]:
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.perf", description="Measure what our own part costs.")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers to this file")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers to this file (default: none)")
     options = parser.parse_args(argv)
     if options.device.partition(":")[0] == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: there is no CUDA device here")

@@ -314,8 +314,8 @@ def _chosen(names: Sequence[str]) -> Iterator[Strip]:
 def main(argv: Sequence[str] | None = None) -> list[Path]:
     """Draw the strips; returns their files."""
     parser = argparse.ArgumentParser(prog="python -m demo.controls", description="Draw what each control does.")
-    parser.add_argument("names", nargs="*", help="only these strips")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to")
+    parser.add_argument("names", nargs="*", help="only these strips (default: all)")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to (default: docs/images)")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     painter = Painter(TinyModel.load())

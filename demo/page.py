@@ -67,7 +67,8 @@ def ranking(comparison: Comparison) -> str:
     rival = f"{SGM.name}, the WebUI's best at so few steps,"
     if not behind:
         return f"{told} {rival} is nowhere nearer than {AUTO.name}."
-    return f"{told} {rival} is nearer than {AUTO.name} at {' and '.join(behind)} steps."
+    steps = " and ".join(filter(None, [", ".join(behind[:-1]), behind[-1]]))
+    return f"{told} {rival} is nearer than {AUTO.name} at {steps} steps."
 
 
 def _row(run: Run) -> str:

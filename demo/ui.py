@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="The extension's controls on a page of its own.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--port", type=int, default=7870)
+    parser.add_argument("--port", type=int, default=7870, help="port of the page on this machine")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the tiny model's weights")
     parser.add_argument("--presets", type=Path, default=Path("out/presets"), help="folder where presets are kept")
     options = parser.parse_args(argv)

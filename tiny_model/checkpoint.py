@@ -214,10 +214,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--webui", type=Path, metavar="FOLDER", help="the WebUI's folder")
-    source.add_argument("--bpe", type=Path, metavar="FILE", help="CLIP's vocabulary, if the WebUI has no venv")
+    source.add_argument("--webui", type=Path, metavar="FOLDER", help="the WebUI's folder (no default: this or --bpe)")
+    source.add_argument(
+        "--bpe", type=Path, metavar="FILE", help="CLIP's vocabulary, if the WebUI has no venv (no default)"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder in which the files are written")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, metavar="DIR", help="folder of the trained weights")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=WEIGHTS,
+        metavar="DIR",
+        help="folder of the trained weights (default: those that come along)",
+    )
     args = parser.parse_args(argv)
     try:
         path = write(args.out, args.bpe or find_bpe(args.webui), args.weights)

@@ -106,10 +106,20 @@ class Trainer:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="*", choices=[[], *STAGES], help="stages to run; all when none is named")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the weights go, and are read from")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--pictures", type=int, default=49152, help="pictures to learn from")
-    parser.add_argument("--scale", type=float, default=1.0, help="times the steps of each stage: more on a GPU")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=WEIGHTS,
+        help="folder to write the weights to, and to read from (default: those that come along)",
+    )
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where the networks are trained (default: cuda if available)",
+    )  # fmt: skip
+    parser.add_argument("--pictures", type=int, default=49152, help="pictures to learn from (default: %(default)s)")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="times the steps of each stage: more on a GPU (default: %(default)g)"
+    )
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:

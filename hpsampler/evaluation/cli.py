@@ -159,18 +159,21 @@ def _options(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     draw.add_argument(
         "--timeout", type=float, default=600, help="time limit of a request in seconds (default: %(default)g)"
     )
-    draw.add_argument("--prompts", type=Path, help="a text file with a prompt on each line, or COCO's captions as JSON")
+    draw.add_argument(
+        "--prompts", type=Path,
+        help="a text file with a prompt on each line, or COCO's captions as JSON (no default: drawing needs one)",
+    )  # fmt: skip
     draw.add_argument("--count", type=_positive, help="number of pictures of each configuration (default: all prompts)")
     draw.add_argument(
         "--config", action="append", default=[], metavar="SAMPLER/SCHEDULE/STEPS/CFG?NAME=VALUE&...",
-        help="a configuration; may be given several times",
+        help="a configuration; may be given several times (default: those of --named)",
     )  # fmt: skip
     draw.add_argument(
         "--named",
         action="append",
         default=[],
         choices=tuple(NAMED),
-        help="a named set of configurations; may be given several times",
+        help="a named set of configurations; may be given several times (default: none)",
     )
     draw.add_argument("--negative", default="", help="negative prompt (default: none, as in the paper)")
     for name in ("width", "height"):
@@ -184,7 +187,7 @@ def _options(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         "--batch", type=_positive, default=1, help="pictures of each prompt, drawn in one request (default: 1)"
     )
     score = parser.add_argument_group("scoring")
-    score.add_argument("--references", type=Path, help="folder of real pictures; without it there is no FID")
+    score.add_argument("--references", type=Path, help="folder of real pictures (default: none, and then no FID)")
     score.add_argument(
         "--reference-size",
         type=_positive,

@@ -127,7 +127,7 @@ def _options(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     convert.add_argument("--model-name", default="", help="name of the checkpoint (default: unknown)")
     convert.add_argument("--family", choices=FAMILIES, default="sd1", help="family of the model (default: %(default)s)")
     convert.add_argument(
-        "--cfg", dest="cfg_scale", type=float, help="guidance scale, if the folder's name does not give it"
+        "--cfg", dest="cfg_scale", type=float, help="guidance scale (default: what the folder's name says)"
     )
     publish = commands.add_parser("publish", help="convert one of our files to a folder in the published layout")
     publish.add_argument("file", type=Path, help="one of our .safetensors files")

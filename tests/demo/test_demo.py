@@ -71,7 +71,8 @@ def test_the_page_says_where_the_best_rival_at_equal_steps_is_nearer(drawn):
     out, comparison = drawn
     errors = by_run(comparison, "error")
     nearer = [str(nfe) for nfe in (5, 6, 8) if errors[SGM.name, nfe] < errors[AUTO.name, nfe]]
-    words = f"is nearer than HP Auto at {' and '.join(nearer)} steps." if nearer else "is nowhere nearer than HP Auto."
+    steps = {0: "", 1: "{}", 2: "{} and {}", 3: "{}, {} and {}"}[len(nearer)].format(*nearer)
+    words = f"is nearer than HP Auto at {steps} steps." if nearer else "is nowhere nearer than HP Auto."
     assert f"{SGM.name}, the WebUI's best at so few steps, {words}" in (out / "index.html").read_text(encoding="utf-8")
 
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import hpsampler
 import install
+from tests.check_python import complaint
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    # pytest brings it along there
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = sorted((ROOT / "hpsampler").rglob("*.py"))
@@ -144,6 +153,50 @@ class TestInstall:
     )
     def test_versions_are_read(self, text, version):
         assert install.version_of(text) == version
+
+
+def test_a_wheel_holds_the_core_with_its_prompts_and_not_the_adapter(tmp_path):
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        found = tomllib.load(file)["tool"]["setuptools"]
+    rooms = {f"hpsampler.{path.parent.name}" for path in (ROOT / "hpsampler").glob("*/__init__.py")}
+    assert set(found["packages"]) == {"hpsampler", *rooms} - {"hpsampler.webui"}
+    data = {path.name for path in (ROOT / "hpsampler").iterdir() if path.is_file() and path.suffix != ".py"}
+    assert set(found["package-data"]["hpsampler"]) == data == {"prompts.txt"}
+
+
+def test_git_ignores_what_builds_and_tools_leave():
+    left = ["build/lib/a.py", "dist/a.whl", "hpsampler.egg-info/PKG-INFO", "hpsampler/__pycache__/a.pyc", "out/a.png"]
+    left += [".venv/bin/python", ".mypy_cache/a", ".ruff_cache/a", ".pytest_cache/a", ".hypothesis/a", ".coverage"]
+    command = ["git", "-C", str(ROOT), "check-ignore", "--no-index", *left]
+    assert subprocess.run(command, capture_output=True, text=True).stdout.split() == left
+
+
+@pytest.mark.parametrize(
+    ("version", "words"), [((3, 9, 1), "and this is 3.9"), ((3, 14), "and this is 3.14"), ((2, 7), "this is 2.7")]
+)
+def test_another_python_is_told_in_words(version, words):
+    told = complaint(version)
+    assert words in told and "need Python 3.10 to 3.13" in told
+    assert not any(complaint((3, minor)) for minor in (10, 11, 12, 13))
+    ast.parse((ROOT / "tests" / "check_python.py").read_text(encoding="utf-8"), feature_version=(3, 4))
+
+
+def test_every_python_has_one_pin_of_each_package():
+    """Of those that have no wheels for all: exactly one line holds for each Python."""
+    lines = (ROOT / "tests" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    lines = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    bare = (ROOT / "tests" / "requirements-no-deps.txt").read_text(encoding="utf-8").splitlines()
+    lines += [Requirement(line) for line in bare if line and not line.startswith("#")]
+    for python in ("3.10", "3.11", "3.12", "3.13"):
+        held = [each.name for each in lines if each.marker is None or each.marker.evaluate({"python_version": python})]
+        assert len(held) == len(set(held)) and {"torch", "numpy", "scipy", "pillow", "gradio"} <= set(held), python
+
+
+def test_a_skipped_test_says_why():
+    environment = {name: value for name, value in os.environ.items() if name != "HPS_WEBUI"}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/webui/test_timing.py"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert "1 skipped: set HPS_WEBUI to an AUTOMATIC1111" in done.stdout
 
 
 def test_ci_runs_what_the_readme_says():
