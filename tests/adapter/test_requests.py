@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
@@ -50,6 +51,12 @@ class TestRegistration:
         assert [[x.name for x in each] for each in lists] == before
         assert webui.sd_samplers.all_samplers is lists[0] and webui.sd_schedulers.schedulers is lists[1]
         assert len(webui.script_callbacks.callbacks_cfg_denoiser) == 1
+
+    def test_callbacks_are_added_by_our_file_from_a_short_call_stack(self, webui):
+        """The host looks through all of it for each; from where it loads scripts that took most of our start."""
+        names, depths = zip(*webui.script_callbacks.added)
+        assert len(names) == 7 and {Path(name).name for name in names} == {"script.py"}
+        assert all("webui" in Path(name).parts for name in names) and max(depths) < 8
 
     def test_unload_leaves_the_host_as_it_was(self, webui):
         webui.script_callbacks.script_unloaded_callback()
