@@ -388,7 +388,7 @@ class TestSettingsPage:
         ui.wait_for_timeout(1000)
         ui.click("#setting_hpsampler_preset input")
         assert "saved just now" in " ".join(ui.locator("#setting_hpsampler_preset ul.options li").all_inner_texts())
-        ui.keyboard.press("Escape")
+        ui.locator("#setting_hpsampler_preset input").first.blur()
         ui.click("#tabs button:has-text('txt2img')")
         accordion.panel.locator("[data-slot=sure]").check()
         assert "deleted" in accordion.press("delete")
