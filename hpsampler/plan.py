@@ -72,6 +72,8 @@ class Request:
         steps: the number that the person set.
         width, height: pixels.
         second: whether it is hires. fix's second pass.
+        start: of img2img: the entry of the schedule that the host starts at, and the strength that it shall mean; None
+            where it runs the whole schedule, or where the strength is not known.
     """
 
     use: Use
@@ -81,6 +83,7 @@ class Request:
     width: int = 0
     height: int = 0
     second: bool = False
+    start: Optional[tuple[int, float]] = None
 
 
 @dataclass(frozen=True)
@@ -241,7 +244,7 @@ class Pass:
                 self.recipe = self._calibrated(self.recipe, calibrated)
             elif calibrated or settings.names_calibration:
                 self.tell("no calibration was used, as the settings change the schedule's smallest or largest sigma")
-            return self.recipe.sigmas(noise, low, high)
+            return self.recipe.sigmas(noise, low, high, *(self.request.start or (0, 1.0)))
         except ValueError as error:
             names = (field.name for field in settings.changed(SCHEDULE_FIELDS - {"ending"}))
             raise SettingsError(f"HP Sampler: {error}", *names) from None

@@ -32,7 +32,7 @@ import torch
 
 from .freeu import FreeUPlan
 from .noise import NoiseModel
-from .schedule import base_karras, coupled_sigmas
+from .schedule import base_karras, coupled_sigmas, started_at_strength
 
 __all__ = [
     "AUTO", "ENDINGS", "FAMILIES", "MAX_STEPS", "PRESETS", "Recipe", "counterpart", "family_of", "measured_form",
@@ -124,7 +124,12 @@ class Recipe:
     calibration: str = ""
 
     def sigmas(
-        self, noise: NoiseModel, sigma_min: Optional[float] = None, sigma_max: Optional[float] = None
+        self,
+        noise: NoiseModel,
+        sigma_min: Optional[float] = None,
+        sigma_max: Optional[float] = None,
+        first: int = 0,
+        strength: float = 1.0,
     ) -> torch.Tensor:
         """The schedule on a model's noise table; ``steps + 1`` values, or one more with ``ending="extra_call"``.
 
@@ -132,20 +137,25 @@ class Recipe:
         the schedule ends at the sigma that the cut means on Stable Diffusion's own table.
 
         Calibrated levels belong to one model's table, and are given as they are.
+
+        Args:
+            sigma_min, sigma_max: ends of the base schedule where they are not the table's own.
+            first, strength: of img2img: the entry that the host starts at, and the strength that it shall mean, see
+                :func:`~hpsampler.schedule.started_at_strength`.
         """
         if self.levels:
             return torch.tensor(self.levels, dtype=torch.float32)
         end_sigma = self.end_sigma
         if end_sigma is None and noise.zero_terminal_snr:
             end_sigma = max(self.cut_sigma(), noise.sigma_min)
-        finish = "zero" if self.ending in ("zero", "extrapolate") else "keep"
         sigmas = coupled_sigmas(
-            noise, self.steps, self.base_steps, self.rho, self.truncation_index, self.time_rho, finish,
+            noise, self.steps, self.base_steps, self.rho, self.truncation_index, self.time_rho,
             end_sigma=end_sigma, sigma_min=sigma_min, sigma_max=sigma_max,
         )  # fmt: skip
-        if self.ending == "extra_call":
-            sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
-        return sigmas
+        sigmas = started_at_strength(noise, sigmas, first, strength, self.time_rho)
+        if self.ending in ("zero", "extrapolate"):
+            sigmas[-1] = 0.0
+        return torch.cat([sigmas, sigmas.new_zeros(1)]) if self.ending == "extra_call" else sigmas
 
     def options(self) -> dict[str, Any]:
         """The solver's own arguments: ``SOLVERS[recipe.solver](model, x, sigmas, **recipe.options())``.

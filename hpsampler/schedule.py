@@ -21,7 +21,7 @@ import torch
 
 from .noise import NoiseModel
 
-__all__ = ["FINISHES", "base_karras", "coupled_sigmas", "insert_first_midpoint"]
+__all__ = ["FINISHES", "base_karras", "coupled_sigmas", "insert_first_midpoint", "started_at_strength"]
 
 FINISHES = ("keep", "zero")
 
@@ -107,6 +107,47 @@ def _warped(start: float, end: float, steps: int, rho: float) -> np.ndarray:
     # with a small rho the smaller end is lost to rounding
     values[-1] = end if steps else start
     return values
+
+
+def started_at_strength(
+    noise: NoiseModel, sigmas: torch.Tensor, first: int, strength: float, time_rho: float = 1.2
+) -> torch.Tensor:
+    """A schedule whose entry ``first`` is the noise level that an img2img strength means; same shape, still decreasing.
+
+    A host runs the last part of a schedule for img2img. With few steps its entries are far apart, so every strength in
+    a wide range would start at the same one. Here the start is that of a schedule with very many steps: the point at
+    ``1 - strength`` of the warped time from the schedule's start to the table's smallest sigma. The calls from there on
+    are spaced evenly in warped time down to the schedule's end. So the change grows with strength, and 0 leaves the
+    picture as good as it was; 1 is the schedule itself.
+
+    Args:
+        sigmas: shape (n,), decreasing, the last above 0.
+        first: index at which the host starts, from 0 to n - 2.
+        strength: from 0 (nothing changes) to 1 (from pure noise).
+        time_rho: exponent of the spacing in time, see :func:`coupled_sigmas`.
+
+    Raises:
+        ValueError: an index or a strength out of range.
+    """
+    if not 0 <= first <= len(sigmas) - 2:
+        raise ValueError(f"first must be a whole number from 0 to {len(sigmas) - 2}, got {first!r}")
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be a number from 0 to 1, got {strength!r}")
+    if strength == 1 and first == 0:
+        return sigmas
+    top, bottom = (noise.t_of_end(float(level)) for level in (sigmas[0], sigmas[-1]))
+    calls = len(sigmas) - 1 - first
+    # a hundredth of a table entry for every call keeps all points apart
+    start = min(max(_warped_at(top, 0.0, 1 - strength, time_rho), 0.01 * (calls + 1)), top)
+    before = _warped(top, start, first, time_rho)[:-1] if first else np.empty(0)
+    times = np.concatenate([before, _warped(start, min(bottom, start / 2), calls, time_rho)])
+    return torch.tensor(noise.t_to_sigma(times), dtype=sigmas.dtype)
+
+
+def _warped_at(start: float, end: float, share: float, rho: float) -> float:
+    """One point of :func:`_warped`, at ``share`` of the way."""
+    first, last = start ** (1 / rho), end ** (1 / rho)
+    return float((first + share * (last - first)) ** rho)
 
 
 def insert_first_midpoint(noise: NoiseModel, sigmas: torch.Tensor) -> torch.Tensor:

@@ -73,8 +73,9 @@ def look_at(shown: PassView, settings: Settings, page: Page, known: Known, secon
     if known.problem and (use.own or use.coupled or settings.freeu == "On"):
         raise SettingsError(known.problem)
     steps, shown.skipped = _counted(page, second)
+    start = (shown.skipped, min(page.denoising, 1.0)) if page.img2img or second else None
     request = Request(
-        use, page.cfg, not page.img2img and not second, int(page.steps), page.width, page.height, second
+        use, page.cfg, not page.img2img and not second, int(page.steps), page.width, page.height, second, start
     )  # fmt: skip
     this = _Planned(
         settings, request, LoadedModel(known.family, noise, known.hashes), known.calibrations, tell=shown.tell

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Optional
 
 import gradio as gr
-from modules import script_callbacks, scripts, sd_samplers_kdiffusion, sd_schedulers, shared
+from modules import script_callbacks, scripts, sd_samplers_common, sd_samplers_kdiffusion, sd_schedulers, shared
 from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
 
@@ -133,6 +133,7 @@ class HPSamplerScript(scripts.Script):
             width=p.hr_upscale_to_x if p.is_hr_pass else p.width,
             height=p.hr_upscale_to_y if p.is_hr_pass else p.height,
             second=p.is_hr_pass,
+            start=_start_of(p),
         )
         model_wrap = getattr(p.sampler, "model_wrap", None)
         this = planned(settings, request, model_wrap, partial(_tell, p), partial(_record, p))
@@ -148,6 +149,16 @@ class HPSamplerScript(scripts.Script):
             _record(p, "golden_noise", make_golden(settings.npnet, tensors["x"], tensors["c"]))
         if model_wrap is not None:
             attach(model_wrap, this)
+
+
+def _start_of(p: Any) -> Optional[tuple[int, float]]:
+    """Where the host starts in the schedule of an img2img pass, and the strength that this shall mean."""
+    if not p.is_hr_pass and not hasattr(p, "init_latent"):
+        return None
+    requested = (getattr(p, "hr_second_pass_steps", 0) or p.steps) if p.is_hr_pass else None
+    steps, last = sd_samplers_common.setup_img2img_steps(p, requested)
+    # strength 0 with "exact steps" leaves the host without a schedule
+    return (steps - last - 1, float(p.denoising_strength)) if steps > last else None
 
 
 def _settings_of(p: Any, args: Sequence[Any]) -> Settings:
