@@ -94,7 +94,10 @@ const hpSamplerPanel = (() => {
             this.asked = {id: ++this.number, since: performance.now(), button};
             this.place.dataset.asked = this.number;
             const text = JSON.stringify({id: this.number, page, width: this.place.clientWidth, ...question});
-            if (button === "ask" && !question.look && this.event()) this.post(this.asked, text);
+            // while a menu of ours has the focus, only gradio knows whether its text is chosen or a filter
+            const menu = `${this.id} input:not([type=number], [type=range], [type=checkbox])`;
+            const plain = button === "ask" && !question.look && !document.activeElement?.matches(menu);
+            if (plain && this.event()) this.post(this.asked, text);
             else this.click(button, text);
             this.wait();
         }
