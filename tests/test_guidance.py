@@ -114,7 +114,9 @@ def test_guidance_is_a_word_or_a_factor(given, kept):
 
 @pytest.mark.parametrize("wrong", ["0.19", 1.51, "half", True, None, math.nan, 10**400, [0.5], ""])
 def test_another_guidance_is_refused_by_name(wrong):
-    with pytest.raises(SettingsError, match=r"Guidance \(guidance\) must be Recipe, As set or a number from 0.2 to 1.5"):
+    with pytest.raises(
+        SettingsError, match=r"Guidance \(guidance\) must be Recipe, As set or a number from 0.2 to 1.5"
+    ):
         Settings.of([{"guidance": wrong}])
 
 

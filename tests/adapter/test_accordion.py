@@ -193,7 +193,7 @@ class TestSecondPass:
         assert written["HP Hires recipe"] == "Auto" and written["HP Rho"] == 3.0
         assert own[:5] == same[:5] and own[5:] != same[5:]
         # six steps at 0.7 are the last of eight
-        auto = recipe_for("sd1", 8, 7.0).sigmas(noise).tolist()
+        auto = recipe_for("sd1", 8, 7.0).sigmas(noise, first=2, strength=0.7).tolist()
         assert own[5:] == pytest.approx(auto[2:-1], rel=1e-4), "exactly Auto's, nothing set beside it"
 
     def test_a_preset_for_other_steps_is_told_for_its_pass(self, webui, host):

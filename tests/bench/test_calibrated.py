@@ -332,4 +332,6 @@ def test_the_sheet_shows_a_calibration_where_one_fits(monkeypatch, tmp_path):
     assert numbers[-1]["sampler"] == NAME and numbers[-1]["sigmas"][2] == pytest.approx(fitted(5, 5.0).sigmas[2])
     with Image.open(tmp_path / "sheet.webp") as sheet:
         pixels = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
-    assert (pixels == (0xBE, 0x18, 0x5D)).all(1).any(), "its column has a heading in its colour"
+    # the sheet is compressed, so a colour comes back nearly, not exactly
+    near = np.abs(pixels.astype(int) - (0xBE, 0x18, 0x5D)).max(1) <= 24
+    assert near.any(), "its column has a heading in its colour"
