@@ -1,4 +1,4 @@
-"""The tiny model's calibration, in jobs of one guidance scale and some numbers of steps with a file for each."""
+"""The tiny model's calibration for a range of guidance scales, in jobs of some numbers of steps with a file each."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from .pool import processes
 
 __all__ = ["CFG_SCALES", "STEPS", "calibrate_tiny"]
 
-CFG_SCALES = (3.0, 5.0, 7.5)
+CFG_SCALES = (2.0, 3.0, 5.0, 7.5, 10.0)
 STEPS = ((4, 6, 10), (5, 7, 8))
 """The numbers of steps of each job; both take about equally long."""
 
-TRAJECTORIES, RUNS = 48, 60
+TRAJECTORIES, RUNS = 50, 60
 
 
 def configs() -> list[CalibrationConfig]:
-    return [config_of(steps, [cfg_scale], TRAJECTORIES, RUNS) for cfg_scale in CFG_SCALES for steps in STEPS]
+    return [config_of(steps, CFG_SCALES, TRAJECTORIES, RUNS) for steps in STEPS]
 
 
 def calibrate_tiny(folder: Path, weights: Path, device: str, workers: int) -> Profile:
@@ -51,12 +51,12 @@ def _path(folder: Path, config: CalibrationConfig, weights: Path) -> Path:
     return folder / f"calibration-{digest}.json"
 
 
-def _cells(profile: Profile) -> int:
-    return len(profile.fitted) + len(profile.refused)
-
-
 def _finished(config: CalibrationConfig, path: Path) -> bool:
-    return path.exists() and _cells(profile_of(path)) == len(config.cells)
+    if not path.exists():
+        return False
+    profile = profile_of(path)
+    done = {each.steps for each in profile.joint} | {each.steps for each in profile.refused}
+    return done >= set(config.cells)
 
 
 def _job(config: CalibrationConfig, path: Path, weights: Path, device: str) -> None:
@@ -68,6 +68,6 @@ def _job(config: CalibrationConfig, path: Path, weights: Path, device: str) -> N
 
 
 def _combined(parts: list[Profile]) -> Profile:
-    fitted = sorted((cell for part in parts for cell in part.fitted), key=lambda cell: (cell.cfg_scale, cell.steps))
+    joint = sorted((cell for part in parts for cell in part.joint), key=lambda cell: cell.steps)
     refused = sorted((cell for part in parts for cell in part.refused), key=lambda cell: (cell.cfg_scale, cell.steps))
-    return replace(parts[0], fitted=tuple(fitted), refused=tuple(refused))
+    return replace(parts[0], joint=tuple(joint), refused=tuple(refused))

@@ -80,10 +80,10 @@ class TinySource:
             for first in range(0, len(prompts), batch)
         ]
 
-        def denoise(x: torch.Tensor, sigma: torch.Tensor, /, **_: Any) -> torch.Tensor:
+        def denoise(x: torch.Tensor, sigma: torch.Tensor, /, **own: Any) -> torch.Tensor:
             found = []
             for part, rows, levels in zip(parts, x.split(batch), sigma.expand(len(x)).split(batch), strict=True):
-                found.append(part(rows, levels))
+                found.append(part(rows, levels, **own))
                 if self.on_call is not None:
                     self.on_call(len(rows))
             return torch.cat(found)
@@ -113,10 +113,10 @@ def calibrated(profile: Profile) -> Method:
 
     def make(noise: NoiseModel, nfe: int, cfg_scale: float) -> Optional[Plan]:
         target = Target(frozenset(profile.hashes), profile.family, noise, profile.width, profile.height, cfg_scale)
-        fitted = profile.find(nfe, target)
-        if fitted is None:
+        row = profile.find(nfe, target)
+        if row is None:
             return None
-        return of_recipe(profile.recipe(fitted, recipe_for(profile.family, nfe, cfg_scale)), noise, nfe)
+        return of_recipe(profile.recipe(row, recipe_for(profile.family, nfe, cfg_scale), cfg_scale), noise, nfe)
 
     return Method(NAME, "", make, "as calibrated")
 
@@ -132,7 +132,7 @@ def made_for(path: Path, weights: Path) -> bool:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Calibrate, and write the profile after every number of steps at every guidance scale."""
+    """Calibrate, and write the profile after every number of steps."""
     options = _options(argv)
     with tqdm(desc="calibrating", unit=" calls") as bar:
         source = TinySource(
@@ -157,8 +157,12 @@ def _options(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--steps", nargs="+", type=int, default=[5, 6, 8], help="numbers of steps, each by itself")
-    parser.add_argument("--cfg", nargs="+", type=float, default=[5.0], help="guidance scales, each by itself")
-    parser.add_argument("--trajectories", type=int, default=48, help="to fit to; as many are held out")
+    parser.add_argument(
+        "--cfg", nargs="+", type=float, default=[2.0, 3.0, 5.0, 7.5, 10.0], help="guidance scales that one fit covers"
+    )
+    parser.add_argument(
+        "--trajectories", type=int, default=50, help="to fit to, at all scales together; as many are held out"
+    )
     parser.add_argument("--runs", type=int, default=60, help="budget in runs of the sampler over the trajectories")
     parser.add_argument("--out", type=Path, default=Path("out/calibration.json"), help="file to write")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the model's weights")

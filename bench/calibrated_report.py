@@ -25,12 +25,12 @@ LINES = ((NAME, "#be185d"), (AUTO, "#1d4ed8"), ("best uncalibrated", "#059669"),
 
 def tiny_section(tiny: Sequence[Row], profile: Profile, common: str, many: str) -> list[str]:
     """Every calibrated cell of the tiny model beside what there was without."""
-    runs = max(each.calls / profile.trajectories / each.steps for each in profile.fitted)
+    runs = max(each.calls / profile.trajectories / each.steps for each in profile.rows)
     common_rows = [row for row in tiny if row["samples"] == common]
     return [
         f"Schedules fitted to the tiny model ([calibration.json](bench/calibration.json)): {profile.trajectories} "
         f"trajectories for each, of other captions and seeds than the bench's, at most {runs:.0f} runs of the sampler "
-        f"over them with their references counted. {_refusals(len(profile.refused), _cells(profile))} "
+        f"over them with their references counted. {_refusals(*_cells(profile))} "
         f"{_endings(profile)}.",
         f"*Best uncalibrated*: of all other cells at that NFE and guidance scale the one nearest to the reference. "
         f"*Gain*: how much nearer calibrated is, in %. First {common} samples: Fréchet / caption / distance.",
@@ -57,13 +57,17 @@ def exact_section(exact: Sequence[Row], problems: Sequence[Row], fits: Sequence[
 
 def _endings(profile: Profile) -> str:
     above_zero = [f"{cell.steps} at CFG {cell.cfg_scale:g}" for cell in profile.fitted if cell.sigmas[-1] > 0]
+    above_zero += [f"{joint.steps}" for joint in profile.joint if joint.schedule.end[0] > 0]
     if not above_zero:
         return "All of them end at 0"
     return f"Schedules that keep noise for the decoder: {', '.join(above_zero)}"
 
 
-def _cells(profile: Profile) -> int:
-    return len(profile.fitted) + len(profile.refused)
+def _cells(profile: Profile) -> tuple[int, int]:
+    """How many pairs of steps and guidance scale were refused, of how many."""
+    measured = [each for joint in profile.joint for each in joint.measured]
+    refused = len(profile.refused) + sum(each.refused for each in measured)
+    return refused, len(profile.fitted) + len(profile.refused) + len(measured)
 
 
 def _refusals(refused: int, cells: int) -> str:

@@ -17,8 +17,7 @@ import torch
 from tqdm import tqdm
 
 from hpsampler.calibration.fit import CalibrationRefused, calibrate
-from hpsampler.calibration.job import initial_schedules
-from hpsampler.calibration.profile import rounded
+from hpsampler.calibration.initial import initial_schedules
 from hpsampler.calibration.trajectories import MultistepSchedule, Trajectories
 from hpsampler.noise import NoiseModel
 from hpsampler.recipes import recipe_for
@@ -121,22 +120,22 @@ def calibrated(
     """Schedules fitted to a problem at one guidance scale as a method, and the cost of each fit."""
     model = CountingModel(problem.model(problem.labels(FITTED_TO), cfg_scale))
     fit, held_out = (
-        Trajectories.of(model, problem.noise(FITTED_TO, seed), table) for seed in (FIT_SEED, HELD_OUT_SEED)
+        Trajectories.of(model, problem.noise(FITTED_TO, seed), table, cfg_scale) for seed in (FIT_SEED, HELD_OUT_SEED)
     )
     schedules: dict[int, MultistepSchedule] = {}
     fits = []
     for nfe in budgets:
-        schedules_before = initial_schedules(FAMILY, nfe, cfg_scale, table)
+        schedules_before = initial_schedules(FAMILY, nfe, [cfg_scale], table)
         # calls are counted here as well, as a refused fit does not report them
         model.calls = fit.calls
         try:
-            result = calibrate(fit, held_out, schedules_before)
+            result = calibrate([fit], [held_out], schedules_before)
         except CalibrationRefused:
             held_out_calls = (1 + len(schedules_before)) * nfe
             fits.append(ExactFit(problem.name, nfe, cfg_scale, "", (model.calls - held_out_calls) / nfe))
         else:
-            schedules[nfe] = result.schedule
-            fits.append(ExactFit(problem.name, nfe, cfg_scale, result.start, result.runs))
+            schedules[nfe] = result.schedule.at(cfg_scale)
+            fits.append(ExactFit(problem.name, nfe, cfg_scale, result.start, result.calls / FITTED_TO / nfe))
 
     def make(noise: NoiseModel, nfe: int, cfg_scale: float) -> Plan | None:
         if nfe not in budgets:
@@ -144,8 +143,9 @@ def calibrated(
         recipe = recipe_for(FAMILY, nfe, cfg_scale)
         schedule = schedules.get(nfe)
         if schedule is not None:
-            # rounded as in a profile
-            recipe = replace(recipe, levels=rounded(schedule.sigmas), factors=rounded(schedule.factors))
+            recipe = replace(
+                recipe, levels=schedule.sigmas, factors=schedule.factors, guidance=schedule.guidance, bend=0.0
+            )
         return of_recipe(recipe, noise, nfe)
 
     return Method(NAME, "", make, "as calibrated"), fits

@@ -99,9 +99,11 @@ def cells(full: bool = False, calibration: Path | None = None) -> list[Cell]:
     chosen = _uncalibrated(full)
     if calibration is not None:
         profile = profile_of(calibration)
-        for fitted in profile.fitted:
-            many = full or (fitted.steps in DECIDING_NFE and fitted.cfg_scale in DECIDING_CFG)
-            chosen.append(Cell(calibrated(profile), fitted.steps, fitted.cfg_scale, MANY if many else COMMON))
+        fitted = [(each.steps, each.cfg_scale) for each in profile.fitted]
+        fitted += [(joint.steps, cfg) for cfg in DECIDING_CFG for joint in profile.joint if not joint.misfit(cfg)]
+        for steps, cfg in fitted:
+            many = full or (steps in DECIDING_NFE and cfg in DECIDING_CFG)
+            chosen.append(Cell(calibrated(profile), steps, cfg, MANY if many else COMMON))
     distinct: dict[tuple[str, float], Cell] = {}
     for cell in chosen:
         # of equal cells the first has most samples

@@ -50,6 +50,8 @@ MAX_RATIO = 2.0
 """Largest ratio between a guidance scale and the one a schedule was calibrated for."""
 
 INTERPOLATED = "interpolated"
+CALIBRATED = "calibrated"
+"""A schedule that was fitted for a range of guidance scales."""
 
 EXACT_ANCHORS = (3.0, 5.0, 7.5)
 """Guidance scales at which the exact problems are calibrated."""
@@ -75,8 +77,8 @@ class Reach:
     """Distance of one schedule at one place.
 
     Attributes:
-        schedule: "Auto", "interpolated" between its neighbours in guidance scale, or as "CFG 5" the guidance scale it
-            was calibrated for.
+        schedule: "Auto", "calibrated" for a range of guidance scales, "interpolated" between two that were calibrated
+            for one each, or as "CFG 5" the one that it was calibrated for.
         height, width: size of the latents.
     """
 
@@ -119,14 +121,17 @@ def plans(profile: Profile, place: Place) -> Iterator[tuple[str, int, Plan]]:
     for nfe in NFE:
         auto = recipe_for(profile.family, nfe, place.cfg_scale)
         recipes = {AUTO: auto}
+        for joint in profile.joint:
+            if joint.steps == nfe and not joint.misfit(place.cfg_scale):
+                recipes[CALIBRATED] = profile.recipe(joint, auto, place.cfg_scale)
         by_scale = sorted((each for each in profile.fitted if each.steps == nfe), key=lambda each: each.cfg_scale)
         for fitted in by_scale:
             ratio = max(fitted.cfg_scale / place.cfg_scale, place.cfg_scale / fitted.cfg_scale)
             if ratio <= MAX_RATIO and (place.size == OWN_SIZE or ratio == 1):
-                recipes[f"CFG {fitted.cfg_scale:g}"] = profile.recipe(fitted, auto)
+                recipes[f"CFG {fitted.cfg_scale:g}"] = profile.recipe(fitted, auto, place.cfg_scale)
         for low, high in pairwise(by_scale):
             if low.cfg_scale < place.cfg_scale < high.cfg_scale:
-                recipes[INTERPOLATED] = profile.recipe(interpolate(low, high, place.cfg_scale), auto)
+                recipes[INTERPOLATED] = profile.recipe(interpolate(low, high, place.cfg_scale), auto, place.cfg_scale)
         for name, recipe in recipes.items():
             yield name, nfe, of_recipe(recipe, table, nfe)
 

@@ -133,7 +133,7 @@ class Progress:
     Attributes:
         calls: UNet calls made so far, each for one picture; ``of`` is the largest number there can be.
         seconds: time spent in those calls.
-        cell: guidance scale and number of steps under way; None before the first and after the last.
+        cell: guidance scales and number of steps under way; None before the first and after the last.
         curve: (runs of the sampler, error) of the cell under way, and ``lines`` what it is compared to.
         log: sentences for people, the newest last.
     """
@@ -141,7 +141,7 @@ class Progress:
     calls: int = 0
     of: int = 0
     seconds: float = 0.0
-    cell: Optional[tuple[float, int]] = None
+    cell: Optional[tuple[tuple[float, ...], int]] = None
     curve: list[tuple[float, float]] = field(default_factory=list)
     lines: dict[str, float] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)

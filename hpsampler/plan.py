@@ -296,12 +296,12 @@ class Pass:
                 name = f"the calibration {settings.calibration}" if settings.names_calibration else "HP calibrated"
                 self.tell(f"{name} was not used: {reason}; the schedule is the recipe's")
             return recipe
-        profile, fitted = found
+        profile, row = found
         misfit = profile.mismatch(self.target())
         if misfit:
-            self.tell(f"the calibration {profile.label(fitted)} was used although {misfit}")
-        self.record("calibration", profile.label(fitted))
-        return profile.recipe(fitted, recipe)
+            self.tell(f"the calibration {profile.label(row)} was used although {misfit}")
+        self.record("calibration", profile.label(row))
+        return profile.recipe(row, recipe, self.request.cfg_scale)
 
     # ---- the solver --------------------------------------------------------------------------------------------------
 

@@ -70,7 +70,7 @@ def abbreviated(value: Any) -> str:
 
 
 def parse_json(text: str, kind: str, form: str, version: int) -> dict[str, Any]:
-    """The object in a file's text, after a check of its format and version.
+    """The object in a file's text, after a check of its format and version, which is ``version`` or an earlier one.
 
     Raises:
         StoreError: the text is not such an object.
@@ -85,8 +85,9 @@ def parse_json(text: str, kind: str, form: str, version: int) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("format") != form:
         raise StoreError(f"not a {kind} of HP Sampler: format must be {form!r}")
     given = data.get("version")
-    if type(given) is not int or given != version:
-        raise StoreError(f"version must be {version}, got {abbreviated(given)}; update HP Sampler to read it")
+    if type(given) is not int or not 1 <= given <= version:
+        allowed = "1" if version == 1 else f"1 to {version}"
+        raise StoreError(f"version must be {allowed}, got {abbreviated(given)}; update HP Sampler to read it")
     return data
 
 

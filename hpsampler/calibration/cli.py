@@ -64,6 +64,15 @@ def _list(client: Client) -> None:
                 f"  CFG {fitted['cfg_scale']:g}, {fitted['steps']} steps: held-out error {errors['calibrated']:.4g}, "
                 f"Auto {errors.get('Auto', float('nan')):.4g}, 20 steps of DPM++ 2M Karras {fitted['yardstick']:.4g}"
             )
+        for joint in profile["joint"]:
+            print(f"  {joint['steps']} steps, CFG {joint['low']:g} to {joint['high']:g}:")
+            for measured in joint["measured"]:
+                errors = measured["held_out"]
+                print(
+                    f"    at CFG {measured['cfg_scale']:g} held-out error {errors['calibrated']:.4g}, "
+                    f"Auto {errors.get('Auto', float('nan')):.4g}, "
+                    f"20 steps of DPM++ 2M Karras {measured['yardstick']:.4g}"
+                )
         for refused in profile["refused"]:
             print(f"  CFG {refused['cfg_scale']:g}, {refused['steps']} steps: refused")
     print_remarks(client, JOBS, answer["problems"])
@@ -80,7 +89,8 @@ def _options(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     numbers = {
         "width": f"width in pixels of the pictures it is calibrated on (default: {defaults.width})",
         "height": f"their height in pixels (default: {defaults.height})",
-        "trajectories": f"pictures to fit to; as many others are held out (default: {defaults.trajectories})",
+        "trajectories": f"pictures to fit to, shared among the CFG scales; as many others are held out "
+        f"(default: {defaults.trajectories})",
         "runs": f"budget of a calibration in runs over these pictures, with its reference (default: {defaults.runs})",
         "batch": f"pictures drawn at once; more takes more memory (default: {defaults.batch})",
         "seed": f"seed of the first picture (default: {defaults.seed})",
@@ -96,7 +106,7 @@ def _options(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         dest="cfg_scales",
         nargs="+",
         type=float,
-        help=f"guidance scales, each calibrated separately (default: {scales})",
+        help=f"guidance scales; one fit covers all from the smallest to the largest (default: {scales})",
     )
     add_commands(commands)
     commands.add_parser("list", help="list all calibrations with their errors, and unfinished jobs")

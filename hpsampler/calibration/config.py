@@ -29,22 +29,23 @@ class CalibrationConfig:
     """What to calibrate.
 
     Attributes:
-        steps: numbers of steps.
-        cfg_scales: guidance scales; a calibration is useful only near its guidance scale.
+        steps: numbers of steps, each of which is fitted by itself.
+        cfg_scales: guidance scales that one fit covers, from the smallest to the largest; a single one is a fit
+            for that one alone.
         prompts: every second one is used for the held-out trajectories.
-        trajectories: number of trajectories to fit to; as many are held out.
-        runs: budget of one cell, in runs of the sampler over the calibration set, including the reference.
+        trajectories: number of trajectories to fit to, shared among the guidance scales; as many are held out.
+        runs: budget of one number of steps, in runs of the sampler over the calibration set, including the reference.
         batch: number of pictures in one call of the model; memory grows with it, the result does not depend on it.
     """
 
     name: str
     steps: tuple[int, ...] = (5, 6, 8)
-    cfg_scales: tuple[float, ...] = (7.0,)
+    cfg_scales: tuple[float, ...] = (2.0, 3.0, 5.0, 7.5, 10.0)
     width: int = 512
     height: int = 512
     prompts: tuple[str, ...] = DEFAULT_PROMPTS
     negative: str = ""
-    trajectories: int = 24
+    trajectories: int = 50
     runs: int = MAX_RUNS
     seed: int = 1
     batch: int = 4
@@ -66,21 +67,30 @@ class CalibrationConfig:
         return cls(**checked)
 
     @property
-    def cells(self) -> list[tuple[float, int]]:
-        """(guidance scale, steps), in the order in which they are calibrated."""
-        return [(cfg_scale, steps) for cfg_scale in self.cfg_scales for steps in self.steps]
+    def cells(self) -> list[int]:
+        """The numbers of steps, in the order in which they are calibrated; a fit for each."""
+        return list(self.steps)
 
-    def most_calls(self, without: Sequence[tuple[float, int]] = ()) -> int:
+    @property
+    def per_scale(self) -> int:
+        """Trajectories at each guidance scale."""
+        return max(2, -(-self.trajectories // len(self.cfg_scales)))
+
+    @property
+    def pictures(self) -> int:
+        """Trajectories at all guidance scales together."""
+        return self.per_scale * len(self.cfg_scales)
+
+    def most_calls(self, without: Sequence[int] = ()) -> int:
         """The largest number of UNet calls, each for one picture, apart from the finished cells ``without``."""
-        remaining = [cell for cell in self.cells if cell not in without]
-        references = len({cfg_scale for cfg_scale, _ in remaining})
-        calls = references * (2 * REFERENCE_CALLS + BASELINE_STEPS)
-        return calls * self.trajectories + sum(self.most_calls_of(steps) for _, steps in remaining)
+        remaining = [steps for steps in self.cells if steps not in without]
+        references = (2 * REFERENCE_CALLS + BASELINE_STEPS) * self.pictures if remaining else 0
+        return references + sum(self.most_calls_of(steps) for steps in remaining)
 
     def most_calls_of(self, steps: int) -> int:
         """The largest number of UNet calls of one cell, without its references."""
-        fit_calls = max(self.runs * steps - REFERENCE_CALLS, _least_fit_calls(steps))
-        return (fit_calls + _HELD_OUT_RUNS * steps) * self.trajectories
+        fit_calls = max(self.runs * steps - REFERENCE_CALLS, least_fit_calls(steps))
+        return (fit_calls + _HELD_OUT_RUNS * steps) * self.pictures
 
 
 _WHOLE_NUMBERS = {
@@ -92,12 +102,17 @@ _HELD_OUT_RUNS = 6
 """Runs over the held-out trajectories: four initial schedules, the calibrated one, and one for the last sigma."""
 
 
-def _least_fit_calls(steps: int) -> int:
+def least_fit_calls(steps: int) -> int:
     """Calls per trajectory that a fit takes however small its budget is.
 
-    These are the four initial schedules, the first evaluation with its Jacobian, the result, and the last sigma.
+    These are the four initial schedules, a Jacobian with one step, and the last sigma.
     """
-    return (4 + 1 + 1 + 1) * steps + (steps - 1) ** 2
+    return (4 + 1 + 1) * steps + jacobian_calls(steps)
+
+
+def jacobian_calls(steps: int) -> int:
+    """Calls per trajectory of a complete Jacobian: of the points, of the factors, and of the guidance."""
+    return steps * (steps - 1) // 2 + (steps - 1) * (steps - 2) // 2 + steps * (steps + 1) // 2
 
 
 def _several(name: str, value: Any) -> list[Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from .fit import MIN_STEP, RecordedRun
+from .joint import MIN_STEP, JointSchedule
+from .recorded import RecordedRun
 from .trajectories import MultistepSchedule, Trajectories, rms
 
 __all__ = ["Decode", "decoder_curve", "with_best_final_sigma"]
@@ -32,20 +34,22 @@ def decoder_curve(
 
 
 def with_best_final_sigma(
-    schedule: MultistepSchedule, fit: Trajectories, held_out: Trajectories, decode: Decode, largest: float
-) -> MultistepSchedule:
+    schedule: JointSchedule,
+    fit: Sequence[Trajectories],
+    held_out: Sequence[Trajectories],
+    decode: Decode,
+    largest: float,
+) -> JointSchedule:
     """The schedule with the last sigma whose decoded pictures are nearest to the decoded reference endpoints.
 
     Candidates are 0 and the ``END_SIGMAS`` up to ``largest`` (the decoder's tolerance) and below the schedule's last
-    point, with a last step of first or of second order. The best on ``fit`` is used only if it is also better than 0 on
-    ``held_out``. This costs one run on either set, as the candidates differ only in the last step.
+    point, with a last step of first or of second order. It is one decision for all guidance scales: the geometric mean
+    of the errors counts. The best on ``fit`` is used only if it is also better than 0 on ``held_out``. This costs one
+    run on either set, as the candidates differ only in the last step.
     """
-    ends = [sigma for sigma in END_SIGMAS if sigma <= largest and sigma < schedule.sigmas[-2] * math.exp(-MIN_STEP)]
-    alternatives = [
-        MultistepSchedule((*schedule.sigmas[:-1], sigma), (*schedule.factors[:-1], factor))
-        for sigma in ends
-        for factor in (0.0, 1.0)
-    ]
+    last_points = [schedule.at(each.cfg_scale).sigmas[-2] for each in fit]
+    ends = [sigma for sigma in END_SIGMAS if sigma <= largest and sigma < min(last_points) * math.exp(-MIN_STEP)]
+    alternatives = [replace(schedule, end=(sigma, factor)) for sigma in ends for factor in (0.0, 1.0)]
     if not alternatives:
         return schedule
     candidates = [schedule, *alternatives]
@@ -57,8 +61,17 @@ def with_best_final_sigma(
     return best if error < error_at_zero else schedule
 
 
-def _decoded_errors(schedules: Sequence[MultistepSchedule], target: Trajectories, decode: Decode) -> list[float]:
+def _decoded_errors(schedules: Sequence[JointSchedule], sets: Sequence[Trajectories], decode: Decode) -> list[float]:
     """RMS pixel errors to the decoded endpoints for schedules that differ in the last step only; inf if not finite."""
+    logs = np.zeros(len(schedules))
+    for target in sets:
+        each = [schedule.at(target.cfg_scale) for schedule in schedules]
+        with np.errstate(divide="ignore"):
+            logs += np.log(_errors_of(each, target, decode))
+    return [float(error) for error in np.exp(logs / len(sets))]
+
+
+def _errors_of(schedules: Sequence[MultistepSchedule], target: Trajectories, decode: Decode) -> list[float]:
     run = RecordedRun.of(target.model, target.noise, schedules[0])
     last = schedules[0].steps - 1
     ends = [run.rerun(target.model, schedule, last).split(DECODED_AT_ONCE) for schedule in schedules]

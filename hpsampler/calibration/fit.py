@@ -1,51 +1,50 @@
 """Fitting a schedule to a model, so that a few steps end where many steps would.
 
-For DPM++ 2M with n steps this fits the noise levels between the first and the last, and one factor per step that scales
-the second-order correction (0 is first order, 1 the unscaled solver)::
+For DPM++ 2M with n steps this fits the noise levels between the first and the last, one factor f per step that scales
+the second-order correction (0 is first order, 1 the unscaled solver), and the guidance scale w_i of each call::
 
+    D = D_u + w_i (D_c - D_u)
     x' = (sigma'/sigma) x - expm1(-h) (D + f (D - D_prev)/(2r)),    and to sigma 0:  x' = D + f (D - D_prev)/2
 
-The fit minimises the distance of the sampler's endpoints to those of the same guided ODE, solved with many steps from
-the same noise (:class:`~hpsampler.calibration.trajectories.Trajectories`), by damped least squares without
-back-propagation. A perturbed point changes nothing before it, so a column of the Jacobian costs only the calls after
-it. A fit that is not better than the recipe on held-out trajectories is refused.
+All of them are functions of the guidance scale w that a person sets (:mod:`~hpsampler.calibration.joint`), so one fit
+serves a range of it. The fit minimises the distance of the sampler's endpoints to those of the same guided ODE, solved
+with many steps from the same noise (:class:`~hpsampler.calibration.trajectories.Trajectories`), at several guidance
+scales at once, by damped least squares (:mod:`~hpsampler.calibration.least_squares`). It begins from the best of
+several schedules and, while its budget lasts, again from the next best. Where it is not better than the recipe on
+held-out trajectories it is refused, at each guidance scale by itself.
 
-The result is valid for the model, guidance scale and number of steps it was fitted to, and for no others.
+The result is valid for the model, range of guidance scales and number of steps it was fitted to, and for no others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Optional
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Optional
 
-import numpy as np
-import torch
-
-from ..solvers import sample_dpmpp_2m
-from ..solvers._core import Model, Run
-from ..solvers.dpmpp import dpmpp_2m_steps
-from .config import MAX_RUNS
+from .config import MAX_RUNS, least_fit_calls
+from .joint import JointSchedule, parameters_of
+from .least_squares import Descent, Target
 from .trajectories import MultistepSchedule, Trajectories
 
-__all__ = ["Calibration", "CalibrationRefused", "calibrate"]
+__all__ = ["CALIBRATED", "Calibration", "CalibrationRefused", "FitState", "InitialSchedules", "calibrate"]
 
-FINITE_DIFFERENCE = 1e-2
-"""Step of the finite differences: far above the rounding errors of half precision, far below the parameters' scale."""
+ATTEMPTS = 2
+"""Initial schedules that a descent begins from: the nearest, on the calibration set, after Auto's own."""
 
-MIN_STEP = 0.02
-"""Smallest step in log sigma of a fitted schedule."""
+COMPARED_AFTER = 3
+"""Runs after the first Jacobian at which the descents are compared; the better one then goes on."""
 
-FACTOR_RANGE = (-1.0, 2.5)
-"""Lowest and highest factor of a fitted schedule."""
+CALIBRATED = "calibrated"
+"""The name of the fit among the errors."""
 
-OUTLIER = 2.0
-"""A trajectory with an error this many times the median counts less. Of 1, 2, 3 and 6 it was best on the testbeds."""
+InitialSchedules = Mapping[str, Sequence[MultistepSchedule]]
+"""Schedules by name, each of them one for every guidance scale of the fit."""
 
 
 class CalibrationRefused(ValueError):
-    """The fit is no better than the recipe on held-out trajectories; the message gives the errors."""
+    """The fit is nowhere better than the recipe on held-out trajectories; the message gives the errors."""
 
 
 @dataclass(frozen=True)
@@ -55,211 +54,211 @@ class Calibration:
     Attributes:
         schedule: the fitted schedule.
         start: name of the initial schedule that the fit started from.
-        fitted_error: error on the trajectories it was fitted to.
-        held_out: errors on held-out trajectories, by name of initial schedule; ``"calibrated"`` is the fit's.
-        calls: UNet calls on the calibration set, including the reference.
+        fitted_error: error on the trajectories it was fitted to, the geometric mean over the guidance scales.
+        held_out: for every guidance scale, errors on held-out trajectories by name of initial schedule;
+            ``"calibrated"`` is the fit's.
+        calls: UNet calls on the calibration set, each for one picture, including the reference.
         recipe: the name in ``held_out`` of the schedule that the fit must beat.
     """
 
-    schedule: MultistepSchedule
+    schedule: JointSchedule
     start: str
     fitted_error: float
-    held_out: Mapping[str, float]
+    held_out: Mapping[float, Mapping[str, float]]
     calls: int
     recipe: str
 
-    @property
-    def runs(self) -> float:
-        """The calls in runs of the sampler over the calibration set."""
-        return self.calls / self.schedule.steps
+    def gain(self, cfg_scale: float) -> float:
+        """Held-out error of the recipe divided by that of the fit; above 1 the fit is better."""
+        return self.held_out[cfg_scale][self.recipe] / self.held_out[cfg_scale][CALIBRATED]
 
     @property
-    def gain(self) -> float:
-        """Held-out error of the recipe divided by that of the fit; above 1 the fit is better."""
-        return self.held_out[self.recipe] / self.held_out["calibrated"]
+    def refused(self) -> tuple[float, ...]:
+        """The guidance scales at which the fit is no better than the recipe."""
+        return tuple(cfg_scale for cfg_scale in self.held_out if not self.gain(cfg_scale) > 1)
+
+
+@dataclass
+class Attempt:
+    """One descent from an initial schedule.
+
+    Attributes:
+        start: the schedule's name.
+        descent: how far it has come.
+        error: the error there, the geometric mean over the guidance scales.
+        limit: the number of calls at which it is compared with the others.
+        compared: whether it has come so far.
+        ended: whether nothing more is to be gained from it.
+    """
+
+    start: str
+    descent: Descent
+    error: float
+    limit: int
+    compared: bool = False
+    ended: bool = False
+
+
+@dataclass
+class FitState:
+    """Where a fit stands, so that it can go on later.
+
+    Attributes:
+        calls: of the model on the calibration set, each for one picture; 0 before the first.
+        errors: of the initial schedules that were tried, by name; the geometric mean over the guidance scales.
+        tolerances: see :class:`~hpsampler.calibration.least_squares.Target`.
+        attempts: the descents, the first ones first.
+        recorded: whether the run at the point of the descent under way was paid for.
+    """
+
+    calls: int = 0
+    errors: dict[str, float] = field(default_factory=dict)
+    tolerances: list[float] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
+    recorded: bool = False
 
 
 def calibrate(
-    fit: Trajectories,
-    held_out: Trajectories,
-    initial_schedules: Mapping[str, MultistepSchedule],
+    fit: Sequence[Trajectories],
+    held_out: Sequence[Trajectories],
+    initial_schedules: InitialSchedules,
     runs: float = MAX_RUNS,
-    progress: Optional[Callable[[int, float], object]] = None,
+    progress: Optional[Callable[[int, float, str], object]] = None,
+    state: Optional[FitState] = None,
+    save: Callable[[FitState], object] = lambda state: None,
 ) -> Calibration:
     """Fit a schedule to ``fit`` and judge it on ``held_out``.
 
     Args:
-        fit, held_out: trajectories of one model at one guidance scale, with different noise and conditions.
-        initial_schedules: schedules with the same number of steps by name, the recipe's first; the fit starts from the
-            best of them.
+        fit, held_out: trajectories of one model at the same guidance scales, with different noise and conditions; at
+            least two guidance scales make a fit for all between them.
+        initial_schedules: with the same number of steps, by name, the recipe's first.
         runs: budget in runs of the sampler over the calibration set, including the reference.
-        progress: called after every full run of the sampler with the number of calls so far and the error of that run.
+        progress: called after every full run of the sampler with the number of calls so far, the error of that run, and
+            the initial schedule's name if the run is of one.
+        state: of an earlier, interrupted fit of the same trajectories.
+        save: called with the state whenever it is worth going on from.
 
     Raises:
-        ValueError: there is no initial schedule, their steps differ or are fewer than 2, or none stays finite.
-        CalibrationRefused: the fit is not better than the recipe on the held-out trajectories.
+        ValueError: there is no initial schedule, their steps differ or are fewer than 2, none stays finite, or the
+            guidance scales of the two sets differ or do not rise.
+        CalibrationRefused: the fit is nowhere better than the recipe on the held-out trajectories.
     """
-    steps = {schedule.steps for schedule in initial_schedules.values()}
-    if len(steps) != 1 or min(steps) < 2:
-        raise ValueError(f"initial schedules must all have the same number of steps, at least 2; got {sorted(steps)}")
-    budget = _Budget(fit.calls, int(runs * min(steps)), progress)
-    errors = {}
-    for name, schedule in initial_schedules.items():
-        errors[name] = fit.error(schedule)
-        budget.spend(schedule.steps, errors[name])
-    best = min(errors, key=lambda name: errors[name])
-    if not math.isfinite(errors[best]):
-        raise ValueError(f"no initial schedule stays finite on this model: {', '.join(initial_schedules)}")
-
-    schedule = _least_squares(fit, initial_schedules[best], budget)
-    error = fit.error(schedule)
-    budget.spend(schedule.steps, error)
-    if error > errors[best]:
-        # the robust sum may fall while the plain error rises
-        schedule, error = initial_schedules[best], errors[best]
-    held_out_errors = {name: held_out.error(initial) for name, initial in initial_schedules.items()}
-    held_out_errors["calibrated"] = held_out.error(schedule)
-    result = Calibration(schedule, best, error, held_out_errors, budget.calls, recipe=next(iter(initial_schedules)))
-    if not result.gain > 1:
-        listed = ", ".join(f"{name} {value:.4f}" for name, value in held_out_errors.items())
+    found = _Fit(fit, initial_schedules, runs, progress, state or FitState(), save)
+    scales = [each.cfg_scale for each in fit]
+    if scales != sorted(set(scales)) or scales != [each.cfg_scale for each in held_out]:
+        raise ValueError(f"both sets must be of the same rising guidance scales, got {scales}")
+    best = found.best()
+    schedule = found.target.joint(best.descent.point)
+    errors: dict[float, dict[str, float]] = {}
+    for index, each in enumerate(held_out):
+        errors[each.cfg_scale] = {name: each.error(rows[index]) for name, rows in initial_schedules.items()}
+        errors[each.cfg_scale][CALIBRATED] = each.error(schedule.at(each.cfg_scale))
+    result = Calibration(
+        schedule, best.start, best.error, errors, found.target.calls, recipe=next(iter(initial_schedules))
+    )
+    if len(result.refused) == len(errors):
+        listed = "; ".join(
+            f"at CFG {cfg_scale:g} {', '.join(f'{name} {value:.4f}' for name, value in row.items())}"
+            for cfg_scale, row in errors.items()
+        )
         raise CalibrationRefused(
-            f"calibrating {min(steps)} steps gave nothing: on held-out trajectories the errors are {listed}"
+            f"calibrating {schedule.steps} steps gave nothing: on held-out trajectories the errors are {listed}"
         )
     return result
 
 
-@dataclass
-class _Budget:
-    """The number of calls so far, and how many there may be."""
-
-    calls: int
-    most_calls: int
-    progress: Optional[Callable[[int, float], object]]
-
-    def spend(self, calls: int, error: Optional[float] = None) -> None:
-        """Count calls; a full run has an error, which is reported."""
-        self.calls += calls
-        if self.progress is not None and error is not None:
-            self.progress(self.calls, error)
-
-
-@dataclass
 class _Fit:
-    """The residuals of a parameter vector, and their derivatives.
+    """The descents from several initial schedules within one budget."""
 
-    The parameters are the logs of the steps in log sigma, without the last step, which goes to 0; then the factors
-    without the first, which is 0.
-    """
+    def __init__(
+        self,
+        sets: Sequence[Trajectories],
+        initial_schedules: InitialSchedules,
+        runs: float,
+        progress: Optional[Callable[[int, float, str], object]],
+        state: FitState,
+        save: Callable[[FitState], object],
+    ) -> None:
+        steps = {schedule.steps for rows in initial_schedules.values() for schedule in rows}
+        if len(steps) != 1 or min(steps) < 2:
+            raise ValueError(
+                f"initial schedules must all have the same number of steps, at least 2; got {sorted(steps)}"
+            )
+        start_sigma = next(iter(initial_schedules.values()))[0].sigmas[0]
+        self.state, self.save, self.progress = state, save, progress
+        references = sum(each.calls * len(each.noise) for each in sets)
+        self.target = Target(sets, min(steps), start_sigma, state.tolerances, state.calls or references)
+        self.initial = {
+            name: self.target.unknowns([parameters_of(schedule, each.cfg_scale) for schedule, each in zip(rows, sets)])
+            for name, rows in initial_schedules.items()
+        }
+        least = references + (least_fit_calls(min(steps)) - min(steps)) * self.target.pictures
+        self.most_calls = max(int(runs * self.target.run_calls), least)
 
-    target: Trajectories
-    start_sigma: float
-    steps: int
-    tolerance: float
-    budget: _Budget
-    latest: dict[bytes, RecordedRun] = field(default_factory=dict)
+    def best(self) -> Attempt:
+        """The best that the budget allowed to find."""
+        state, target = self.state, self.target
+        for name, unknowns in self.initial.items():
+            if name not in state.errors:
+                state.errors[name] = _mean(target.errors(unknowns))
+                self._report(state.errors[name], name)
+                self._save()
+        finite = [name for name, error in state.errors.items() if math.isfinite(error)]
+        if not finite:
+            raise ValueError(f"no initial schedule stays finite on this model: {', '.join(self.initial)}")
+        for name in sorted(finite, key=lambda name: state.errors[name])[:ATTEMPTS]:
+            attempt = self._attempt(name)
+            if not attempt.compared:
+                self._go_on(attempt, attempt.limit)
+                attempt.compared = True
+        while going := [attempt for attempt in state.attempts if not attempt.ended]:
+            attempt = min(going, key=lambda attempt: attempt.descent.cost)
+            for other in going:
+                if other is not attempt:
+                    # they are large, and a descent that is taken up again is better off with new ones
+                    other.descent.jacobians = []
+            self._go_on(attempt, self.most_calls)
+            attempt.ended = True
+        return min(state.attempts, key=lambda attempt: attempt.descent.cost)
 
-    def schedule(self, parameters: np.ndarray) -> MultistepSchedule:
-        log_steps, factors = np.split(parameters, [self.steps - 1])
-        sigmas = self.start_sigma * np.exp(-np.cumsum(np.exp(log_steps)))
-        return MultistepSchedule((self.start_sigma, *sigmas.tolist(), 0.0), (0.0, *factors.tolist()))
+    def _attempt(self, name: str) -> Attempt:
+        state, target, unknowns = self.state, self.target, self.initial[name]
+        for attempt in state.attempts:
+            if attempt.start == name:
+                return attempt
+        target.runs(unknowns)
+        if not state.tolerances:
+            target.set_tolerances(unknowns)
+            state.tolerances = list(target.tolerances)
+        limit = min(target.calls + target.jacobian_calls + COMPARED_AFTER * target.run_calls, self.most_calls)
+        state.attempts.append(Attempt(name, Descent(unknowns, target.residuals(unknowns)), state.errors[name], limit))
+        return state.attempts[-1]
 
-    def parameters(self, schedule: MultistepSchedule) -> np.ndarray:
-        steps = -np.diff(np.log(schedule.sigmas[:-1]))
-        return np.concatenate([np.log(np.maximum(steps, MIN_STEP)), schedule.factors[1:]])
+    def _go_on(self, attempt: Attempt, most_calls: int) -> None:
+        target, descent = self.target, attempt.descent
+        if self.state.recorded:
+            # an interrupted fit had this run, and counted it
+            calls = target.calls
+            target.runs(descent.point)
+            target.calls, self.state.recorded = calls, False
 
-    def residuals(self, parameters: np.ndarray) -> np.ndarray:
-        return self._residual(self.run(parameters).end)
+        def on_step(errors: Sequence[float]) -> None:
+            self._report(_mean(errors), "")
+            attempt.error = _mean(target.errors(descent.point))
+            self._save(recorded=True)
 
-    def run(self, parameters: np.ndarray) -> RecordedRun:
-        run = self.latest.get(parameters.tobytes())
-        if run is None:
-            run = RecordedRun.of(self.target.model, self.target.noise, self.schedule(parameters))
-            self.budget.spend(self.steps, self.target.error_of(run.end))
-            # derivatives are needed only at the current point and at the one on trial, which are the latest two
-            self.latest = dict([*self.latest.items(), (parameters.tobytes(), run)][-2:])
-        return run
+        descent.go_on(target, most_calls, on_step)
 
-    def _residual(self, end: torch.Tensor) -> np.ndarray:
-        """The endpoints' differences, scaled per trajectory so that its square is Cauchy's c^2 log(1 + e^2/c^2).
+    def _report(self, error: float, name: str) -> None:
+        if self.progress is not None:
+            self.progress(self.target.calls, error, name)
 
-        Where a distribution has separate modes, some trajectories end in another mode than their reference. No small
-        change of the schedule moves them back, and their squared errors would outweigh all others.
-        """
-        difference = self.target.differences(end)
-        errors = difference.norm(dim=1, keepdim=True).clamp(min=1e-12)
-        weight = (self.tolerance / errors) * (errors / self.tolerance).square().log1p().sqrt()
-        return (difference * weight).flatten().numpy() / len(difference) ** 0.5
-
-    def jacobian(self, parameters: np.ndarray) -> np.ndarray:
-        run = self.run(parameters)
-        residual = self._residual(run.end)
-        columns = []
-        for index in range(len(parameters)):
-            changed = parameters.copy()
-            changed[index] += FINITE_DIFFERENCE
-            # parameter i is the step that ends in point i + 1, and factor i belongs to step i + 1
-            first = index if index < self.steps - 1 else index - (self.steps - 1) + 1
-            end = run.rerun(self.target.model, self.schedule(changed), first)
-            self.budget.spend(self.steps - 1 - first)
-            columns.append((self._residual(end) - residual) / FINITE_DIFFERENCE)
-        # where the perturbed run blows up, the derivative is unknown and taken to be 0
-        return np.nan_to_num(np.stack(columns, 1), nan=0.0, posinf=0.0, neginf=0.0)
-
-
-@dataclass(frozen=True)
-class RecordedRun:
-    """One run of the sampler with its states and model outputs before every step."""
-
-    states: list[torch.Tensor]
-    outputs: list[torch.Tensor]
-    end: torch.Tensor
-
-    @classmethod
-    def of(cls, model: Model, noise: torch.Tensor, schedule: MultistepSchedule) -> RecordedRun:
-        """Run the sampler from unit noise, and record it."""
-        states: list[torch.Tensor] = []
-        outputs: list[torch.Tensor] = []
-
-        def record(state: dict[str, Any]) -> None:
-            states.append(state["x"])
-            outputs.append(state["denoised"])
-
-        sigmas = torch.tensor(schedule.sigmas, dtype=torch.float64)
-        end = sample_dpmpp_2m(model, noise * schedule.sigmas[0], sigmas, callback=record, factors=schedule.factors)
-        return cls(states, outputs, end)
-
-    def rerun(self, model: Model, schedule: MultistepSchedule, first: int) -> torch.Tensor:
-        """The end of the same run with a schedule that differs from step ``first`` on; later steps call the model."""
-        run = Run.of(self.states[0], torch.tensor(schedule.sigmas, dtype=torch.float64), None)
-        steps = dpmpp_2m_steps(run.sigmas, factors=schedule.factors)
-        previous = self.outputs[first - 1 : first]
-        denoised, x = self.outputs[first], self.states[first]
-        for index in range(first, schedule.steps):
-            if index > first:
-                previous, denoised = [denoised], model(x, run.rows[index])
-            x = steps[index](x, [denoised, *previous])
-        return x
+    def _save(self, recorded: bool = False) -> None:
+        self.state.calls = self.target.calls
+        self.save(replace(self.state, recorded=recorded))
 
 
-def _least_squares(target: Trajectories, start: MultistepSchedule, budget: _Budget) -> MultistepSchedule:
-    """Fit with scipy's trust-region method from an initial schedule, within the remaining budget."""
-    from scipy.optimize import least_squares
-
-    fit = _Fit(target, start.sigmas[0], start.steps, math.inf, budget)
-    initial = fit.parameters(start)
-    points = start.steps - 1
-    bounds = (
-        [math.log(MIN_STEP)] * points + [FACTOR_RANGE[0]] * points,
-        [math.log(math.log(1e4))] * points + [FACTOR_RANGE[1]] * points,
-    )
-    initial = initial.clip(np.array(bounds[0]) + 1e-6, np.array(bounds[1]) - 1e-6)
-    fit.tolerance = OUTLIER * float(target.differences(fit.run(initial).end).norm(dim=1).median())
-    # an evaluation is one run, and most are followed by a Jacobian
-    calls = start.steps + sum(start.steps - 1 - k for k in range(points)) + sum(points - 1 - k for k in range(points))
-    # one run is reserved for evaluating the result
-    evaluations = max(1, (budget.most_calls - budget.calls - start.steps) // calls)
-    result = least_squares(
-        fit.residuals, initial, jac=fit.jacobian, bounds=bounds, x_scale="jac", ftol=1e-4, xtol=1e-4, gtol=1e-8,
-        max_nfev=evaluations,
-    )  # fmt: skip
-    return fit.schedule(result.x)
+def _mean(errors: Sequence[float]) -> float:
+    """The geometric mean."""
+    return math.exp(sum(math.log(max(error, 1e-300)) for error in errors) / len(errors)) if errors else math.nan

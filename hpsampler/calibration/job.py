@@ -1,8 +1,9 @@
-"""Calibration jobs: several numbers of steps at several guidance scales, one after the other.
+"""Calibration jobs: several numbers of steps, one after the other, each for a range of guidance scales.
 
 :class:`~hpsampler.calibration.config.CalibrationConfig` describes a job. :class:`CalibrationJob` builds a
-:class:`~hpsampler.calibration.profile.Profile` and saves it after every cell (one number of steps at one guidance
-scale), so that an interruption costs at most one cell. :class:`CalibrationRunner` runs such jobs in the background.
+:class:`~hpsampler.calibration.profile.Profile` and saves it after every cell (one number of steps). The references and
+the state of the fit under way are saved too, so that an interruption costs a few runs.
+:class:`CalibrationRunner` runs such jobs in the background.
 """
 
 from __future__ import annotations
@@ -26,17 +27,19 @@ from ..jobs import (
     at_once,
     started_with_another_model,
 )
-from ..noise import NoiseModel
-from ..recipes import AUTO, recipe_for
+from ..recipes import AUTO
 from ..schedule import base_karras
 from ..solvers import sample_dpmpp_2m
 from .config import BASELINE_STEPS, REFERENCE_CALLS, CalibrationConfig
 from .decoder import decoder_curve, with_best_final_sigma
-from .fit import CalibrationRefused, calibrate
-from .profile import ERRORS, Fitted, Profile, ProfileStore, Refused, noise_tolerance, rounded
-from .trajectories import MultistepSchedule, Trajectories
+from .fit import CALIBRATED, CalibrationRefused, FitState, calibrate
+from .initial import initial_schedules
+from .profile import Profile, ProfileStore, noise_tolerance
+from .rows import ERRORS, Joint, Measured, Refused
+from .saved import load_state, save_state
+from .trajectories import Trajectories
 
-__all__ = ["CalibrationJob", "CalibrationRunner", "initial_schedules"]
+__all__ = ["CalibrationJob", "CalibrationRunner"]
 
 BASELINE = f"{BASELINE_STEPS} steps of DPM++ 2M Karras"
 
@@ -52,7 +55,7 @@ class CalibrationJob(Job):
         source: the model.
         profile: the profile of an earlier, interrupted job of the same config; its cells are not calibrated again.
         save: called with the profile after every cell.
-        cache: folder where reference endpoints are saved until the end; with None they are not saved.
+        cache: folder where reference endpoints and the fit under way are saved until the end; with None they are not.
         exclusively: how the job gets the model to itself.
 
     Raises:
@@ -80,17 +83,23 @@ class CalibrationJob(Job):
             height=config.height,
             sigma_min=source.noise.sigma_min,
             sigma_max=source.noise.sigma_max,
-            trajectories=config.trajectories,
-            held_out=config.trajectories,
+            trajectories=config.pictures,
+            held_out=config.pictures,
             seed=config.seed,
         )
         # an invalid profile must fail before the first model call
         Profile.from_json(self.profile.to_json())
         self.progress = Progress(of=config.most_calls(self._finished_cells()))
 
-    def _finished_cells(self) -> list[tuple[float, int]]:
-        cells: list[Fitted | Refused] = [*self.profile.fitted, *self.profile.refused]
-        return [(cell.cfg_scale, cell.steps) for cell in cells]
+    def _finished_cells(self) -> list[int]:
+        profile, scales = self.profile, set(self.config.cfg_scales)
+        fitted = {each.steps for each in profile.joint}
+        return [
+            steps
+            for steps in self.config.steps
+            # a fit that was refused is recorded at every guidance scale
+            if steps in fitted or scales <= {each.cfg_scale for each in profile.refused if each.steps == steps}
+        ]
 
     def run(self) -> Profile:
         """Calibrate all remaining cells.
@@ -99,25 +108,26 @@ class CalibrationJob(Job):
             Cancelled: after :meth:`cancel`; the profile that was saved last has all finished cells.
             ValueError: a model whose output is not finite, or nothing but zeros.
         """
-        for cfg_scale in self.config.cfg_scales:
-            finished = self._finished_cells()
-            remaining = [steps for steps in self.config.steps if (cfg_scale, steps) not in finished]
-            if not remaining:
-                continue
-            self.progress.cell, self.progress.curve, self.progress.lines = (cfg_scale, remaining[0]), [], {}
-            fit, held_out = self._trajectories(cfg_scale, 0), self._trajectories(cfg_scale, 1)
-            baseline = self._baseline_error(held_out)
-            if not self.profile.decoder:
-                self._measure_decoder(fit.endpoints)
-            for steps in remaining:
-                self._calibrate_cell(cfg_scale, steps, fit, held_out, baseline)
+        finished = self._finished_cells()
+        remaining = [steps for steps in self.config.cells if steps not in finished]
+        if not remaining:
+            return self.profile
+        scales = self.config.cfg_scales
+        self.progress.cell, self.progress.curve, self.progress.lines = (scales, remaining[0]), [], {}
+        fit, held_out = ([self._trajectories(index, part) for index in range(len(scales))] for part in (0, 1))
+        baselines = [self._baseline_error(each) for each in held_out]
+        if not self.profile.decoder:
+            self._measure_decoder(fit)
+        for steps in remaining:
+            self._calibrate_cell(steps, fit, held_out, baselines)
         self.progress.cell = None
         return self.profile
 
-    def _measure_decoder(self, latents: torch.Tensor) -> None:
-        config = self.config
+    def _measure_decoder(self, sets: Sequence[Trajectories]) -> None:
+        # some of every guidance scale, in turn
+        latents = torch.stack([row for rows in zip(*(each.endpoints for each in sets)) for row in rows])
         latents = latents[:DECODER_LATENTS]
-        first_seed = config.seed + 2 * config.trajectories
+        first_seed = self.config.seed + 2 * self.config.pictures
         noise = self._unit_noise(range(first_seed, first_seed + len(latents)))
         curve = decoder_curve(self._decode, latents, noise)
         # where pictures are not finite, the largest possible change is stored
@@ -126,67 +136,105 @@ class CalibrationJob(Job):
         self.progress.log.append(_decoder_sentence(self.profile))
 
     def _calibrate_cell(
-        self, cfg_scale: float, steps: int, fit: Trajectories, held_out: Trajectories, baseline: float
+        self,
+        steps: int,
+        fit: Sequence[Trajectories],
+        held_out: Sequence[Trajectories],
+        baselines: Sequence[float],
     ) -> None:
-        progress, calls_before = self.progress, self.progress.calls
-        progress.cell, progress.curve = (cfg_scale, steps), []
-        progress.lines = {BASELINE: baseline}
-        schedules = initial_schedules(self.source.family, steps, cfg_scale, self.source.noise)
-        names = iter(schedules)
+        progress, config, calls_before = self.progress, self.config, self.progress.calls
+        progress.cell, progress.curve = (config.cfg_scales, steps), []
+        progress.lines = {BASELINE: math.exp(sum(map(math.log, baselines)) / len(baselines))}
+        schedules = initial_schedules(self.source.family, steps, config.cfg_scales, self.source.noise)
 
-        def report(calls: int, error: float) -> None:
-            name = next(names, None)
+        def report(calls: int, error: float, name: str) -> None:
             if not math.isfinite(error):
                 return
             # replaced, not changed, as another thread may be reading them
-            if name is not None:
+            if name:
                 progress.lines = {**progress.lines, name: error}
-            progress.curve = [*progress.curve, (calls / steps, error)]
+            progress.curve = [*progress.curve, (calls / steps / config.pictures, error)]
 
         largest = noise_tolerance(self.profile.decoder)
+        state = self._saved_fit(steps)
+        most_calls = config.most_calls_of(steps)
+        if state is not None:
+            # of these calls an earlier run made all but one run's, which is repeated
+            done = state.calls - REFERENCE_CALLS * config.pictures - steps * config.pictures * state.recorded
+            progress.of -= done
+            most_calls -= done
+            for name, error in state.errors.items():
+                report(REFERENCE_CALLS * config.pictures, error, name)
         try:
             # the run for the last sigma is paid from the same budget
-            calibration = calibrate(fit, held_out, schedules, self.config.runs - (largest > 0), report)
+            calibration = calibrate(
+                fit,
+                held_out,
+                schedules,
+                config.runs - (largest > 0),
+                report,
+                state,
+                lambda now: self._save_fit(steps, now),
+            )
         except CalibrationRefused as refusal:
-            refused = Refused(steps, cfg_scale, str(refusal))
-            self._save(replace(self.profile, refused=(*self.profile.refused, refused)))
-            progress.log.append(f"CFG {cfg_scale:g}, {steps} steps: refused, {refusal}")
-            progress.of += progress.calls - calls_before - self.config.most_calls_of(steps)
+            refused = tuple(Refused(steps, cfg_scale, str(refusal)) for cfg_scale in config.cfg_scales)
+            self._save(replace(self.profile, refused=(*self.profile.refused, *refused)))
+            progress.log.append(f"{steps} steps: refused, {refusal}")
+            progress.of += progress.calls - calls_before - most_calls
             return
         calls_of_fit = progress.calls
         schedule = with_best_final_sigma(calibration.schedule, fit, held_out, self._decode, largest)
-        fit_calls = calibration.calls + (steps if progress.calls > calls_of_fit else 0)
-        progress.of += progress.calls - calls_before - self.config.most_calls_of(steps)
-        fitted = Fitted(
-            steps, cfg_scale, rounded(schedule.sigmas), rounded(schedule.factors), calibration.start,
-            {name: _stored_error(error) for name, error in calibration.held_out.items()}, _stored_error(baseline),
-            fit_calls * self.config.trajectories,
-        )  # fmt: skip
-        self._save(replace(self.profile, fitted=(*self.profile.fitted, fitted)))
-        progress.log.append(
-            f"CFG {cfg_scale:g}, {steps} steps: held-out error {fitted.held_out['calibrated']:.4g}; "
-            f"{AUTO} has {fitted.held_out[AUTO]:.4g}, {BASELINE} {baseline:.4g} "
-            f"({fit_calls / steps:.0f} runs, {fitted.calls} UNet calls)"
+        fit_calls = calibration.calls + (steps * config.pictures if progress.calls > calls_of_fit else 0)
+        progress.of += progress.calls - calls_before - most_calls
+        measured = tuple(
+            Measured(
+                cfg_scale,
+                {name: _stored_error(error) for name, error in calibration.held_out[cfg_scale].items()},
+                _stored_error(baseline),
+            )
+            for cfg_scale, baseline in zip(config.cfg_scales, baselines)
         )
+        joint = Joint(schedule, calibration.start, measured, fit_calls)
+        self._save(replace(self.profile, joint=(*self.profile.joint, joint)))
+        progress.log.append(_joint_sentence(joint, fit_calls / steps / config.pictures))
+
+    def _saved_fit(self, steps: int) -> Optional[FitState]:
+        return None if self.cache is None else load_state(self._fit_path(steps), self._fit_name(steps))
+
+    def _save_fit(self, steps: int, state: FitState) -> None:
+        if self.cache is not None:
+            save_state(self._fit_path(steps), state, self._fit_name(steps))
+
+    def _fit_path(self, steps: int) -> Path:
+        assert self.cache is not None
+        return self.cache / f"fit-{steps}.npz"
+
+    def _fit_name(self, steps: int) -> str:
+        """What must agree for a saved state to be of use."""
+        return repr((steps, replace(self.config, name="", steps=(), batch=1), noise_tolerance(self.profile.decoder)))
 
     def _save(self, profile: Profile) -> None:
         self.profile = profile
         self.save(profile)
 
-    def _trajectories(self, cfg_scale: float, part: int) -> Trajectories:
-        """The calibration set (part 0) or the held-out set (part 1), with different noise and, if possible, prompts."""
-        config, count = self.config, self.config.trajectories
+    def _trajectories(self, index: int, part: int) -> Trajectories:
+        """The calibration set (part 0) or the held-out set (part 1) of the guidance scale with that index.
+
+        No two sets have the same noise, and the two parts have different prompts, if possible.
+        """
+        config, count = self.config, self.config.per_scale
+        cfg_scale = config.cfg_scales[index]
         choice = config.prompts[part::2] or config.prompts
-        prompts = [choice[index % len(choice)] for index in range(count)]
-        first = config.seed + part * count
+        prompts = [choice[number % len(choice)] for number in range(index * count, (index + 1) * count)]
+        first = config.seed + part * config.pictures + index * count
         noise = self._unit_noise(range(first, first + count))
         model = self._counted(self._on_model(lambda: self.source.denoiser(prompts, config.negative, cfg_scale)))
         path = None if self.cache is None else self.cache / f"cfg{cfg_scale!r}-{part}.npy"
         stored = _stored_endpoints(path, noise)
         if stored is not None:
             self.progress.of -= REFERENCE_CALLS * count
-            return Trajectories(model, noise, stored, REFERENCE_CALLS)
-        trajectories = Trajectories.of(model, noise, self.source.noise)
+            return Trajectories(model, noise, stored, REFERENCE_CALLS, cfg_scale)
+        trajectories = Trajectories.of(model, noise, self.source.noise, cfg_scale)
         if not trajectories.scale > 0:
             raise ValueError("the model's output is nothing but zeros; nothing can be calibrated to it")
         if path is not None:
@@ -211,20 +259,6 @@ class CalibrationJob(Job):
         return held_out.error_of(ends)
 
 
-def initial_schedules(family: str, steps: int, cfg_scale: float, noise: NoiseModel) -> dict[str, MultistepSchedule]:
-    """The schedules that a fit may start from and is compared with: the recipe first, then common schedules."""
-    recipe = recipe_for(family, steps, cfg_scale)
-    coupled = recipe.sigmas(noise).double().tolist()
-    even = noise.t_to_sigma(np.linspace(len(noise) - 1, 0, steps + 1)).tolist()
-    karras = [*base_karras(steps, 7.0, noise.sigma_min, noise.sigma_max).tolist(), 0.0]
-    return {
-        AUTO: MultistepSchedule.of(coupled, last=1.0 if recipe.ending == "extrapolate" else 0.0),
-        "first order": MultistepSchedule.of(coupled, 0.0),
-        "SGM Uniform": MultistepSchedule.of(even, last=0.0),
-        "Karras": MultistepSchedule.of(karras, last=0.0),
-    }
-
-
 def _stored_endpoints(path: Optional[Path], noise: torch.Tensor) -> Optional[torch.Tensor]:
     """The endpoints that an interrupted job saved, if the file is complete and fits the noise."""
     if path is None or not path.exists():
@@ -243,6 +277,15 @@ def _stored_endpoints(path: Optional[Path], noise: torch.Tensor) -> Optional[tor
 def _stored_error(error: float) -> float:
     """An error as a profile file stores it: rounded, and limited to ``ERRORS``."""
     return float(f"{min(max(error, ERRORS[0]), ERRORS[1]):.6g}")
+
+
+def _joint_sentence(joint: Joint, runs: float) -> str:
+    errors = ", ".join(
+        f"CFG {each.cfg_scale:g} {each.held_out[CALIBRATED]:.4g} ({AUTO} {each.held_out[AUTO]:.4g}, {BASELINE} "
+        f"{each.baseline:.4g}{'; not used there' if each.refused else ''})"
+        for each in joint.measured
+    )
+    return f"{joint.steps} steps: held-out errors {errors}; {runs:.0f} runs, {joint.calls} UNet calls"
 
 
 def _decoder_sentence(profile: Profile) -> str:
@@ -282,7 +325,9 @@ class CalibrationRunner(JobRunner[CalibrationConfig]):
 
         def run() -> str:
             profile = job.run()
-            return f"{len(profile.fitted)} calibrated, {len(profile.refused)} refused"
+            finished = {each.steps for each in profile.joint}
+            refused = {each.steps for each in profile.refused} - finished
+            return f"{len(finished)} calibrated, {len(refused)} refused"
 
         return job, run
 

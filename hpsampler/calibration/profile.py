@@ -1,41 +1,34 @@
 """Calibration profiles: their content, their files, and the choice of a schedule for a picture.
 
-A :class:`Profile` is a small JSON file with one :class:`Fitted` schedule for each number of steps and guidance scale
-that was calibrated. A picture names its schedule by a hash of the numbers, so it can be drawn again after the profile
-was renamed or extended.
+A :class:`Profile` is a small JSON file with one :class:`Joint` schedule for each number of steps, which serves a range
+of guidance scales. Files of version 1 have one :class:`Fitted` schedule, without guidance, for each number of steps and
+guidance scale instead. A picture names its schedule by a hash of the numbers, so it can be drawn again after the
+profile was renamed or extended.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from typing import Any, Optional
 
 from ..noise import NoiseModel
-from ..recipes import FAMILIES, MAX_STEPS, Recipe
-from ..store import RESERVED, Reader, Store, StoreError, abbreviated, clean_name, has_lone_surrogate, parse_json
+from ..recipes import FAMILIES, Recipe
+from ..store import RESERVED, Reader, Store, StoreError, abbreviated, clean_name, parse_json
+from .rows import MAX_SIGMA, Fitted, Joint, Measured, Refused, Row, read_fitted, read_joint, read_refused
+from .trajectories import MultistepSchedule
 
-__all__ = ["Fitted", "Profile", "ProfileStore", "Refused", "Target", "noise_tolerance"]
+__all__ = ["Fitted", "Joint", "Measured", "Profile", "ProfileStore", "Refused", "Row", "Target", "noise_tolerance"]
 
-FORMAT, VERSION = "hpsampler calibration", 1
+FORMAT, VERSION = "hpsampler calibration", 2
+"""Version 2 has joint schedules; files without any are still written as version 1, which earlier releases read."""
 
-MAX_SIGMA = 1e4
-MAX_FACTOR = 10.0
 SIDES = (64, 8192)
 
-MIN_SIGMA = 1e-6
-MIN_DECREASE = 1e-6
-"""Smallest relative decrease: in single precision two sigmas must not become equal, and none may become 0."""
-
-ERRORS = (1e-12, 1e12)
-"""Smallest and largest error in a file; the largest stands for infinity, which JSON cannot express."""
-
 CFG_REACH = 1.5
-"""Largest ratio between a picture's guidance scale and the schedule's, see docs/calibration.md."""
+"""Largest ratio between a picture's guidance scale and that of a :class:`Fitted`, see docs/calibration.md."""
 
 AREA_REACH = 1.8
 """Largest ratio between a picture's area and the profile's."""
@@ -57,58 +50,12 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A schedule for one number of steps and one guidance scale.
-
-    Invariant: ``len(sigmas) == steps + 1``, decreasing, last 0 or above; ``len(factors) == steps``, the first 0.
-
-    Attributes:
-        start: name of the initial schedule that the fit started from.
-        held_out: errors on held-out trajectories by name of schedule; ``"calibrated"`` is this schedule's.
-        baseline: held-out error of 20 steps of DPM++ 2M Karras; files and the API call it ``yardstick``.
-        calls: UNet calls of the fit on the calibration set, including the reference.
-    """
-
-    steps: int
-    cfg_scale: float
-    sigmas: tuple[float, ...]
-    factors: tuple[float, ...]
-    start: str
-    held_out: Mapping[str, float]
-    baseline: float
-    calls: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """The form in files and in the API."""
-        return {("yardstick" if name == "baseline" else name): value for name, value in asdict(self).items()}
-
-    @property
-    def hash(self) -> str:
-        """Eight hexadecimal digits of a hash of the numbers that determine the picture."""
-        numbers = json.dumps([[float(value) for value in row] for row in (self.sigmas, self.factors)]).encode()
-        return hashlib.sha256(numbers).hexdigest()[:8]
-
-    @property
-    def gain(self) -> float:
-        """Held-out error of the best other schedule divided by that of this one."""
-        others = [error for name, error in self.held_out.items() if name != "calibrated"]
-        return min(others) / self.held_out["calibrated"]
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A fit that was refused, and why."""
-
-    steps: int
-    cfg_scale: float
-    reason: str
-
-
-@dataclass(frozen=True)
 class Profile:
     """The calibrations of one model.
 
     Attributes:
+        joint: schedules for a range of guidance scales each.
+        fitted: those of version 1, for one guidance scale each.
         name: the name that users see; the file's name is derived from it.
         model: the checkpoint's name.
         hashes: the checkpoint's hashes; any of them identifies it.
@@ -132,6 +79,12 @@ class Profile:
     fitted: tuple[Fitted, ...] = ()
     refused: tuple[Refused, ...] = ()
     decoder: tuple[tuple[float, float], ...] = ()
+    joint: tuple[Joint, ...] = ()
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """All schedules."""
+        return (*self.joint, *self.fitted)
 
     def model_mismatch(self, hashes: Collection[str], noise: NoiseModel) -> str:
         """Why it was not made for the model with these hashes and this noise table; empty if it was."""
@@ -152,10 +105,16 @@ class Profile:
             return f"it was made at {self.width}x{self.height}, the picture is {target.width}x{target.height}"
         return ""
 
-    def find(self, steps: int, target: Target) -> Optional[Fitted]:
-        """The schedule with that many steps nearest in guidance scale, if there is one near enough for ``target``."""
+    def find(self, steps: int, target: Target) -> Optional[Row]:
+        """The schedule with that many steps for ``target``, if there is one.
+
+        A joint one that covers the guidance scale comes first, then the nearest of the others, if it is near enough.
+        """
         if self.mismatch(target) or not 0 < target.cfg_scale < math.inf:
             return None
+        joint = [each for each in self.joint if each.steps == steps and not each.misfit(target.cfg_scale)]
+        if joint:
+            return max(joint, key=lambda each: each.nearest(target.cfg_scale).gain)
         candidates = [
             (abs(math.log(fitted.cfg_scale / target.cfg_scale)), index)
             for index, fitted in enumerate(self.fitted)
@@ -164,31 +123,39 @@ class Profile:
         distance, index = min(candidates, default=(math.inf, 0))
         return self.fitted[index] if distance <= math.log(CFG_REACH) + 1e-9 else None
 
-    def label(self, fitted: Fitted) -> str:
+    def label(self, row: Row) -> str:
         """The label by which a picture names a schedule: ``my model 1a2b3c4d``."""
-        return f"{self.name} {fitted.hash}"
+        return f"{self.name} {row.hash}"
 
-    def recipe(self, fitted: Fitted, base: Recipe) -> Recipe:
-        """``base`` with its schedule, solver and ending replaced by the calibrated ones."""
+    def recipe(self, row: Row, base: Recipe, cfg_scale: float) -> Recipe:
+        """``base`` with its schedule, solver, ending and guidance replaced by the calibrated ones.
+
+        Args:
+            cfg_scale: the guidance scale of the picture, which a joint schedule depends on.
+        """
+        # those of version 1 were fitted with guidance as set
+        schedule = MultistepSchedule(row.sigmas, row.factors) if isinstance(row, Fitted) else row.schedule.at(cfg_scale)
         return replace(
             base,
-            steps=fitted.steps,
+            steps=row.steps,
             solver="dpmpp_2m",
-            ending="keep" if fitted.sigmas[-1] > 0 else "zero",
-            levels=fitted.sigmas,
-            factors=fitted.factors,
-            # it was fitted with guidance as set, and says every point itself
-            guidance=(),
+            ending="keep" if schedule.sigmas[-1] > 0 else "zero",
+            levels=schedule.sigmas,
+            factors=schedule.factors,
+            guidance=schedule.guidance,
             bend=0.0,
-            calibration=self.label(fitted),
+            calibration=self.label(row),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The form in files and in the API."""
-        return {**asdict(self), "fitted": [fitted.to_dict() for fitted in self.fitted]}
+        found = {**asdict(self), "fitted": [fitted.to_dict() for fitted in self.fitted]}
+        del found["joint"]
+        return {**found, "joint": [each.to_dict() for each in self.joint]} if self.joint else found
 
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, "version": VERSION, **self.to_dict()}, indent=1) + "\n"
+        version = VERSION if self.joint else 1
+        return json.dumps({"format": FORMAT, "version": version, **self.to_dict()}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Profile:
@@ -210,9 +177,10 @@ class Profile:
             trajectories=read.whole("trajectories", 1, 10**6),
             held_out=read.whole("held_out", 1, 10**6),
             seed=read.whole("seed", 0, 2**63),
-            fitted=tuple(read.items("fitted", _fitted)),
-            refused=tuple(read.items("refused", _refused)),
+            fitted=tuple(read.items("fitted", read_fitted)),
+            refused=tuple(read.items("refused", read_refused)),
             decoder=tuple(read.items("decoder", _pair)),
+            joint=tuple(read.items("joint", read_joint)) if read.data["version"] > 1 else (),
         )
         if not profile.hashes:
             raise StoreError("hashes must hold at least one hash of the model, got none")
@@ -225,37 +193,6 @@ def _family(name: str) -> str:
     if name not in FAMILIES:
         raise StoreError(f"family must be one of {', '.join(FAMILIES)}, got {abbreviated(name)}")
     return name
-
-
-def _fitted(row: Reader) -> Fitted:
-    errors = row.at("held_out")
-    if not isinstance(errors.data, dict) or "calibrated" not in errors.data or not 2 <= len(errors.data) <= 64:
-        raise errors.error("2 to 64 errors by name of schedule, among them calibrated")
-    if any(not name.strip() or len(name) > 100 or has_lone_surrogate(name) for name in errors.data):
-        raise errors.error("errors by name, with names of 1 to 100 characters")
-    fitted = Fitted(
-        steps=row.whole("steps", 2, MAX_STEPS),
-        cfg_scale=row.number("cfg_scale", 0.01, 1000),
-        sigmas=row.numbers("sigmas", 0, MAX_SIGMA),
-        factors=row.numbers("factors", -MAX_FACTOR, MAX_FACTOR),
-        start=row.text("start"),
-        held_out={name: errors.number(name, *ERRORS) for name in errors.data},
-        baseline=row.number("yardstick", 0, ERRORS[1]),
-        calls=row.whole("calls", 0, 10**12),
-    )
-    decreasing = all(low < high * (1 - MIN_DECREASE) for high, low in pairwise(fitted.sigmas))
-    positive = all(sigma >= MIN_SIGMA for sigma in fitted.sigmas if sigma != 0) and all(fitted.sigmas[:-1])
-    if len(fitted.sigmas) != fitted.steps + 1 or not decreasing or not positive:
-        raise row.at("sigmas").error(
-            f"{fitted.steps + 1} numbers from {MIN_SIGMA:g}, each below the one before; only the last may be 0"
-        )
-    if len(fitted.factors) != fitted.steps or fitted.factors[0] != 0:
-        raise row.at("factors").error(f"{fitted.steps} numbers, the first 0")
-    return fitted
-
-
-def _refused(row: Reader) -> Refused:
-    return Refused(row.whole("steps", 2, MAX_STEPS), row.number("cfg_scale", 0.01, 1000), row.text("reason"))
 
 
 def _pair(row: Reader) -> tuple[float, float]:
@@ -285,25 +222,29 @@ class ProfileStore(Store[Profile]):
     def parse(text: str) -> Profile:
         return Profile.from_json(text)
 
-    def best(self, steps: int, target: Target) -> Optional[tuple[Profile, Fitted]]:
-        """The best schedule for ``target``: the nearest in guidance scale, then the one with the greatest gain."""
-        candidates = [(profile, fitted) for profile in self.read()[0] if (fitted := profile.find(steps, target))]
-        return min(
-            candidates,
-            key=lambda pair: (abs(math.log(pair[1].cfg_scale / target.cfg_scale)), -pair[1].gain),
-            default=None,
-        )
+    def best(self, steps: int, target: Target) -> Optional[tuple[Profile, Row]]:
+        """The best schedule for ``target``: a joint one with the greatest gain where it was measured nearest.
 
-    def by_label(self, label: str) -> Optional[tuple[Profile, Fitted]]:
+        Without any, the nearest in guidance scale of the others, then the one with the greatest gain.
+        """
+        candidates = [(profile, row) for profile in self.read()[0] if (row := profile.find(steps, target))]
+
+        def order(pair: tuple[Profile, Row]) -> tuple[bool, float, float]:
+            row = pair[1]
+            if isinstance(row, Joint):
+                return False, 0.0, -row.nearest(target.cfg_scale).gain
+            return True, abs(math.log(row.cfg_scale / target.cfg_scale)), -row.gain
+
+        return min(candidates, key=order, default=None)
+
+    def by_label(self, label: str) -> Optional[tuple[Profile, Row]]:
         """The schedule with a picture's label, by the hash at its end, as the profile may have been renamed."""
         name, _, digest = label.strip().rpartition(" ")
-        candidates = [
-            (profile, fitted) for profile in self.read()[0] for fitted in profile.fitted if fitted.hash == digest
-        ]
+        candidates = [(profile, row) for profile in self.read()[0] for row in profile.rows if row.hash == digest]
         # equal hashes draw equal pictures, so the name only decides which profile is named
         return min(candidates, key=lambda pair: pair[0].name != name, default=None)
 
-    def pick(self, name_or_labels: str, steps: int, target: Target) -> tuple[Optional[tuple[Profile, Fitted]], str]:
+    def pick(self, name_or_labels: str, steps: int, target: Target) -> tuple[Optional[tuple[Profile, Row]], str]:
         """The schedule that a user chose by a profile's name, or by labels as in a picture, separated by ``"; "``.
 
         Returns:
@@ -313,17 +254,22 @@ class ProfileStore(Store[Profile]):
             StoreError: no profile has that name, and no schedule that label.
         """
         named = self.named(name_or_labels)
+        cfg_scale = target.cfg_scale
         if isinstance(named, Profile):
-            fitted = named.find(steps, target)
-            if fitted is not None:
-                return (named, fitted), ""
-            return None, named.mismatch(target) or f"it has no {steps} steps near CFG {target.cfg_scale:g}"
+            row = named.find(steps, target)
+            if row is not None:
+                return (named, row), ""
+            misfits = [each.misfit(cfg_scale) for each in named.joint if each.steps == steps and cfg_scale > 0]
+            nothing = misfits[0] if misfits else f"it has no {steps} steps near CFG {cfg_scale:g}"
+            return None, named.mismatch(target) or nothing
         for pair in named:
             if pair[1].steps == steps:
-                return pair, ""
+                # a picture is drawn again as it was; at another guidance scale a joint schedule may mean nothing
+                misfit = pair[1].misfit(cfg_scale) if isinstance(pair[1], Joint) else ""
+                return (None, misfit) if misfit else (pair, "")
         return None, f"it is for {named[0][1].steps} steps, not {steps}"
 
-    def named(self, name_or_labels: str) -> Profile | list[tuple[Profile, Fitted]]:
+    def named(self, name_or_labels: str) -> Profile | list[tuple[Profile, Row]]:
         """The profile with a name, or the schedules with labels that are separated by ``"; "``.
 
         Raises:
@@ -338,8 +284,3 @@ class ProfileStore(Store[Profile]):
             listed = ", ".join(profile.name for profile in profiles) or "none yet"
             raise StoreError(f"there is no calibration {name_or_labels!r} here; there are: {listed}")
         return schedules
-
-
-def rounded(values: Sequence[float]) -> tuple[float, ...]:
-    """Sigmas or factors as a file stores them: eight digits are enough for single precision, so pictures are equal."""
-    return tuple(float(f"{value:.8g}") for value in values)

@@ -9,6 +9,7 @@ from typing import Optional
 
 import torch
 
+from ..guidance import with_guidance
 from ..noise import NoiseModel
 from ..schedule import base_karras
 from ..solvers import sample_dpmpp_2m
@@ -23,11 +24,12 @@ class MultistepSchedule:
     """A schedule of DPM++ 2M with one factor per step, see :mod:`hpsampler.calibration.fit`.
 
     Invariant: ``len(sigmas) == steps + 1``, decreasing, last >= 0; ``len(factors) == steps``. The first factor is 0, as
-    the first step has no past output.
+    the first step has no past output. ``guidance`` is the guidance scale of each call; empty is the model's own in all.
     """
 
     sigmas: tuple[float, ...]
     factors: tuple[float, ...]
+    guidance: tuple[float, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -36,24 +38,31 @@ class MultistepSchedule:
     def sample(self, model: Model, noise: torch.Tensor) -> torch.Tensor:
         """Sample from unit noise (n, ...) to the last sigma, with ``steps`` calls."""
         sigmas = torch.tensor(self.sigmas, dtype=torch.float64)
-        return sample_dpmpp_2m(model, noise * self.sigmas[0], sigmas, factors=self.factors)
+        guided = with_guidance(model, self.guidance)
+        return sample_dpmpp_2m(guided, noise * self.sigmas[0], sigmas, factors=self.factors)
 
     @classmethod
-    def of(cls, sigmas: Sequence[float], factor: float = 1.0, last: Optional[float] = None) -> MultistepSchedule:
+    def of(
+        cls,
+        sigmas: Sequence[float],
+        factor: float = 1.0,
+        last: Optional[float] = None,
+        guidance: tuple[float, ...] = (),
+    ) -> MultistepSchedule:
         """The schedule ``sigmas`` with its last sigma replaced by 0; ``last`` is the factor of the last step."""
         levels = tuple(float(sigma) for sigma in sigmas[:-1])
         factors = [0.0] + [factor] * (len(levels) - 1)
         if last is not None and len(levels) > 1:
             factors[-1] = last
-        return cls((*levels, 0.0), tuple(factors))
+        return cls((*levels, 0.0), tuple(factors), guidance)
 
 
 @dataclass(frozen=True)
 class Trajectories:
-    """The endpoints of the guided ODE from given noise and conditions.
+    """The endpoints of the guided ODE at one guidance scale, from given noise and conditions.
 
     Attributes:
-        model: the guided denoiser, which includes the conditions.
+        model: the guided denoiser, which includes the conditions; ``cond_scale`` is the guidance scale of one call.
         noise: unit noise, shape (n, ...).
         endpoints: shape (n, ...).
         calls: model calls per trajectory that the endpoints took.
@@ -63,9 +72,12 @@ class Trajectories:
     noise: torch.Tensor
     endpoints: torch.Tensor
     calls: int
+    cfg_scale: float
 
     @classmethod
-    def of(cls, model: Model, noise: torch.Tensor, table: NoiseModel, calls: int = REFERENCE_CALLS) -> Trajectories:
+    def of(
+        cls, model: Model, noise: torch.Tensor, table: NoiseModel, cfg_scale: float, calls: int = REFERENCE_CALLS
+    ) -> Trajectories:
         """Solve the ODE with DPM++ 2M on Karras' schedule down to the table's smallest sigma, then to 0.
 
         On the exact problems 60 calls on this schedule are 4 to 40 times nearer to the solution than 60 calls evenly
@@ -78,7 +90,7 @@ class Trajectories:
         endpoints = sample_dpmpp_2m(model, noise * float(sigmas[0]), sigmas)
         if not torch.isfinite(endpoints).all():
             raise ValueError("the model's output is not finite; nothing can be calibrated to it")
-        return cls(model, noise, endpoints, calls)
+        return cls(model, noise, endpoints, calls, cfg_scale)
 
     def error(self, schedule: MultistepSchedule) -> float:
         """RMSE of a schedule's results relative to the RMS of the endpoints; infinite where it blows up."""

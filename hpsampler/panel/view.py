@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..calibration.profile import Profile
+from ..calibration.rows import Fitted, Joint
 from ..effects import Use, idle
 from ..plan import LoadedModel, Pass, Request, followed
 from ..recipes import AUTO, PRESETS
@@ -192,14 +193,21 @@ def _calibrated_for(shown: View) -> Collection[tuple[int, float]]:
         return ()
     target = this.target()
     if not settings.names_calibration:
-        pairs = [(profile, each) for profile in known.of_model for each in profile.fitted]
+        pairs = [(profile, each) for profile in known.of_model for each in profile.rows]
     else:
         try:
             named = known.calibrations.named(settings.calibration)
         except StoreError:
             return ()
-        pairs = [(named, each) for each in named.fitted] if isinstance(named, Profile) else named
-    return {(each.steps, each.cfg_scale) for profile, each in pairs if not profile.mismatch(target)}
+        pairs = [(named, each) for each in named.rows] if isinstance(named, Profile) else named
+    fitting = [each for profile, each in pairs if not profile.mismatch(target)]
+    # a joint one is offered at the CFG that is set, or at the nearest that it is for
+    joint = {
+        (each.steps, min(max(page.cfg, each.schedule.low), each.schedule.high))
+        for each in fitting
+        if isinstance(each, Joint)
+    }
+    return joint | {(each.steps, each.cfg_scale) for each in fitting if isinstance(each, Fitted)}
 
 
 def _list_presets(shown: View) -> None:

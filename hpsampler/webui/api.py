@@ -38,7 +38,11 @@ def add_routes(app: FastAPI, runners: Runners, auth: Optional[str]) -> None:
     def listed() -> dict[str, Any]:
         profiles, problems = runners.calibrations.profiles.read()
         rows = [
-            {**profile.to_dict(), "fitted": [{**each.to_dict(), "hash": each.hash} for each in profile.fitted]}
+            {
+                **profile.to_dict(),
+                "fitted": [{**each.to_dict(), "hash": each.hash} for each in profile.fitted],
+                "joint": [{**each.to_dict(), "hash": each.hash} for each in profile.joint],
+            }
             for profile in profiles
         ]
         return {"calibrations": rows, "problems": problems}

@@ -87,7 +87,7 @@ class Kind(ABC):
 class _Calibration(Kind):
     title, button = "Calibration", "Calibrate"
     about = (
-        "Fits the steps of HP Sampler to the checkpoint, once for each number of steps and guidance scale. Then "
+        "Fits the steps of HP Sampler to the checkpoint, once for each number of steps, for a range of CFG. Then "
         "<b>HP Auto</b> and <b>HP DPM++ 2M</b> use it by themselves wherever it fits, and any sampler with the "
         "schedule type <b>HP calibrated</b>."
     )
@@ -110,9 +110,12 @@ class _Calibration(Kind):
         controls: dict[str, dict[str, Any]] = {
             "name": {"label": "Name", "value": "My calibration", "info": "Shown in menus and pictures."},
             "steps": {"label": "Steps", "value": steps, "info": "Each by itself, 2 to 20.", "visible": True},
-            "cfg": {"label": "CFG scale", "value": scales, "info": "One or several: none carries over to another."},
+            "cfg": {
+                "label": "CFG scale", "value": scales,
+                "info": "One fit covers all from the smallest to the largest.",
+            },
             "pictures": {
-                "label": "Trajectories", "value": usual.trajectories, "minimum": 4, "maximum": 64,
+                "label": "Trajectories", "value": usual.trajectories, "minimum": 4, "maximum": 128,
                 "info": "Pictures to fit to; as many others judge the fit.",
             },
             "effort": {

@@ -243,8 +243,16 @@ def _calibration(shown: View, tab: str) -> str:
     first, known, settings, page = shown.first, shown.known, shown.settings, shown.page
     if known.calibrations is None:
         return ""
-    made = sorted({(each.steps, each.cfg_scale) for profile in known.of_model for each in profile.fitted})
-    cells = _listed([f"{steps} at CFG {cfg:g}" for steps, cfg in made[:LONGEST_LIST]])
+    made = sorted(
+        {(each.steps, each.cfg_scale, each.cfg_scale) for profile in known.of_model for each in profile.fitted}
+        | {(each.steps, each.schedule.low, each.schedule.high) for profile in known.of_model for each in profile.joint}
+    )
+    cells = _listed(
+        [
+            f"{steps} at CFG {low:g}" + (f" to {high:g}" if high > low else "")
+            for steps, low, high in made[:LONGEST_LIST]
+        ]
+    )
     more = f" and {len(made) - LONGEST_LIST} more" if len(made) > LONGEST_LIST else ""
     if first.calibration:
         text = f"{first.calibration} is in use"

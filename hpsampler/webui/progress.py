@@ -47,8 +47,9 @@ def status_html(status: Status) -> str:
             )
         parts.append(f'<progress max="1" value="{share:.4f}" style="width:100%"></progress><p>{told}.</p>')
         if progress.cell is not None and status.state == RUNNING:
-            cfg_scale, steps = progress.cell
-            parts.append(f"<p>Now: {steps} steps at CFG {cfg_scale:g}.</p>")
+            scales, steps = progress.cell
+            several = f"{scales[0]:g} to {scales[-1]:g}" if len(scales) > 1 else f"{scales[0]:g}"
+            parts.append(f"<p>Now: {steps} steps at CFG {several}.</p>")
             parts.append(plot(progress, status.config.runs))
         parts.append("".join(f"<p>{escape(line)}.</p>" for line in progress.log[-12:]))
     return f'<div class="hpsampler-status" data-state="{status.state}">{"".join(parts)}</div>'

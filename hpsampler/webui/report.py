@@ -56,6 +56,18 @@ def profile_html(profile: Profile, problems: Sequence[str] = ()) -> str:
             f"<td>{errors.get(AUTO, math.nan):.4f}</td><td>{best[0]:.4f} ({escape(best[1])})</td>"
             f"<td>{each.baseline:.4f}</td><td>{end}</td><td>{each.calls}</td><td><code>{each.hash}</code></td></tr>"
         )
+    for joint in sorted(profile.joint, key=lambda each: each.steps):
+        for measured in joint.measured:
+            errors = measured.held_out
+            best = min((error, name) for name, error in errors.items() if name != "calibrated")
+            end = f"{joint.schedule.end[0]:g}" if joint.schedule.end[0] else "0"
+            used = " (not used)" if measured.refused else ""
+            rows.append(
+                f"<tr><td>{measured.cfg_scale:g}{used}</td><td>{joint.steps}</td><td><b>{errors['calibrated']:.4f}</b>"
+                f"</td><td>{errors.get(AUTO, math.nan):.4f}</td><td>{best[0]:.4f} ({escape(best[1])})</td>"
+                f"<td>{measured.baseline:.4f}</td><td>{end}</td><td>{joint.calls}</td>"
+                f"<td><code>{joint.hash}</code></td></tr>"
+            )
     head = "".join(
         f"<th>{name}</th>"
         for name in (

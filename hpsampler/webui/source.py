@@ -129,7 +129,8 @@ class _Denoiser:
         self.batches: list[_Batch] = []
         self.made_for: Optional[Any] = None
 
-    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, /, **_: Any) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, /, **own: Any) -> torch.Tensor:
+        """``cond_scale`` among the arguments is the guidance scale of this call."""
         self.checkpoint.check()
         size = self.checkpoint.config.batch
         with _ready():
@@ -138,7 +139,7 @@ class _Denoiser:
                 parts = range(0, len(self.prompts), size)
                 self.batches = [_Batch(self.prompts[at : at + size], config, self.cfg_scale) for at in parts]
                 self.made_for = shared.sd_model
-            rows = [batch(*part) for batch, *part in zip(self.batches, x.split(size), sigma.split(size))]
+            rows = [batch(*part, **own) for batch, *part in zip(self.batches, x.split(size), sigma.split(size))]
         return torch.cat(rows)
 
 
@@ -166,10 +167,10 @@ class _Batch:
         # runs no step; leaves the host's denoiser with everything it needs to be called
         self.sampler.sample(p, x, p.c, p.uc, image_conditioning=p.txt2img_image_conditioning(x))
 
-    def __call__(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **own: Any) -> torch.Tensor:
         denoiser = self.sampler.model_wrap_cfg
         denoiser.step = 0
-        return denoiser(x, sigma, **self.sampler.sampler_extra_args)
+        return denoiser(x, sigma, **{**self.sampler.sampler_extra_args, **own})
 
 
 def _nothing(
