@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from bench.problems import PROBLEMS
 from bench.schedules import stable_diffusion_noise
 from hpsampler import store as shelf
+from hpsampler.calibration.joint import rounded
 from hpsampler.calibration.profile import (
     AREA_REACH,
     CFG_REACH,
@@ -27,7 +28,6 @@ from hpsampler.calibration.profile import (
     ProfileStore,
     Refused,
     Target,
-    rounded,
 )
 from hpsampler.calibration.trajectories import MultistepSchedule
 from hpsampler.noise import NoiseModel
@@ -140,7 +140,7 @@ NO_LIST = [None, True, 5, "ab", {}, {"0": 1}, [NESTED], [None], [True], [0] * 50
 
 WRONG = {
     "format": [None, True, 1, "", "hpsampler", NESTED, []],
-    "version": [None, True, 1.0, "1", 2, 0, -1, 10**400, NESTED, "x" * 10_000, math.nan],
+    "version": [None, True, 1.0, "1", 3, 0, -1, 10**400, NESTED, "x" * 10_000, math.nan],
     "name": [*NO_TEXT, "Auto", "off", "a,b", "../x", "x" * 61],
     "model": NO_TEXT,
     "hashes": [*NO_LIST, [], [5], [""], ["a", None]],
@@ -285,7 +285,7 @@ def read_or_refused(text):
     json.dumps(json.loads(example.to_json()), allow_nan=False)
     assert Profile.from_json(example.to_json()) == example
     for each in example.fitted:
-        levels = example.recipe(each, recipe_for("sd1", each.steps, 7.0)).sigmas(TABLE)
+        levels = example.recipe(each, recipe_for("sd1", each.steps, 7.0), 7.0).sigmas(TABLE)
         assert (levels.diff() < 0).all() and (levels[:-1] > 0).all()
 
 
@@ -412,7 +412,7 @@ def test_its_recipe_has_the_calibrated_schedule(end):
     example = profile("x", fitted(5, 7.0, end=end))
     (own,) = example.fitted
     base = recipe_for("sd1", 5, 7.0)
-    recipe = example.recipe(own, base)
+    recipe = example.recipe(own, base, 6.0)
     sigmas = recipe.sigmas(TABLE, sigma_min=0.1, sigma_max=10.0)
     assert sigmas.dtype == torch.float32 and sigmas.tolist() == pytest.approx(own.sigmas, rel=6e-8)
     assert recipe.options() == {"factors": own.factors} and recipe.ending == ("keep" if end else "zero")
@@ -455,7 +455,7 @@ BROKEN = {
     "deep": b"[" * 100_000,
     "list": b"[]",
     "other": b'{"a": 1}',
-    "newer": json.dumps({**WHOLE, "version": 2}).encode(),
+    "newer": json.dumps({**WHOLE, "version": 3}).encode(),
     "nan": json.dumps(put("fitted.0.yardstick", math.nan)).encode(),
     "path": json.dumps({**WHOLE, "name": "../../x"}).encode(),
 }
