@@ -24,7 +24,7 @@ CFG_SCALES = (2.0, 3.0, 5.0, 7.5, 10.0)
 STEPS = ((4, 6, 10), (5, 7, 8))
 """The numbers of steps of each job; both take about equally long."""
 
-TRAJECTORIES, RUNS = 50, 60
+TRAJECTORIES, RUNS = 60, 50
 
 
 def configs() -> list[CalibrationConfig]:

@@ -161,9 +161,9 @@ def _options(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         "--cfg", nargs="+", type=float, default=[2.0, 3.0, 5.0, 7.5, 10.0], help="guidance scales that one fit covers"
     )
     parser.add_argument(
-        "--trajectories", type=int, default=50, help="to fit to, at all scales together; as many are held out"
+        "--trajectories", type=int, default=60, help="to fit to, at all scales together; as many are held out"
     )
-    parser.add_argument("--runs", type=int, default=60, help="budget in runs of the sampler over the trajectories")
+    parser.add_argument("--runs", type=int, default=50, help="budget in runs of the sampler over the trajectories")
     parser.add_argument("--out", type=Path, default=Path("out/calibration.json"), help="file to write")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the model's weights")
     parser.add_argument("--device", default="cpu", help="where the model runs")

@@ -39,7 +39,7 @@ SEED = 500
 
 CALIBRATED_NFE = (4, 5, 6, 7, 8, 10)
 FAMILY = "sd1"
-FITTED_TO, FIT_SEED, HELD_OUT_SEED = 48, 700, 701
+FITTED_TO, RUNS, FIT_SEED, HELD_OUT_SEED = 48, 60, 700, 701
 
 MAX_ERROR = 1e3
 """Largest error that is counted, so that the mean stays finite when a run blows up."""
@@ -129,7 +129,7 @@ def calibrated(
         # calls are counted here as well, as a refused fit does not report them
         model.calls = fit.calls
         try:
-            result = calibrate([fit], [held_out], schedules_before)
+            result = calibrate([fit], [held_out], schedules_before, RUNS)
         except CalibrationRefused:
             held_out_calls = (1 + len(schedules_before)) * nfe
             fits.append(ExactFit(problem.name, nfe, cfg_scale, "", (model.calls - held_out_calls) / nfe))

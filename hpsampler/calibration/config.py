@@ -14,7 +14,7 @@ from ..store import RESERVED, StoreError, abbreviated
 
 __all__ = ["BASELINE_STEPS", "MAX_RUNS", "REFERENCE_CALLS", "CalibrationConfig"]
 
-MAX_RUNS = 60
+MAX_RUNS = 50
 """Default budget, in runs of the fitted sampler over the calibration set, including the reference endpoints."""
 
 REFERENCE_CALLS = 60
@@ -45,7 +45,7 @@ class CalibrationConfig:
     height: int = 512
     prompts: tuple[str, ...] = DEFAULT_PROMPTS
     negative: str = ""
-    trajectories: int = 50
+    trajectories: int = 60
     runs: int = MAX_RUNS
     seed: int = 1
     batch: int = 4

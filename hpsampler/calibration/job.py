@@ -179,6 +179,7 @@ class CalibrationJob(Job):
         except CalibrationRefused as refusal:
             refused = tuple(Refused(steps, cfg_scale, str(refusal)) for cfg_scale in config.cfg_scales)
             self._save(replace(self.profile, refused=(*self.profile.refused, *refused)))
+            self._forget_fit(steps)
             progress.log.append(f"{steps} steps: refused, {refusal}")
             progress.of += progress.calls - calls_before - most_calls
             return
@@ -196,10 +197,15 @@ class CalibrationJob(Job):
         )
         joint = Joint(schedule, calibration.start, measured, fit_calls)
         self._save(replace(self.profile, joint=(*self.profile.joint, joint)))
+        self._forget_fit(steps)
         progress.log.append(_joint_sentence(joint, fit_calls / steps / config.pictures))
 
     def _saved_fit(self, steps: int) -> Optional[FitState]:
         return None if self.cache is None else load_state(self._fit_path(steps), self._fit_name(steps))
+
+    def _forget_fit(self, steps: int) -> None:
+        if self.cache is not None:
+            self._fit_path(steps).unlink(missing_ok=True)
 
     def _save_fit(self, steps: int, state: FitState) -> None:
         if self.cache is not None:

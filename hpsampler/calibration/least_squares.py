@@ -31,9 +31,6 @@ FINITE_DIFFERENCE = 1e-2
 OUTLIER = 2.0
 """A trajectory with an error this many times the median counts less. Of 1, 2, 3 and 6 it was best on the testbeds."""
 
-BALANCE = 0.5
-"""How far the guidance scales count alike: at 0 by their errors, at 1 by the errors relative to those at the start."""
-
 LEAST_GAIN = 5e-3
 """A step that promises to lower the sum of squares by less than this share ends the descent."""
 
@@ -150,8 +147,7 @@ class Target:
         difference, tolerance = self.sets[index].differences(end), self.tolerances[index]
         errors = difference.norm(dim=1, keepdim=True).clamp(min=1e-12)
         weight = (tolerance / errors) * (errors / tolerance).square().log1p().sqrt()
-        balance = tolerance**-BALANCE / len(difference) ** 0.5
-        return np.asarray((difference * weight).flatten().numpy() * balance)
+        return np.asarray((difference * weight).flatten().numpy()) / len(difference) ** 0.5
 
     def jacobians(self, unknowns: np.ndarray) -> list[np.ndarray]:
         """Derivatives of each set's residuals by its parameters, single precision."""

@@ -24,9 +24,12 @@ from hpsampler.calibration import job as job_module
 from hpsampler.calibration.config import CalibrationConfig
 from hpsampler.calibration.decoder import END_SIGMAS, decoder_curve, with_best_final_sigma
 from hpsampler.calibration.fit import calibrate
-from hpsampler.calibration.job import CalibrationJob, initial_schedules
-from hpsampler.calibration.profile import Profile, ProfileStore, noise_tolerance, rounded
+from hpsampler.calibration.initial import initial_schedules
+from hpsampler.calibration.job import CalibrationJob
+from hpsampler.calibration.joint import JointSchedule, parameters_of, rounded
+from hpsampler.calibration.profile import Profile, ProfileStore, noise_tolerance
 from hpsampler.calibration.trajectories import MultistepSchedule, Trajectories
+from hpsampler.guidance import effective_guidance
 from hpsampler.jobs import DEFAULT_PROMPTS, Cancelled, Progress
 from hpsampler.recipes import AUTO, recipe_for
 from hpsampler.schedule import base_karras
@@ -55,10 +58,10 @@ class Exact:
         self.requests.append((list(prompts), negative, cfg_scale))
         labels = torch.tensor([int(prompt.split()[-1]) % self.problem.classes for prompt in prompts])
 
-        def model(x, sigma, **_):
+        def model(x, sigma, cond_scale=cfg_scale, **_):
             self.before(self.calls)
             parts = zip(x.split(self.batch), sigma.split(self.batch), labels.split(self.batch))
-            found = torch.cat([self.problem.denoise(*part, cfg_scale) for part in parts])
+            found = torch.cat([self.problem.denoise(*part, cond_scale) for part in parts])
             self.calls += len(x)
             return found
 
@@ -88,7 +91,7 @@ def scaled(denoiser, factor):
 
     def denoiser_of(*args):
         inner = denoiser(*args)
-        return lambda x, sigma: inner(x, sigma) * factor()
+        return lambda x, sigma, **own: inner(x, sigma, **own) * factor()
 
     return denoiser_of
 
@@ -109,7 +112,7 @@ def test_the_defaults_of_a_config():
     assert (
         config == CalibrationConfig("x")
         and config.prompts == DEFAULT_PROMPTS
-        and len(config.prompts) >= 2 * config.trajectories
+        and len(config.prompts) >= 2 * config.per_scale
     )
     assert all(prompt == " ".join(prompt.split()) for prompt in DEFAULT_PROMPTS)
     assert len(set(DEFAULT_PROMPTS)) == len(DEFAULT_PROMPTS)
@@ -119,7 +122,8 @@ def test_the_defaults_of_a_config():
     ("name", "  my model ", "my model"),
     ("steps", "5, 6 8", (5, 6, 8)), ("steps", "8,5,,5 ", (5, 8)), ("steps", 6, (6,)), ("steps", ["7", 5.0], (5, 7)),
     ("steps", (2, 20), (2, 20)), ("steps", "5.0", (5,)),
-    ("cfg_scales", "7 5.5", (5.5, 7.0)), ("cfg_scales", 1, (1.0,)), ("cfg_scales", [30, 1.0], (1.0, 30.0)),
+    ("cfg_scales", "7 5.5", (5.5, 7.0)), ("cfg_scales", "2, 3.5 10", (2.0, 3.5, 10.0)),
+    ("cfg_scales", 1, (1.0,)), ("cfg_scales", [30, 1.0], (1.0, 30.0)),
     ("width", "768", 768), ("height", 64, 64), ("width", 4096.0, 4096),
     ("trajectories", 2, 2), ("trajectories", 1024, 1024), ("runs", 25, 25), ("runs", "1000", 1000),
     ("seed", 0, 0), ("seed", 2**32 - 1, 2**32 - 1), ("batch", 1, 1), ("batch", 256, 256),
@@ -189,12 +193,22 @@ def test_any_value_is_accepted_or_refused(field, value):
     assert CalibrationConfig.of(asdict(config)) == config and config.most_calls() > 0 and config.cells
 
 
-def test_cells_are_ordered_by_guidance_scale():
+def test_a_cell_is_a_number_of_steps_for_all_guidance_scales():
     config = config_of(steps="8 5", cfg_scales="7 3")
-    assert config.cells == [(3.0, 5), (3.0, 8), (7.0, 5), (7.0, 8)]
-    both, one = config.most_calls(), config.most_calls([(3.0, 5), (3.0, 8)])
-    assert both == 2 * one and config.most_calls(config.cells) == 0
-    assert config.most_calls([(3.0, 5)]) == both - config.most_calls_of(5), "its references are still to be made"
+    assert config.cells == [5, 8]
+    assert config.most_calls([5, 8]) == 0
+    assert config.most_calls([5]) == config.most_calls() - config.most_calls_of(5), (
+        "its references are still to be made"
+    )
+    assert config_of(steps="5", cfg_scales="3").most_calls() == config_of(steps="5", cfg_scales="3 7").most_calls()
+
+
+@pytest.mark.parametrize(("trajectories", "scales", "each"), [
+    (50, 5, 10), (51, 5, 11), (24, 1, 24), (2, 1, 2), (2, 4, 2), (6, 2, 3),
+])  # fmt: skip
+def test_the_trajectories_are_shared_among_the_guidance_scales(trajectories, scales, each):
+    config = CalibrationConfig.of({"name": "x", "trajectories": trajectories, "cfg_scales": [*range(2, 2 + scales)]})
+    assert (config.per_scale, config.pictures) == (each, each * scales)
 
 
 # ---- the result ------------------------------------------------------------------------------------------------------
@@ -202,24 +216,35 @@ def test_cells_are_ordered_by_guidance_scale():
 
 def test_a_job_gives_the_same_as_its_parts_by_hand():
     source = Exact("gauss1f2")
-    profile = calibrated(source, steps="5", negative="bad", seed=11, height=256)
+    profile = calibrated(source, steps="5", cfg_scales=(2.0, 5.0), negative="bad", seed=11, height=256)
     by_hand = Exact("gauss1f2")
     model_of = by_hand.problem.model
     sets = []
     for part in (0, 1):
         labels = torch.arange(2 * COUNT)[part::2] % by_hand.problem.classes
-        unit = by_hand.start(range(11 + COUNT * part, 11 + COUNT * (part + 1)), 512, 256)
-        sets.append(Trajectories.of(model_of(labels, 3.0), unit, TABLE))
-    found = calibrate(*sets, initial_schedules("sd1", 5, 3.0, TABLE), 60)
-    (own,) = profile.fitted
-    assert own.sigmas == rounded(found.schedule.sigmas) and own.factors == rounded(found.schedule.factors)
-    assert own.held_out == {name: float(f"{error:.6g}") for name, error in found.held_out.items()}
-    assert own.gain > 1.5 and list(own.held_out) == [AUTO, "first order", "SGM Uniform", "Karras", "calibrated"]
-    assert (own.steps, own.cfg_scale, own.start, own.calls) == (5, 3.0, found.start, found.calls * COUNT)
+        rows = []
+        for index, cfg_scale in enumerate((2.0, 5.0)):
+            first = 11 + COUNT * part + 3 * index
+            unit = by_hand.start(range(first, first + 3), 512, 256)
+            own = labels[3 * index : 3 * index + 3]
+            rows.append(Trajectories.of(model_of(own, cfg_scale), unit, TABLE, cfg_scale))
+        sets.append(rows)
+    found = calibrate(*sets, initial_schedules("sd1", 5, (2.0, 5.0), TABLE), 50)
+    (own,) = profile.joint
+    assert own.schedule == found.schedule and (own.steps, own.start, own.calls) == (5, found.start, found.calls)
+    assert (own.schedule.low, own.schedule.high) == (2.0, 5.0) and profile.fitted == ()
     karras = torch.tensor([*base_karras(20, 7.0, TABLE.sigma_min, TABLE.sigma_max), 0.0])
-    ends = sample_dpmpp_2m(sets[1].model, sets[1].noise * TABLE.sigma_max, karras)
-    assert own.baseline == pytest.approx(sets[1].error_of(ends), rel=1e-5)
-    assert source.requests == [([f"of class {n}" for n in range(part, 12, 2)], "bad", 3.0) for part in (0, 1)]
+    for each, unseen in zip(own.measured, sets[1], strict=True):
+        expected = {name: float(f"{error:.6g}") for name, error in found.held_out[each.cfg_scale].items()}
+        assert each.held_out == expected and each.gain > 1.2 and not each.refused
+        assert list(each.held_out) == [AUTO, "first order", "SGM Uniform", "Karras", "calibrated"]
+        ends = sample_dpmpp_2m(unseen.model, unseen.noise * TABLE.sigma_max, karras)
+        assert each.baseline == pytest.approx(unseen.error_of(ends), rel=1e-5)
+    assert source.requests == [
+        ([f"of class {n}" for n in range(part, 12, 2)][first : first + 3], "bad", cfg_scale)
+        for part in (0, 1)
+        for first, cfg_scale in ((0, 2.0), (3, 5.0))
+    ]
     assert (profile.name, profile.model, profile.hashes, profile.family) == ("exact", "exact", ("feedbeef",), "sd1")
     assert (profile.width, profile.height, profile.seed, profile.trajectories, profile.held_out) == (
         512,
@@ -244,101 +269,110 @@ def test_few_prompts_are_used_for_both_sets():
 
 def test_the_initial_schedules_are_the_recipe_and_common_schedules():
     for cfg_scale, last in ((1.0, 1.0), (7.0, 0.0)):
-        found = initial_schedules("sdxl", 7, cfg_scale, TABLE)
-        assert list(found) == [AUTO, "first order", "SGM Uniform", "Karras"]
+        rows = initial_schedules("sdxl", 7, [2.0, cfg_scale], TABLE)
+        assert list(rows) == [AUTO, "first order", "SGM Uniform", "Karras"]
+        found = {name: each for name, (_, each) in rows.items()}
         for each in found.values():
+            assert (each.guidance or (cfg_scale,) * 7) == (effective_guidance(cfg_scale, 7),) * 7
             assert each.steps == 7 and each.sigmas[0] == pytest.approx(TABLE.sigma_max) and each.sigmas[-1] == 0
-        own = recipe_for("sdxl", 7, cfg_scale).sigmas(TABLE)
-        assert found[AUTO] == MultistepSchedule.of(own.double().tolist(), last=last)
+        own = recipe_for("sdxl", 7, cfg_scale)
+        assert found[AUTO] == MultistepSchedule.of(own.sigmas(TABLE).double().tolist(), 1.0, last, own.guidance)
         assert found["first order"].factors == (0.0,) * 7 and found["Karras"].factors == (0.0, *[1.0] * 5, 0.0)
 
 
 def test_equal_configs_give_equal_files_whatever_the_batch():
     whole = calibrated(steps="6").to_json()
-    assert len(Profile.from_json(whole).fitted) == 1
+    assert len(Profile.from_json(whole).joint) == 1
     for batch in (1000, 1, 4):
         assert calibrated(Exact(batch=batch), steps="6").to_json() == whole
     assert calibrated(steps="6", seed=2).to_json() != whole
 
 
 @pytest.mark.parametrize("contrast", [1.0, 0.1])
-@pytest.mark.parametrize("runs", [25, 60])
+@pytest.mark.parametrize("runs", [25, 50])
 def test_the_most_calls_are_never_exceeded_and_the_budget_holds(contrast, runs):
-    for name, steps, cfg_scale in (("toy2d", (2,), 3.0), ("toy2d", (20,), 7.0), ("mix64", (3, 5), 1.0)):
+    for name, steps, scales in (("toy2d", (2,), "2 3 8"), ("toy2d", (20,), "7"), ("mix64", (3, 5), "1 4")):
         source, kept = Exact(name, contrast), []
-        config = config_of(steps=steps, cfg_scales=cfg_scale, runs=runs)
+        config = config_of(steps=steps, cfg_scales=scales, runs=runs)
         job = CalibrationJob(config, source, save=kept.append)
         assert job.progress.of == config.most_calls()
         profile = job.run()
-        assert len(profile.fitted) + len(profile.refused) == len(steps) == len(kept) and profile == kept[-1]
+        refused = {each.steps for each in profile.refused}
+        assert len(profile.joint) + len(refused) == len(steps) == len(kept) and profile == kept[-1]
         assert source.calls == job.progress.calls == job.progress.of <= config.most_calls()
-        if runs == 60:
+        assert (profile.trajectories, profile.held_out) == (config.pictures, config.pictures) == (COUNT, COUNT)
+        if runs == 50:
             assert source.calls > 0.5 * config.most_calls(), "the bound is near"
-            assert all(0 < each.calls / (each.steps * COUNT) <= 60 for each in profile.fitted)
+            assert all(0 < each.calls / (each.steps * COUNT) <= 50 for each in profile.joint if each.steps < 20)
 
 
 def test_the_calls_of_a_cell_are_those_on_the_calibration_set():
     # the calls on the held-out set are known: its reference, the baseline, five schedules, and the last sigma's run
     ended = []
     for contrast in (1.0, 0.1):
-        for cfg_scale in (3.0, 7.0):
+        for cfg_scales in ("3", "2 7"):
             source = Exact(contrast=contrast)
-            profile = calibrated(source, steps="5", cfg_scales=cfg_scale)
-            (own,) = profile.fitted
+            profile = calibrated(source, steps="5", cfg_scales=cfg_scales)
+            (own,) = profile.joint
             rest = source.calls - own.calls - (60 + 20 + 5 * 5) * COUNT
-            assert rest == 5 * COUNT if own.sigmas[-1] > 0 else rest in (0, 5 * COUNT)
+            assert rest == 5 * COUNT if own.schedule.end[0] > 0 else rest in (0, 5 * COUNT)
             assert rest == 0 or noise_tolerance(profile.decoder) > 0
-            ended.append(own.sigmas[-1] > 0)
-    assert ended[:2] == [False, False] and any(ended), "one of them must include the run for the last sigma"
+            ended.append(own.schedule.end[0] > 0)
+    assert ended[:2] == [False, False]
 
 
-def test_a_refused_cell_is_recorded_with_numbers_and_not_tried_again():
-    profile = calibrated(steps="2 5", cfg_scales=5.0)
-    (refused,) = profile.refused
-    assert (refused.steps, refused.cfg_scale) == (2, 5.0) and [each.steps for each in profile.fitted] == [5]
-    assert re.search(r"calibrating 2 steps gave nothing: .*Auto \d\.\d+,.*calibrated \d\.\d+$", refused.reason)
-    assert Profile.from_json(profile.to_json()) == profile
+def refusing(monkeypatch):
+    """Every fit ends in Karras' schedule, and the recipe solves the equation."""
+
+    def karras(self):
+        return calibration.Attempt("Karras", calibration.Descent(self.initial["Karras"], []), 1.0, 0)
+
+    monkeypatch.setattr(calibration._Fit, "best", karras)
+
+
+def test_a_refused_cell_is_recorded_with_numbers_and_not_tried_again(monkeypatch):
+    refusing(monkeypatch)
+    kept = []
+    job = CalibrationJob(config_of(steps="5", cfg_scales="5 9"), Exact("toy2d"), save=kept.append)
+    profile = job.run()
+    assert profile.joint == profile.fitted == () and kept == [profile]
+    assert [(each.steps, each.cfg_scale) for each in profile.refused] == [(5, 5.0), (5, 9.0)]
+    reason = profile.refused[0].reason
+    assert re.search(r"calibrating 5 steps gave nothing: .*CFG 9 Auto \d\.\d+,.*calibrated \d\.\d+$", reason)
+    assert "5 steps: refused, calibrating 5 steps" in job.progress.log[-1]
+    assert job.progress.calls == job.progress.of and Profile.from_json(profile.to_json()) == profile
     source = Exact()
-    again = CalibrationJob(config_of(steps="2 5", cfg_scales=5.0), source, profile)
+    again = CalibrationJob(config_of(steps="5", cfg_scales="5 9"), source, profile)
     assert again.progress.of == 0 and again.progress.seconds_left is None
     assert again.run() == profile and source.calls == 0 and source.requests == []
 
 
-def test_a_profile_of_refused_fits_only(monkeypatch):
-    monkeypatch.setattr(calibration, "_least_squares", lambda target, start, spent: start)
-    kept = []
-    job = CalibrationJob(config_of(steps="5"), Exact(), save=kept.append)
-    monkeypatch.setattr(job_module, "initial_schedules", lambda *args: {AUTO: initial_schedules(*args)["Karras"]})
-    profile = job.run()
-    assert profile.fitted == () and kept == [profile] and "refused, calibrating 5 steps" in job.progress.log[-1]
-    assert Profile.from_json(profile.to_json()) == profile and job.progress.calls == job.progress.of
-
-
-def test_an_initial_schedule_that_blows_up_is_a_number_in_the_file_and_no_line_in_the_plot(monkeypatch, tmp_path):
+def test_an_initial_schedule_that_blows_up_is_a_number_in_the_file(monkeypatch, tmp_path):
     def with_a_bomb(*args):
         good = initial_schedules(*args)
-        bomb = replace(good["Karras"], factors=(0.0, *[1e308] * (len(good["Karras"].factors) - 1)))
+        bomb = [replace(each, factors=(0.0, *[1e308] * (each.steps - 1))) for each in good["Karras"]]
         return {AUTO: good[AUTO], "bomb": bomb, "Karras": good["Karras"], "SGM Uniform": good["SGM Uniform"]}
 
     monkeypatch.setattr(job_module, "initial_schedules", with_a_bomb)
     source = Exact()
     job = CalibrationJob(config_of(steps="5"), source, save=ProfileStore(tmp_path).save)
-    (own,) = job.run().fitted
-    assert own.held_out["bomb"] == 1e12 and ProfileStore(tmp_path).read() == ([job.profile], [])
+    (own,) = job.run().joint
+    assert own.measured[0].held_out["bomb"] == 1e12 and ProfileStore(tmp_path).read() == ([job.profile], [])
     lines, curve = job.progress.lines, job.progress.curve
-    assert list(lines) == ["20 steps of DPM++ 2M Karras", AUTO, "Karras", "SGM Uniform"]
-    assert [error for _, error in curve[:3]] == [lines[AUTO], lines["Karras"], lines["SGM Uniform"]]
+    # the fit tries it within the bounds of its parameters
+    assert list(lines) == ["20 steps of DPM++ 2M Karras", AUTO, "bomb", "Karras", "SGM Uniform"]
+    assert [error for _, error in curve[:4]] == list(lines.values())[1:]
     assert all(math.isfinite(error) for _, error in curve) and all(map(math.isfinite, lines.values()))
 
 
 def test_the_lines_and_curve_of_a_cell_are_errors_on_the_calibration_set():
     job = CalibrationJob(config_of(steps="6"), Exact())
-    (own,) = job.run().fitted
-    fit = job._trajectories(3.0, 0)
-    known = initial_schedules("sd1", 6, 3.0, TABLE)
+    (own,) = job.run().joint
+    fit = job._trajectories(0, 0)
+    known = initial_schedules("sd1", 6, [3.0], TABLE)
     lines = dict(job.progress.lines)
-    assert lines.pop("20 steps of DPM++ 2M Karras") == pytest.approx(own.baseline, rel=1e-5)
-    assert lines == {name: fit.error(each) for name, each in known.items()}
+    assert lines.pop("20 steps of DPM++ 2M Karras") == pytest.approx(own.measured[0].baseline, rel=1e-5)
+    assert lines == {name: pytest.approx(fit.error(each), rel=1e-3) for name, (each,) in known.items()}
     at, errors = zip(*job.progress.curve)
     assert at == tuple(sorted(at)) and at[0] == 11 and at[-1] == pytest.approx(own.calls / 6 / COUNT)
     assert min(errors) < 0.9 * min(lines.values())
@@ -353,7 +387,7 @@ def test_a_broken_decoder_tolerates_no_noise():
         source.decode = lambda latents, broken=broken: latents * broken
         profile = calibrated(source, steps="5")
         assert profile.decoder == tuple((sigma, 1.0) for sigma in END_SIGMAS)
-        assert profile.fitted[0].sigmas[-1] == 0 and Profile.from_json(profile.to_json()) == profile
+        assert profile.joint[0].schedule.end[0] == 0 and Profile.from_json(profile.to_json()) == profile
 
 
 def test_no_gradients_are_recorded():
@@ -411,7 +445,7 @@ def test_the_model_is_used_exclusively_and_waiting_is_not_timed(monkeypatch):
         setattr(source, name, in_turn(getattr(source, name)))
     job = CalibrationJob(config_of(steps="5"), source, exclusively=turn)
     profile = job.run()
-    assert job.progress.seconds == job.progress.calls > 0 and len(profile.fitted) == 1
+    assert job.progress.seconds == job.progress.calls > 0 and len(profile.joint) == 1
     assert profile == calibrated(Exact(contrast=0.1), steps="5")
 
 
@@ -434,11 +468,12 @@ def test_progress_counts_calls_and_bounds_the_time_left(monkeypatch):
     assert progress.calls == progress.of == source.calls and progress.seconds_left == 0 and progress.cell is None
     assert seen[0][:3] == (0, config_of(steps="5 6", cfg_scales="3 7").most_calls(), None)
     for calls, of, left, _ in seen[1:]:
-        assert source.calls <= of and left == pytest.approx((of - calls) * 0.5 / COUNT)
+        # half a second for the three pictures of one guidance scale
+        assert source.calls <= of and left == pytest.approx((of - calls) * 0.5 / 3)
     assert [of for _, of, *_ in seen] == sorted((of for _, of, *_ in seen), reverse=True)
-    assert list(dict.fromkeys(cell for *_, cell in seen)) == [(3.0, 5), (3.0, 6), (7.0, 5), (7.0, 6)]
-    assert len(progress.log) == 5 and progress.log[0].startswith("the decoder tolerates no residual noise")
-    assert all(re.match(r"CFG [37], [56] steps: (held-out error|refused)", line) for line in progress.log[1:])
+    assert list(dict.fromkeys(cell for *_, cell in seen)) == [((3.0, 7.0), 5), ((3.0, 7.0), 6)]
+    assert len(progress.log) == 3 and progress.log[0].startswith("the decoder tolerates no residual noise")
+    assert all(re.match(r"[56] steps: held-out errors CFG 3 .*, CFG 7 ", line) for line in progress.log[1:])
 
 
 def test_seconds_left_is_never_below_zero():
@@ -457,7 +492,7 @@ def whole():
     """An uninterrupted job: (profile as text, pictures drawn, saved profiles with the number of pictures by then)."""
     source, kept = Exact(contrast=0.1), []
     profile = CalibrationJob(config_of(**CELLS), source, save=lambda each: kept.append((each, source.calls))).run()
-    assert len(profile.fitted) + len(profile.refused) == 4 and len(profile.fitted) >= 3
+    assert [each.steps for each in profile.joint] == [5, 6]
     return profile.to_json(), source.calls, kept
 
 
@@ -482,15 +517,19 @@ def interrupted(at, cache, fault=None):
     return kept, source
 
 
-REFERENCE = 60 * COUNT
+HALF = COUNT // 2
+"""Trajectories of each guidance scale."""
+REFERENCE = 60 * HALF
 
 
-@pytest.mark.parametrize("at", [0, 30, REFERENCE + 6, 2 * REFERENCE + 30, 0.3, 0.45, 0.5, 0.6, 0.9, "last"])
+@pytest.mark.parametrize(
+    "at", [0, 30, REFERENCE + HALF, 2 * REFERENCE + 30, 0.3, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, "last"]
+)
 def test_a_stopped_and_resumed_job_gives_the_same_result(at, whole, tmp_path, references):
     text, calls, kept_whole = whole
-    at = calls - COUNT if at == "last" else int(at * calls) // COUNT * COUNT if isinstance(at, float) else at
+    at = calls - HALF if at == "last" else int(at * calls) // HALF * HALF if isinstance(at, float) else at
     kept, source = interrupted(at, tmp_path)
-    assert source.calls in (at, at + COUNT), "the running call is finished, and no other is made"
+    assert source.calls in (at, at + HALF), "the running call is finished, and no other is made"
     assert kept == [each for each, after in kept_whole if after <= at]
 
     begun = len(references)
@@ -498,13 +537,14 @@ def test_a_stopped_and_resumed_job_gives_the_same_result(at, whole, tmp_path, re
     left = Profile.from_json(kept[-1].to_json()) if kept else None
     again = CalibrationJob(config_of(**CELLS), resumed, left, cache=tmp_path)
     assert again.run().to_json() == text
-    second = kept_whole[1][1]
-    ends = REFERENCE, 2 * REFERENCE, second + REFERENCE, second + 2 * REFERENCE
-    assert len(references) - begun == sum(end > source.calls for end in ends), (
+    assert len(references) - begun == sum(REFERENCE * (1 + index) > source.calls for index in range(4)), (
         "finished endpoints are not computed again"
     )
-    assert len(list(tmp_path.glob("*.npy"))) == 4
+    assert len(list(tmp_path.iterdir())) == 4, "the state of a finished fit is not kept"
     assert again.progress.calls == resumed.calls == again.progress.of
+    # the baseline and, in a fit, a Jacobian and a few runs are all that is repeated
+    repeated = source.calls + resumed.calls - calls
+    assert repeated <= 20 * COUNT + (51 + 4 * 6) * COUNT + 5 * 6 * COUNT
 
 
 def test_a_job_can_be_stopped_while_decoding(whole):
@@ -566,11 +606,11 @@ def test_a_model_that_fails_later_keeps_the_saved_cells(whole):
     kept_whole, kept = whole[2], []
     source = Exact(contrast=0.1)
     own = source.denoiser
-    after = kept_whole[1][1]
+    after = kept_whole[0][1]
     source.denoiser = scaled(own, lambda: math.nan if source.calls >= after else 1.0)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="no initial schedule stays finite"):
         CalibrationJob(config_of(**CELLS), source, save=kept.append).run()
-    assert kept == [each for each, _ in kept_whole[:2]]
+    assert kept == [each for each, _ in kept_whole[:1]]
 
 
 # ---- saved reference endpoints ---------------------------------------------------------------------------------------
@@ -645,7 +685,7 @@ def test_saved_endpoints_are_used(tmp_path, references):
     wanted = CalibrationJob(config_of(steps="5"), source, cache=tmp_path).run()
     again = Exact()
     assert CalibrationJob(config_of(steps="5"), again, cache=tmp_path).run() == wanted
-    assert len(references) == 2 and again.calls == source.calls - 2 * REFERENCE
+    assert len(references) == 2 and again.calls == source.calls - 2 * 60 * COUNT
     CalibrationJob(config_of(steps="5"), Exact()).run()
     assert len(references) == 4, "without a folder none are saved"
 
@@ -657,13 +697,13 @@ def test_single_precision_endpoints_are_loaded_in_single_precision(tmp_path):
 
         def denoiser(self, *args):
             inner = super().denoiser(*args)
-            return lambda x, sigma: inner(x.double(), sigma.double()).to(x)
+            return lambda x, sigma, **own: inner(x.double(), sigma.double(), **own).to(x)
 
     first = CalibrationJob(config_of(steps="5"), Single(), cache=tmp_path)
     wanted = first.run()
     second = CalibrationJob(config_of(steps="5"), Single(), cache=tmp_path)
     assert second.run() == wanted and second.progress.calls < first.progress.calls
-    assert second._trajectories(3.0, 0).endpoints.dtype == torch.float32
+    assert second._trajectories(0, 0).endpoints.dtype == torch.float32
 
 
 def test_guidance_scales_that_nearly_agree_have_separate_endpoints(tmp_path, references):
@@ -697,103 +737,107 @@ def low_pass(latents):
     return (torch.nn.functional.avg_pool2d(rows, 4) * 4).round() / 8
 
 
-def sets(name="gauss1f2", cfg_scale=3.0, count=6):
-    """Calibration and held-out set, and a list of the sigmas of all calls."""
-    problem, trajectories, called = PROBLEMS[name](), [], []
+def sets(name="gauss1f2", cfg_scales=(3.0,), count=6):
+    """Calibration and held-out sets, and a list of the sigmas of all calls."""
+    problem, found, called = PROBLEMS[name](), [], []
     for seed in (1, 2):
-        own = problem.model(problem.labels(count), cfg_scale)
-        model = lambda x, sigma, own=own, **_: (called.append(float(sigma[0])), own(x, sigma))[1]  # noqa: E731
-        trajectories.append(Trajectories.of(model, problem.noise(count, seed), TABLE))
+        rows = []
+        for cfg_scale in cfg_scales:
+            own = problem.model(problem.labels(count), cfg_scale)
+            model = lambda x, sigma, own=own, **given: (called.append(float(sigma[0])), own(x, sigma, **given))[1]  # noqa: E731
+            rows.append(Trajectories.of(model, problem.noise(count, seed), TABLE, cfg_scale))
+        found.append(rows)
     called.clear()
-    return *trajectories, called
+    return *found, called
 
 
+def joint(name="first order", steps=5, cfg_scales=(3.0,), end=None):
+    """One of the initial schedules as a joint one; ``end`` is its last point above 0."""
+    rows = initial_schedules("sd1", steps, cfg_scales, TABLE)[name]
+    own = parameters_of(rows[0], cfg_scales[0])
+    if end is not None:
+        own[steps - 2] = math.log(math.log(rows[0].sigmas[-3] / end))
+    return JointSchedule(cfg_scales[0], cfg_scales[-1], rows[0].sigmas[0], rounded(own), (0.0,) * len(own))
+
+
+@pytest.mark.parametrize("scales", [(3.0,), (2.0, 4.0)])
 @pytest.mark.parametrize("largest", [0.03, 0.2])
 @pytest.mark.parametrize(("decode", "name"), [
     (low_pass, "gauss1f2"), (lambda x: 0.5 + 0.1 * x, "gauss1f2"), (lambda x: x, "toy2d"),
 ], ids=["low pass", "faint", "identity"])  # fmt: skip
-def test_an_end_above_zero_is_chosen_where_it_is_nearer_on_both_sets(decode, name, largest):
-    fit, unseen, called = sets(name)
-    chosen_ends = []
-    for steps in (4, 8):
-        for schedule in initial_schedules("sd1", steps, 3.0, TABLE).values():
-            called.clear()
-            chosen = with_best_final_sigma(schedule, fit, unseen, decode, largest)
-            ends = [end for end in END_SIGMAS if end <= largest and end < schedule.sigmas[-2]]
-            runs = 0 if not ends else 1 if chosen is schedule and len(called) == steps else 2
-            assert len(called) == runs * steps and called == [*schedule.sigmas[:-1]] * runs
-            # the same with complete runs
-            candidates = [schedule] + [
-                replace(schedule, sigmas=(*schedule.sigmas[:-1], end), factors=(*schedule.factors[:-1], factor))
-                for end in ends
-                for factor in (0.0, 1.0)
-            ]
+def test_an_end_above_zero_is_chosen_where_it_is_nearer_on_both_sets(decode, name, largest, scales):
+    fit, unseen, called = sets(name, scales, 4)
+    for start in (AUTO, "SGM Uniform"):
+        schedule = joint(start, 4, scales)
+        called.clear()
+        chosen = with_best_final_sigma(schedule, fit, unseen, decode, largest)
+        last_points = [schedule.at(scale).sigmas[-2] for scale in scales]
+        ends = [end for end in END_SIGMAS if end <= largest and end < min(last_points)]
+        runs = 0 if not ends else 1 if chosen is schedule and len(called) == 4 * len(scales) else 2
+        assert len(called) == runs * 4 * len(scales)
+        # the same with complete runs
+        candidates = [schedule] + [replace(schedule, end=(end, factor)) for end in ends for factor in (0.0, 1.0)]
 
-            def error(each, target):
-                return float((decode(each.sample(target.model, target.noise)) - decode(target.endpoints)).norm())
+        def error(each, target):
+            total = 0.0
+            for one in target:
+                drawn = each.at(one.cfg_scale).sample(one.model, one.noise)
+                total += math.log(float((decode(drawn) - decode(one.endpoints)).norm()))
+            return total
 
-            best = min(candidates, key=lambda each: error(each, fit))
-            expected = best if error(best, unseen) < error(schedule, unseen) else schedule
-            assert chosen == expected
-            assert (runs == 1) == (best is schedule and bool(ends))
-            chosen_ends.append(chosen.sigmas[-1])
-            levels = torch.tensor(chosen.sigmas, dtype=torch.float32)
-            drawn = sample_dpmpp_2m(fit.model, fit.noise * levels[0], levels, factors=chosen.factors)
-            torch.testing.assert_close(drawn, chosen.sample(fit.model, fit.noise), rtol=1e-4, atol=1e-4)
-    assert min(chosen_ends) == 0 < max(chosen_ends), "the cases must include both"
+        best = min(candidates, key=lambda each: error(each, fit))
+        expected = best if error(best, unseen) < error(schedule, unseen) else schedule
+        assert chosen == expected and (runs == 1) == (best is schedule and bool(ends))
 
 
 def end_at(schedule, end, fit):
-    """The set with endpoints that the schedule reaches with ``end`` as its last sigma."""
-    other = replace(schedule, sigmas=(*schedule.sigmas[:-1], end))
-    return replace(fit, endpoints=other.sample(fit.model, fit.noise))
+    """The sets with endpoints that the schedule reaches with ``end`` as its last sigma."""
+    other = replace(schedule, end=(end, 0.0))
+    return [replace(each, endpoints=other.at(each.cfg_scale).sample(each.model, each.noise)) for each in fit]
 
 
 def test_an_end_that_is_better_on_the_calibration_set_alone_is_not_used():
     fit, unseen, called = sets("toy2d")
-    schedule = initial_schedules("sd1", 5, 3.0, TABLE)["first order"]
+    schedule = joint()
     for aims, wanted in (((0.1, 0.1), 0.1), ((0.1, 0.0), 0.0), ((0.0, 0.1), 0.0), ((0.0, 0.0), 0.0)):
         aimed = [end_at(schedule, end, each) for end, each in zip(aims, (fit, unseen))]
         called.clear()
         chosen = with_best_final_sigma(schedule, *aimed, lambda x: x, 0.45)
-        assert chosen.sigmas[-1] == wanted and len(called) == 5 * (1 if aims[0] == 0 else 2)
+        assert chosen.end[0] == wanted and len(called) == 5 * (1 if aims[0] == 0 else 2)
         assert wanted or chosen is schedule
 
 
 def test_without_a_possible_end_the_model_is_not_called():
     fit, unseen, called = sets("toy2d")
-    schedule = initial_schedules("sd1", 5, 3.0, TABLE)["Karras"]
 
     def decode(latents):
         raise AssertionError
 
-    for largest, last in ((0.0, schedule.sigmas[-2]), (0.029, schedule.sigmas[-2]), (0.45, 0.0301), (0.45, 0.02)):
-        moved = replace(schedule, sigmas=(*schedule.sigmas[:-2], last, 0.0))
-        assert with_best_final_sigma(moved, fit, unseen, decode, largest) is moved
+    for largest, last in ((0.0, None), (0.029, None), (0.45, 0.0301), (0.45, 0.02)):
+        schedule = joint(end=last)
+        assert with_best_final_sigma(schedule, fit, unseen, decode, largest) is schedule
     assert called == []
-    near = replace(schedule, sigmas=(*schedule.sigmas[:-2], 0.031, 0.0))
-    assert with_best_final_sigma(near, *[end_at(near, 0.03, each) for each in (fit, unseen)], lambda x: x, 0.03).sigmas[
-        -1
-    ]
+    near = joint(end=0.031)
+    assert with_best_final_sigma(near, *[end_at(near, 0.03, each) for each in (fit, unseen)], lambda x: x, 0.03).end[0]
 
 
 def test_a_candidate_whose_pictures_are_not_finite_is_never_chosen():
     fit, unseen, _ = sets("toy2d")
-    schedule = initial_schedules("sd1", 5, 3.0, TABLE)["first order"]
+    schedule = joint()
     aimed = [end_at(schedule, 0.1, each) for each in (fit, unseen)]
-    ends = replace(schedule, sigmas=(*schedule.sigmas[:-1], 0.03)).sample(fit.model, fit.noise)
+    (ends,) = (each.endpoints for each in end_at(schedule, 0.03, fit))
 
     def breaks_at_one(latents):
         return latents * (math.nan if torch.allclose(latents, ends, rtol=1e-12) else 1)
 
     assert not breaks_at_one(ends).isfinite().any()
-    assert with_best_final_sigma(schedule, *aimed, breaks_at_one, 0.45).sigmas[-1] == 0.1
+    assert with_best_final_sigma(schedule, *aimed, breaks_at_one, 0.45).end[0] == 0.1
     assert with_best_final_sigma(schedule, *aimed, lambda x: x * math.nan, 0.45) is schedule
 
 
 def test_pictures_are_decoded_in_small_batches():
     fit, unseen, _ = sets("toy2d", count=19)
-    schedule = initial_schedules("sd1", 5, 3.0, TABLE)["first order"]
+    schedule = joint()
     sizes = []
 
     def decode(latents):
@@ -801,14 +845,13 @@ def test_pictures_are_decoded_in_small_batches():
         return latents
 
     aimed = [end_at(schedule, 0.1, each) for each in (fit, unseen)]
-    assert with_best_final_sigma(schedule, *aimed, decode, 0.13).sigmas[-1] == 0.1
+    assert with_best_final_sigma(schedule, *aimed, decode, 0.13).end[0] == 0.1
     candidates = 1 + 2 * 4
     assert sizes == [each for part in (8, 8, 3) for each in [part] * (candidates + 1)] + [8] * 6 + [3] * 3
 
 
 def test_the_last_sigma_depends_on_the_decoder():
-    plain = {each.steps: each for each in calibrated(steps="2", cfg_scales="7.5", runs=25).fitted}
-    faint = {each.steps: each for each in calibrated(Exact(contrast=0.1), steps="2", cfg_scales="7.5", runs=25).fitted}
-    assert plain.keys() == faint.keys() == {2} and plain[2].sigmas[-1] == 0 < faint[2].sigmas[-1]
-    assert plain[2].sigmas[:-1] == faint[2].sigmas[:-1] and faint[2].calls == plain[2].calls + 2 * COUNT
-    assert faint[2].held_out == plain[2].held_out
+    (plain,) = calibrated(Exact("gauss1f1"), steps="2", cfg_scales="2", runs=25).joint
+    (faint,) = calibrated(Exact("gauss1f1", 0.1), steps="2", cfg_scales="2", runs=25).joint
+    assert plain.schedule.end[0] == 0 < faint.schedule.end[0] and faint.measured == plain.measured
+    assert replace(faint.schedule, end=(0.0, 0.0)) == plain.schedule and faint.calls == plain.calls + 2 * COUNT
