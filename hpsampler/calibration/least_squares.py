@@ -31,6 +31,12 @@ FINITE_DIFFERENCE = 1e-2
 OUTLIER = 2.0
 """A trajectory with an error this many times the median counts less. Of 1, 2, 3 and 6 it was best on the testbeds."""
 
+LEAST_SHARE = 0.25
+"""A step that lowers the sum of squares by less than this share of what was promised has failed."""
+
+PATIENCE = 2
+"""Failed steps in a row after which the Jacobians are computed again: a Jacobian costs as much as many steps."""
+
 LEAST_GAIN = 5e-3
 """A step that promises to lower the sum of squares by less than this share ends the descent."""
 
@@ -188,6 +194,7 @@ class Descent:
         residuals, jacobians: of each set at ``point``; without Jacobians they are computed next.
         damping: Marquardt's, relative to the diagonal.
         fresh: whether the Jacobians are complete, without an update since.
+        failures: steps in a row that lowered nothing since they were updated.
         done: whether no step promises a gain any more.
     """
 
@@ -196,6 +203,7 @@ class Descent:
     jacobians: list[np.ndarray] = field(default_factory=list)
     damping: float = 0.05
     fresh: bool = False
+    failures: int = 0
     done: bool = False
 
     @property
@@ -209,11 +217,13 @@ class Descent:
             on_step: called after every step with the plain errors of its run on each set.
         """
         while not self.done:
-            needed = target.run_calls + (0 if self.jacobians else target.jacobian_calls)
-            if target.calls + needed > most_calls:
+            if target.calls + target.run_calls > most_calls:
                 return
-            if not self.jacobians:
-                self.jacobians, self.fresh = target.jacobians(self.point), True
+            wanted = not self.jacobians or self.failures >= PATIENCE
+            if wanted and target.calls + target.jacobian_calls + target.run_calls <= most_calls:
+                self.jacobians, self.fresh, self.failures = target.jacobians(self.point), True, 0
+            elif not self.jacobians:
+                return
             tried = self._step(target)
             if tried is not None:
                 on_step(target.errors(tried))
@@ -234,12 +244,11 @@ class Descent:
             self._update(target, point, residuals)
         if gain > 1e-3:
             self.point, self.residuals = point, residuals
+        self.failures = 0 if gain > LEAST_SHARE else self.failures + (not self.fresh)
         if gain > 0.6:
             self.damping = max(0.3 * self.damping, 1e-4)
-        elif gain < 0.25:
+        elif gain < LEAST_SHARE:
             self.damping = min((3 if gain > 0 else 5) * self.damping, 1e4)
-            if not self.fresh:
-                self.jacobians = []
         self.fresh = False
         return point
 

@@ -33,7 +33,8 @@ def save_state(path: Path, state: FitState, fit: str) -> None:
             {
                 "start": each.start, "error": each.error, "limit": each.limit, "compared": each.compared,
                 "ended": each.ended, "damping": each.descent.damping, "fresh": each.descent.fresh,
-                "done": each.descent.done, "jacobians": len(each.descent.jacobians),
+                "done": each.descent.done, "failures": each.descent.failures,
+                "jacobians": len(each.descent.jacobians),
             }
             for each in state.attempts
         ],
@@ -71,6 +72,12 @@ def _attempt(index: int, row: Mapping[str, Any], arrays: Mapping[str, np.ndarray
         residuals.append(arrays[f"{index} residuals {len(residuals)}"])
     jacobians = [arrays[f"{index} jacobians {place}"] for place in range(row["jacobians"])]
     descent = Descent(
-        arrays[f"{index} point"], residuals, jacobians, row["damping"], bool(row["fresh"]), bool(row["done"])
+        arrays[f"{index} point"],
+        residuals,
+        jacobians,
+        row["damping"],
+        bool(row["fresh"]),
+        row["failures"],
+        bool(row["done"]),
     )
     return Attempt(str(row["start"]), descent, row["error"], row["limit"], bool(row["compared"]), bool(row["ended"]))
