@@ -153,7 +153,8 @@ class TestPasses:
     def test_hires_fix_has_a_recipe_of_its_own_for_each_pass(self, webui, host, noise):
         p = Txt2Img(steps=5, enable_hr=True, hr_second_pass_steps=6, denoising_strength=0.6)
         seen, latent = sigmas_seen(webui, host, p)
-        second = recipe_for("sd1", 10, 7.0).sigmas(noise)
+        # the host runs the end of ten steps, which begins at the sigma that the strength means
+        second = recipe_for("sd1", 10, 7.0).sigmas(noise, first=4, strength=0.6)
         assert seen[5:] == pytest.approx(second[-7:-1].tolist(), rel=1e-4)
         assert latent.shape[-1] == 16 and torch.isfinite(latent).all() and not host.printed
 
