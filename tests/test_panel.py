@@ -391,6 +391,7 @@ def test_a_group_without_effect_says_so_once():
     v3 = shown(look(sampler="HP DPM-v3"))["controls"]
     assert v3["prediction"]["text"].startswith("No effect: it belongs to UniPC")
     assert v3["variant"]["text"] == "" and v3["variant"]["by"] == "prediction"
+    assert v3["prediction"]["by"] == "prediction" and said["controls"]["b1"]["by"] == ""
 
 
 def test_every_control_is_in_one_group_or_always_shown():

@@ -46,7 +46,7 @@ def skeleton(prefix: str, page: Mapping[str, str]) -> str:
     return (
         f'<div class="hpsampler-panel" data-prefix="{escape(prefix)}" data-page="{escape(json.dumps(dict(page)))}" '
         f'data-texts="{escape(json.dumps(SCRIPT_TEXTS))}">'
-        '<p class="hps-silent" role="status" hidden></p>'
+        '<p class="hps-silent" role="status"></p>'
         '<p class="hps-summary" data-slot="summary"></p>'
         '<ul class="hps-words" data-slot="words" aria-live="polite"></ul>'
         '<div class="hps-figure" data-slot="figure"></div>'
@@ -264,14 +264,16 @@ def _of_controls(shown: View, groups: Sequence[tuple[str, Sequence[str]]]) -> tu
         freeu = each.idle and suffix and "freeu" in dict(groups)[suffix]
         where = said.setdefault((suffix, each.idle), name) if suffix else name
         text = "" if whole or freeu or where != name else f"No effect: {each.idle}." if each.idle else ""
+        text = text or _beside(name, each)
+        elsewhere = "" if whole or freeu or where == name else where
         controls[name] = {
             "label": _BY_NAME[name].label,
             "idle": each.idle,
-            "text": text or _beside(name, each),
-            "by": "" if whole or freeu or where == name else where,
+            "text": text,
+            "by": elsewhere or (name if text else ""),
             "changed": each.changed and not each.idle,
             "wrong": each.wrong,
-            "highest": each.highest,
+            "highest": _BY_NAME[name].high if each.highest is None else each.highest,
         }
     return controls, titles
 

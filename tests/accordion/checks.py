@@ -16,7 +16,7 @@ from hpsampler.presets import Preset
 from hpsampler.recipes import AUTO, PRESETS
 from hpsampler.schedule import insert_first_midpoint
 from hpsampler.settings import FIELDS, Settings
-from tests.accordion.page import AccordionPage
+from tests.accordion.page import PATIENCE_MS, AccordionPage
 
 STEPS, CFG = 6, 7.0
 
@@ -73,22 +73,21 @@ def check_a_slider_is_followed_while_it_is_dragged(at: AccordionPage) -> None:
         const input = document.querySelector(slider), plot = document.querySelector(figure);
         const seen = new Set();
         new MutationObserver(() => seen.add(plot.dataset.sigmas)).observe(plot, {attributes: true});
-        values.forEach((value, i) => setTimeout(() => {
+        const move = (value) => {
             input.value = value;
             input.dispatchEvent(new Event("input", {bubbles: true}));
-        }, i * 20));
-        const wait = () => {
-            const last = document.querySelector(`${figure}`).dataset.sigmas;
-            if (seen.size > 1 && performance.now() - begun > values.length * 20 + 300
-                && !plot.closest(".hpsampler-panel").dataset.asked) return done(seen.size);
-            setTimeout(wait, 20);
         };
-        const begun = performance.now();
-        wait();
+        const step = () => {
+            // the last one only after an answer, so that there are two at least
+            if (values.length > 1 || (values.length && seen.size)) move(values.shift());
+            else if (!values.length && plot.closest(".hpsampler-panel").settled()) return done(seen.size);
+            setTimeout(step, 20);
+        };
+        step();
     })"""
     values = [round(2 + 0.1 * i, 1) for i in range(30)]
     places = [f"{at.id('rho')} input[type=number]", f"{at.id('panel')} .hps-figure", values]
-    at.ui.evaluate(shown, places)
+    assert at.ui.evaluate(shown, places) >= 2
     at.settle()
     assert at.sigmas() == pytest.approx(drawn(rho=values[-1]), rel=1e-5)
     at.set("rho", 0)
@@ -134,7 +133,7 @@ def check_one_click_leads_from_another_sampler_to_ours(at: AccordionPage) -> Non
     assert "uses nothing of it" in at.title("schedule") and at.beside("rho") == ""
     at.panel.get_by_role("button", name="Use HP Auto").click()
     at.ui.wait_for_function(
-        f"() => document.querySelector('{at.controls['sampler']} input').value === 'HP Auto'", timeout=60_000
+        f"() => document.querySelector('{at.controls['sampler']} input').value === 'HP Auto'", timeout=PATIENCE_MS
     )
     at.settle()
     assert at.ui.locator(f"{at.controls['schedule']} input").first.input_value() == "Automatic"
@@ -148,12 +147,12 @@ def check_nothing_but_the_answer_is_kept_of_a_silent_server(at: AccordionPage) -
     held = []
     at.ui.route("**/run/predict*", lambda route: held.append(route))
     at.set("rho", 6)
-    at.ui.wait_for_function(f"() => document.querySelector('{at.id('panel')} .hps-late')", timeout=60_000)
+    at.ui.wait_for_function(f"() => document.querySelector('{at.id('panel')} .hps-late')", timeout=PATIENCE_MS)
     assert at.sigmas() == before and "older than what is set" in at.panel.locator(".hps-silent").inner_text()
     at.ui.unroute("**/run/predict*")
     for route in held:
         route.continue_()
-    at.ui.wait_for_function(f"() => !document.querySelector('{at.id('panel')} .hps-late')", timeout=60_000)
+    at.ui.wait_for_function(f"() => !document.querySelector('{at.id('panel')} .hps-late')", timeout=PATIENCE_MS)
     at.settle()
     assert at.sigmas() == pytest.approx(drawn(rho=6), rel=1e-5)
     at.set("rho", 0)
