@@ -16,7 +16,8 @@ from hpsampler.presets import Preset
 from hpsampler.recipes import AUTO, PRESETS
 from hpsampler.schedule import insert_first_midpoint
 from hpsampler.settings import FIELDS, Settings
-from tests.accordion.page import PATIENCE_MS, AccordionPage
+from hpsampler.webui.panel_html import SCRIPT_TEXTS
+from tests.accordion.page import PATIENCE_MS, AccordionPage, until
 
 STEPS, CFG = 6, 7.0
 
@@ -156,6 +157,46 @@ def check_nothing_but_the_answer_is_kept_of_a_silent_server(at: AccordionPage) -
     at.settle()
     assert at.sigmas() == pytest.approx(drawn(rho=6), rel=1e-5)
     at.set("rho", 0)
+
+
+def check_where_its_own_request_is_refused_the_page_s_button_asks(at: AccordionPage) -> None:
+    """A host may refuse a request that does not come from gradio's own script, which names its session."""
+    begin(at)
+    refused, pressed = [], []
+
+    def answer(route) -> None:
+        if "session_hash" in route.request.post_data_json:
+            pressed.append(route)
+            route.continue_()
+        else:
+            refused.append(route)
+            route.fulfill(status=(500, 403)[len(refused) % 2], body="no")
+
+    at.ui.route("**/run/predict*", answer)
+    for rho in (6, 7.5):
+        at.set("rho", rho)
+        at.settle()
+        assert at.sigmas() == pytest.approx(drawn(rho=rho), rel=1e-5)
+    assert len(refused) == 1 and pressed, "once is enough"
+    assert at.panel.locator(".hps-silent").inner_text() == ""
+    at.ui.unroute("**/run/predict*")
+
+
+def check_a_network_that_fails_is_told_once_and_recovered_from(at: AccordionPage) -> None:
+    begin(at)
+    before = at.sigmas()
+    at.ui.route("**/run/predict*", lambda route: route.abort())
+    at.set("rho", 6)
+    told = at.panel.locator(".hps-silent")
+    until(told.inner_text, SCRIPT_TEXTS["silent"])
+    late = f"{at.id('panel')} .hps-late"
+    assert at.sigmas() == before and at.ui.locator(late).count() == 1
+    at.set("rho", 7.5)
+    assert at.sigmas() == before and told.inner_text() == SCRIPT_TEXTS["silent"]
+    at.ui.unroute("**/run/predict*")
+    at.settle()
+    assert at.sigmas() == pytest.approx(drawn(rho=7.5), rel=1e-5)
+    assert told.inner_text() == "" and at.ui.locator(late).count() == 0
 
 
 def check_what_it_is_made_for_is_one_click_away(at: AccordionPage) -> None:
