@@ -19,7 +19,8 @@ from hpsampler.calibration.profile import Fitted, Profile, ProfileStore, Target
 from hpsampler.freeu import FreeU
 from hpsampler.golden.search import CALLS
 from hpsampler.noise import NoiseModel
-from hpsampler.panel import Known, Page, Snapshot, View, view
+from hpsampler.panel import Known, Page, Snapshot, View
+from hpsampler.panel.view import view
 from hpsampler.presets import Preset, built_in
 from hpsampler.recipes import MAX_STEPS, PRESETS, recipe_for
 from hpsampler.schedule import base_karras, insert_first_midpoint

@@ -16,7 +16,7 @@ from hpsampler.presets import Preset
 from hpsampler.recipes import AUTO, PRESETS
 from hpsampler.schedule import insert_first_midpoint
 from hpsampler.settings import FIELDS, Settings
-from hpsampler.webui.panel_html import SCRIPT_TEXTS
+from hpsampler.webui.panel_places import SCRIPT_TEXTS
 from tests.accordion.page import PATIENCE_MS, AccordionPage, until
 
 STEPS, CFG = 6, 7.0
