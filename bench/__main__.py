@@ -47,12 +47,14 @@ def main(argv: list[str] | None = None) -> None:
     args = _options(argv)
     folder = args.docs / "bench"
     folder.mkdir(parents=True, exist_ok=True)
+    merge = bool(args.only)
     drawing = (args.out, args.weights, args.device, args.workers)
     if "exact" in args.parts:
-        scores_by_problem, fits = measure_exact(args.workers)
-        write_csv(folder / "exact_problems.csv", scores_by_problem)
-        write_csv(folder / "exact.csv", _means(scores_by_problem))
-        write_csv(folder / "exact_fits.csv", fits)
+        scores_by_problem, fits = measure_exact(args.workers, args.only)
+        write_csv(folder / "exact_problems.csv", scores_by_problem, merge)
+        write_csv(folder / "exact.csv", _means(scores_by_problem), merge)
+        if fits:
+            write_csv(folder / "exact_fits.csv", fits, merge)
     if "calibrate" in args.parts:
         write_atomically(folder / "calibration.json", calibrate_tiny(*drawing).to_json())
     calibration = _calibration(folder, args.weights)
@@ -61,8 +63,9 @@ def main(argv: list[str] | None = None) -> None:
         if "decoder" in args.parts:
             write_csv(folder / "decoder.csv", tolerance(model))
         if "tiny" in args.parts:
-            measure(args.full, calibration, *drawing)
-            write_csv(folder / "tiny.csv", scores(cells(args.full, calibration), args.out, real_pictures(model)))
+            measure(args.full, calibration, args.only, *drawing)
+            chosen = cells(args.full, calibration, args.only)
+            write_csv(folder / "tiny.csv", scores(chosen, args.out, real_pictures(model)), merge)
     if "reach" in args.parts and calibration is not None:
         write_csv(folder / "reach.csv", measure_reach(calibration, *drawing))
         write_csv(folder / "exact_reach.csv", measure_exact_reach(args.workers))
@@ -103,6 +106,10 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
         help=f"parts to measure, of {', '.join(PARTS)}; report only writes the page",
     )
     parser.add_argument("--full", action="store_true", help="measure the whole grid, which takes many hours on a CPU")
+    parser.add_argument(
+        "--only", nargs="+", default=(), metavar="METHOD",
+        help="measure only these methods, as the tables name them ('HP Auto'); all other lines of the tables stay",
+    )  # fmt: skip
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page and the tables")
     parser.add_argument(
         "--out", type=Path, default=Path("out/bench"), help="folder in which the batches' results are stored"

@@ -8,6 +8,7 @@ they were fitted.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from .methods import AUTO, KARRAS, Method, coupled, diffusers_method, peer
 __all__ = ["BATCH", "CFG_SCALES", "COMMON", "MANY", "NFE", "Cell", "all_methods", "cells"]
 
 NFE = (4, 5, 6, 7, 8, 10, 20, 50)
-CFG_SCALES = (1.0, 3.0, 5.0, 7.5)
+CFG_SCALES = (1.0, 3.0, 5.0, 7.0, 7.5)
 COMMON, MANY, BATCH = 250, 2000, 125
 
 DECIDING_NFE = (5, 6, 8)
 DECIDING_CFG = (3.0, 5.0, 7.5)
+HOST_CFG = 7.0
+"""Where a WebUI starts: Auto and its rivals are measured there too."""
 
 FIRST, SECOND = "DPM++ 1S", "DPM++ 2M"
 UNIPC: dict[str, Any] = {"order": 2, "prediction": "data", "variant": "bh2"}
@@ -94,8 +97,11 @@ def all_methods() -> list[Method]:
     return [*candidates(), *near_methods(), *other_methods()]
 
 
-def cells(full: bool = False, calibration: Path | None = None) -> list[Cell]:
-    """The cells of the default run or the whole grid, with calibrated schedules if the file of a profile is given."""
+def cells(full: bool = False, calibration: Path | None = None, only: Collection[str] = ()) -> list[Cell]:
+    """The cells of the default run or the whole grid, with calibrated schedules if the file of a profile is given.
+
+    ``only`` are names of methods, as :attr:`~bench.methods.Method.name` has them; without any it is all of them.
+    """
     chosen = _uncalibrated(full)
     if calibration is not None:
         profile = profile_of(calibration)
@@ -107,7 +113,8 @@ def cells(full: bool = False, calibration: Path | None = None) -> list[Cell]:
     distinct: dict[tuple[str, float], Cell] = {}
     for cell in chosen:
         # of equal cells the first has most samples
-        distinct.setdefault((cell.key, cell.cfg_scale), cell)
+        if not only or cell.method.name in only:
+            distinct.setdefault((cell.key, cell.cfg_scale), cell)
     return list(distinct.values())
 
 
@@ -124,6 +131,8 @@ def _uncalibrated(full: bool) -> list[Cell]:
     chosen += [Cell(KARRAS, nfe, cfg, COMMON) for cfg in DECIDING_CFG for nfe in (4, 7, 10)]
     chosen += [Cell(m, nfe, cfg, COMMON) for cfg in DECIDING_CFG for nfe in (4, 5, 6, 7, 8, 10) for m in rivals()]
     chosen += [Cell(KARRAS, 20, 1.0, COMMON)]
-    chosen += [Cell(KARRAS, 20, cfg, MANY) for cfg in DECIDING_CFG]
+    chosen += [Cell(KARRAS, 20, cfg, MANY) for cfg in (*DECIDING_CFG, HOST_CFG)]
+    at_start = (AUTO, coupled(SECOND, "zero"), peer(SECOND, "SGM Uniform"))
+    chosen += [Cell(m, nfe, HOST_CFG, MANY) for nfe in DECIDING_NFE for m in at_start]
     chosen += [Cell(KARRAS, 50, 5.0, 2 * COMMON)]
     return chosen

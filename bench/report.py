@@ -37,12 +37,27 @@ COLOURS = ("#be185d", "#1d4ed8", "#0891b2", "#7c3aed", "#059669", "#d97706", "#b
 BLUE, ORANGE = COLOURS[1], COLOURS[5]
 
 
-def write_csv(path: Path, rows: Sequence[Any]) -> None:
-    """One line per dataclass instance; an estimate becomes two columns, the second its standard error."""
+def write_csv(path: Path, rows: Sequence[Any], merge: bool = False) -> None:
+    """One line per dataclass instance; an estimate becomes two columns, the second its standard error.
+
+    With ``merge`` the file's other lines stay: a line replaces the one that tells of the same cell.
+    """
+    head, lines = _names(rows[0]), [_values(row) for row in rows]
+    if merge:
+        lines = _merged([list(row.values()) for row in read_csv(path)], lines, head, rows[0])
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_names(rows[0]))
-        writer.writerows(_values(row) for row in rows)
+        csv.writer(file, lineterminator="\n").writerows([head, *lines])
+
+
+def _merged(old: list[list[str]], new: list[list[str]], head: Sequence[str], row: Any) -> list[list[str]]:
+    """Old lines with the new ones in place of those of the same cell, by problem and guidance scale."""
+    figures = {each.name for each in fields(row) if isinstance(getattr(row, each.name), Estimate)}
+    cell = [at for at, name in enumerate(head) if name.removesuffix("_se") not in figures]
+    found = {tuple(line[at] for at in cell): line for line in (*old, *new)}
+    lines = list(found.values())
+    problems = list(dict.fromkeys(line[0] for line in lines)) if head[0] == "problem" else []
+    cfg = head.index("cfg_scale")
+    return sorted(lines, key=lambda line: (problems.index(line[0]) if problems else 0, float(line[cfg])))
 
 
 def _names(row: Any) -> list[str]:

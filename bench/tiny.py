@@ -8,7 +8,7 @@ at one sigma, and endings differ in the last step only.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -88,8 +88,9 @@ def _missing(planned: Sequence[tuple[Cell, Plan, str]], stored: Mapping[str, Any
 
 
 def _job(
-    full: bool, calibration: Path | None, cfg_scale: float, batch: int, path: Path, weights: Path, device: str
-) -> Path:
+    full: bool, calibration: Path | None, only: Collection[str], cfg_scale: float, batch: int, path: Path,
+    weights: Path, device: str,
+) -> Path:  # fmt: skip
     """Draw one batch of one guidance scale with every cell that has samples in it and is not drawn yet."""
     if device == "cpu":
         torch.set_num_threads(1)
@@ -106,7 +107,7 @@ def _job(
     memory: dict[Any, torch.Tensor] = {}
     key_of_latents: dict[bytes, str] = {}
     # the cells are made again here, as their functions cannot be passed between processes
-    for cell, plan, key in _missing(_planned(cells(full, calibration), cfg_scale, batch), results):
+    for cell, plan, key in _missing(_planned(cells(full, calibration, only), cfg_scale, batch), results):
         counted = CachedDenoiser(denoiser(freeu=plan.freeu), memory)
         latents = plan.run(counted, noise, seeds)
         if counted.calls != cell.nfe:
@@ -147,10 +148,12 @@ def caption_read(right: np.ndarray) -> np.ndarray:
     return right[:, names.index("colour")] & right[:, names.index("shape")]
 
 
-def measure(full: bool, calibration: Path | None, folder: Path, weights: Path, device: str, workers: int) -> None:
+def measure(
+    full: bool, calibration: Path | None, only: Collection[str], folder: Path, weights: Path, device: str, workers: int
+) -> None:
     """Run all jobs that are not complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = cells(full, calibration)
+    chosen = cells(full, calibration, only)
     jobs = []
     for cfg_scale in sorted({cell.cfg_scale for cell in chosen}):
         longest = max(cell.samples for cell in chosen if cell.cfg_scale == cfg_scale)
@@ -163,7 +166,7 @@ def measure(full: bool, calibration: Path | None, folder: Path, weights: Path, d
     # long jobs first, so that no worker is left with one at the end
     jobs.sort(key=lambda job: job[1])
     with processes(workers) as pool:
-        running = [pool.submit(_job, full, calibration, cfg, batch, path, weights, device) for cfg, batch, path in jobs]
+        running = [pool.submit(_job, full, calibration, only, *job, weights, device) for job in jobs]
         for done in tqdm(running, desc="drawing", unit=" batches"):
             done.result()
 

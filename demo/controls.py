@@ -147,6 +147,15 @@ STRIPS: tuple[Strip, ...] = (
             )
         ),
     ),
+    Strip(
+        "guidance",
+        "Guidance",
+        "HP Auto, 5 steps, CFG 7.5",
+        tuple(
+            Column(str(value), _request({"guidance": value}, cfg_scale=7.5))
+            for value in ("As set", "Recipe", "0.9", "0.7", "0.5", "0.35")
+        ),
+    ),
     _strip("ending", ("Keep noise", "To zero", "Extrapolated", "One more call")),
     _strip("base_steps", (7, 8, 9, 10, 12)),
     _strip("rho", (1, 2, 3, 5, 7, 12)),
@@ -154,6 +163,7 @@ STRIPS: tuple[Strip, ...] = (
     _strip("time_rho", (0.6, 1, 1.2, 1.6, 2.5, 5)),
     _strip("end_sigma", (0.03, 0.13, 0.3, 0.7, 1.5)),
     _strip("end_sigma", (0.03, 0.13, 0.3, 0.7, 1.5), file="end_sigma_kept", beside={"ending": "Keep noise"}),
+    _over("bend", ("Recipe", "0", "0.2", "0.5"), [(5, 5.0), (8, 5.0)]),
     Strip(
         "freeu",
         "Free-U",

@@ -24,7 +24,7 @@ from .calibration.profile import ProfileStore, Target
 from .effects import Use
 from .freeu import FreeUPlan
 from .golden.search import GoldenForm
-from .guidance import STATISTICS_SHARE, effective_guidance
+from .guidance import STATISTICS_REACH, STATISTICS_SHARE, effective_guidance
 from .noise import NoiseModel
 from .recipes import AUTO, PRESETS, Recipe, measured_form, recipe_for, shifted
 from .schedule import insert_first_midpoint
@@ -200,7 +200,8 @@ class Pass:
         Raises:
             SettingsError: some were named that are not here, or cannot be read.
         """
-        wanted, folder, cfg_scale = self.settings.statistics, self.statistics_folder, self.request.cfg_scale
+        wanted, folder = self.settings.statistics, self.statistics_folder
+        drawn_at = self.statistics_guidance(self.request.steps)
         if folder is None or wanted == OFF:
             pass
         elif wanted != AUTO:
@@ -212,8 +213,7 @@ class Pass:
                     "statistics",
                 ) from None
         else:
-            nearest_to = self.statistics_guidance(self.request.steps)
-            self.statistics, problems = best_for(folder, self.model.hashes, nearest_to, self.model.noise)
+            self.statistics, problems = best_for(folder, self.model.hashes, drawn_at, self.model.noise)
             for problem in problems:
                 self.tell(f"statistics that cannot be read were left out: {problem}")
         if self.statistics is None:
@@ -224,8 +224,9 @@ class Pass:
         self.has_statistics = True
         label, found = self.statistics
         self.record("statistics", label)
-        if found.source.cfg_scale and abs(found.source.cfg_scale - cfg_scale) > 1e-6:
-            self.tell(f"the statistics {label} were measured at CFG {found.source.cfg_scale:g}")
+        measured_at = found.source.cfg_scale
+        if measured_at and not measured_at / STATISTICS_REACH <= drawn_at <= measured_at * STATISTICS_REACH:
+            self.tell(f"the statistics {label} were measured at CFG {measured_at:g}, far from CFG {drawn_at:g}")
 
     # ---- the schedule ------------------------------------------------------------------------------------------------
 

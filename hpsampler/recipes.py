@@ -274,11 +274,12 @@ def recipe_for(family: str, steps: int, cfg_scale: float) -> Recipe:
 def auto_bend(steps: int, cfg_scale: float) -> float:
     """How far Auto bends its schedule: not at all up to a number of calls that rises with guidance, then to a quarter.
 
-    Few calls at high guidance are needed at large sigmas. Decided on the exact problems and on two trained models, of
-    which this repository has one; they agree from 6 calls on and not at 5 (``docs/measurements.md``).
+    Few calls at high guidance are needed at large sigmas, so it grows more slowly there. It was decided on the exact
+    problems and on two trained models, which agree from 6 calls on and not at 5 (``docs/measurements.md``).
     """
     straight = min(2 + 0.6 * cfg_scale, 5.0)
-    return round(min(max(0.1 * (steps - straight), 0.0), 0.25), 3)
+    growth = 0.4 / max(cfg_scale, 4.0)
+    return round(min(max(growth * (steps - straight), 0.0), 0.25), 3)
 
 
 def _is_number(value: Any) -> bool:

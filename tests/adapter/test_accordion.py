@@ -66,7 +66,7 @@ class TestAxes:
         assert list(axes) == ["Preset", "Enabled", *(field.label for field in FIELDS)]
         for field in FIELDS:
             axis = axes[field.label]
-            wanted = list(field.choices) or list(field.words)
+            wanted = list(field.choices) or [*field.words, *field.suggestions]
             if field.name in ("recipe", "hires_recipe"):
                 # those of another family can be written, and are not offered
                 wanted = [name for name in wanted if preset_family(name) in ("", "sd1")]

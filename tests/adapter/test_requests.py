@@ -153,7 +153,8 @@ class TestPasses:
     def test_hires_fix_has_a_recipe_of_its_own_for_each_pass(self, webui, host, noise):
         p = Txt2Img(steps=5, enable_hr=True, hr_second_pass_steps=6, denoising_strength=0.6)
         seen, latent = sigmas_seen(webui, host, p)
-        second = recipe_for("sd1", 10, 7.0).sigmas(noise)
+        # the host runs the end of ten steps, which begins at the sigma that the strength means
+        second = recipe_for("sd1", 10, 7.0).sigmas(noise, first=4, strength=0.6)
         assert seen[5:] == pytest.approx(second[-7:-1].tolist(), rel=1e-4)
         assert latent.shape[-1] == 16 and torch.isfinite(latent).all() and not host.printed
 
@@ -412,6 +413,18 @@ class TestInfotext:
         pasted = [field.function(params) for field in host.script.infotext_fields]
         again = host.run(Txt2Img(steps=6), *pasted)
         assert torch.equal(image, again)
+
+    @pytest.mark.parametrize("version", ["0.6.0", "0.3.0"])
+    def test_a_picture_of_an_older_version_is_drawn_as_it_was_then(self, host, version):
+        """Auto has lowered guidance and bent its schedule since version 0.7.0."""
+        then = host.run(Txt2Img(steps=6), {"guidance": "As set", "bend": 0})
+        with gr.Blocks():
+            host.script.ui(False)
+        for recipe in ({}, {"HP Recipe": "Auto"}):
+            pasted = [field.function({**recipe, "HP version": version}) for field in host.script.infotext_fields]
+            assert pasted[0] is True and torch.equal(host.run(Txt2Img(steps=6), *pasted), then)
+        now = [field.function({"HP Recipe": "Auto", "HP version": "0.7.0"}) for field in host.script.infotext_fields]
+        assert not torch.equal(host.run(Txt2Img(steps=6), *now), then)
 
     def test_a_picture_without_our_keys_switches_the_accordion_off_and_touches_nothing_else(self, host):
         with gr.Blocks():

@@ -30,7 +30,8 @@ from hpsampler.calibration.joint import JointSchedule, parameters_of, rounded
 from hpsampler.calibration.profile import Profile, ProfileStore, noise_tolerance
 from hpsampler.calibration.trajectories import MultistepSchedule, Trajectories
 from hpsampler.guidance import effective_guidance
-from hpsampler.jobs import DEFAULT_PROMPTS, Cancelled, Progress
+from hpsampler.job_config import DEFAULT_PROMPTS
+from hpsampler.jobs import Cancelled, Progress
 from hpsampler.recipes import AUTO, recipe_for
 from hpsampler.schedule import base_karras
 from hpsampler.solvers import sample_dpmpp_2m

@@ -139,7 +139,8 @@ def test_the_table_has_every_control_and_what_is_allowed():
         elif field.choices:
             assert allowed == ", ".join(field.choices), field.name
         elif field.words:
-            assert allowed == ", ".join([*field.words, "or a name"]), field.name
+            other = f"or {field.low:g} to {field.high:g}" if field.ranged else "or a name"
+            assert allowed == ", ".join([*field.words, other]), field.name
         else:
             assert allowed.startswith(f"{field.low:g} to {field.high:g}"), field.name
             assert allowed.endswith(", or 0") == (field.neutral == 0 and field.low > 0), field.name
