@@ -1,7 +1,6 @@
 // Keeps the Calibrate tab's status fresh: once when the tab is opened, then for as long as something is under way.
 // What is started comes into view, as on a narrow page its progress is far below the button.
 (() => {
-    const EVERY_MS = 1500;
     const TAB = "hpsampler_calibrate";
     const STARTERS = ["start", "resume"];
     let opened = false;
@@ -14,23 +13,28 @@
             opened = false;
             return;
         }
+        sayWhatTheAccordionsName();
         const told = shown.querySelector(".hpsampler-status");
         if (opened && told && !["running", "unknown"].includes(told.dataset.state)) return;
         opened = true;
-        const button = find("refresh");
-        if (button) button.click();
+        find("refresh")?.click();
+    }
+
+    function sayWhatTheAccordionsName() {
+        for (const line of gradioApp().querySelectorAll(`#${TAB}_details [data-named]`)) {
+            const named = gradioApp().querySelector(`#${line.dataset.menu} input`)?.value.split("; ") || [];
+            line.hidden = !named.some((each) => [each, each.replace(/ [0-9a-f]{8}$/, "")].includes(line.dataset.named));
+        }
     }
 
     function intoView(event) {
-        const names = STARTERS.map((name) => `#${TAB}_${name}`).join(", ");
-        const shown = find("status");
-        if (shown && event.target.closest && event.target.closest(names)) {
-            shown.scrollIntoView({ block: "nearest", behavior: "smooth" });
-        }
+        const pressed = STARTERS.some((name) => find(name)?.contains(event.target));
+        if (pressed) find("status").scrollIntoView({ block: "nearest", behavior: "smooth" });
     }
 
     onUiLoaded(() => {
         gradioApp().addEventListener("click", intoView);
-        setInterval(refresh, EVERY_MS);
+        onUiUpdate(sayWhatTheAccordionsName);
+        setInterval(refresh, 1500);
     });
 })();
