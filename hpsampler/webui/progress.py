@@ -66,7 +66,7 @@ def status_html(status: Status[Any], left: Sequence[str] = ()) -> str:
         parts += _numbers(jobs, at is not None)
     if at is not None and not jobs[at].stopping:
         parts += _now(jobs[at])
-    parts += [f"<p>{escape(line)}.</p>" for each in jobs for line in each.progress.log[-12:]]
+    parts += [f"<p>{escape(line[:1].upper() + line[1:])}.</p>" for each in jobs for line in each.progress.log[-12:]]
     return f'<div class="hpsampler-status" data-state="{state}">{"".join(parts)}</div>'
 
 

@@ -86,14 +86,14 @@ class Tab:
                 chosen = gr.Radio([], label="What there is", elem_id=_id("chosen"))
                 with gr.Row(elem_id=_id("acts")):
                     resume, rename, delete = (
-                        gr.Button(label, visible=False, elem_id=_id(name), min_width=80)
+                        gr.Button(label, visible=False, elem_id=_id(name), min_width=80, size="sm")
                         for name, label in (("resume", "Resume"), ("rename", "Rename…"), ("delete", "Delete…"))
                     )
                     new_name = gr.Textbox(label="New name", max_lines=1, visible=False, elem_id=_id("new_name"))
-                    do = gr.Button(DELETE, variant="stop", visible=False, elem_id=_id("do"), min_width=80)
-                    cancel = gr.Button("Cancel", visible=False, elem_id=_id("cancel"), min_width=80)
+                    do = gr.Button(DELETE, variant="stop", visible=False, elem_id=_id("do"), min_width=80, size="sm")
+                    cancel = gr.Button("Cancel", visible=False, elem_id=_id("cancel"), min_width=80, size="sm")
                     take = gr.UploadButton(
-                        "Import", file_types=[".json", ".safetensors"], elem_id=_id("import"), min_width=80
+                        "Import", file_types=[".json", ".safetensors"], elem_id=_id("import"), min_width=80, size="sm"
                     )
                 details = gr.HTML(elem_id=_id("details"))
         for each in (*form.values(), chosen, new_name):
@@ -101,7 +101,7 @@ class Tab:
             each.do_not_save_to_config = True
 
         looked = [details, resume, rename, delete, new_name, do, cancel]
-        shown = [status, stop, chosen, *looked]
+        shown = [status, start, stop, chosen, *looked]
         asked, cheap = ([form[name] for name in ("what", *names)] for names in (FORM, CHEAP))
         parts = [form[name] for name in ("steps", "trajectories", "runs", "samples", "points")]
         form["what"].change(self.choose, inputs=cheap, outputs=[*parts, cost], queue=False, **_QUICK)
@@ -330,7 +330,7 @@ class Tab:
         statuses = [runner.status() for runner in self.runners.all]
         latest = max(statuses, key=lambda each: (each.state == RUNNING, each.began))
         if running and not everything:
-            return status_html(latest), gr.update(visible=True), *(gr.update(),) * 8
+            return status_html(latest), *_buttons(running), *(gr.update(),) * 8
         known = self.known()
         found = entries(self.runners, known, self.default_preset())
         name = latest.config.name if latest.config is not None else ""
@@ -339,13 +339,18 @@ class Tab:
         loaded = known.model or "no checkpoint, as none is loaded"
         return (
             status_html(latest, unfinished_in_words(found)),
-            gr.update(visible=running),
+            *_buttons(running),
             gr.update(
                 choices=[(each.line, each.key) for each in found], value=entry.key if entry else None,
                 label=f"What there is for {loaded}", info="" if found else "Nothing yet.",
             ),
             *self._looked(entry),
         )  # fmt: skip
+
+
+def _buttons(running: bool) -> tuple[Any, Any]:
+    """The one that starts, and the one that stops."""
+    return gr.update(interactive=not running), gr.update(visible=running)
 
 
 def _id(name: str) -> str:

@@ -294,7 +294,7 @@ def test_from_the_tab_s_values_to_a_picture(webui, host):
     assert "Statistics at CFG 5," in cost_of(tab, "statistics", {**small, "cfg": "3, 5, 7.5"}), "in their middle"
     tab.start("statistics", *asked(small))
     assert runner.wait(PATIENCE) and runner.status().state == "finished", runner.status().message
-    status, _, chosen, details, *_ = tab._shown(None, everything=False)
+    status, _, _, chosen, details, *_ = tab._shown(None, everything=False)
     assert 'data-state="finished"' in status
     assert chosen["value"] == "Statistics: from the tab"
     assert chosen["choices"] == [
@@ -321,7 +321,7 @@ def test_from_the_tab_s_values_to_a_picture(webui, host):
     assert runner.wait(PATIENCE) and runner.status().state == "failed"
     assert "the checkpoint was changed from tiny" in runner.status().message
     webui.shared.sd_model.sd_checkpoint_info = loaded
-    status, _, chosen, *_ = tab._shown(None, everything=False)
+    status, _, _, chosen, *_ = tab._shown(None, everything=False)
     assert "the checkpoint was changed from tiny" in status and "Can be resumed: second (statistics)." in status
     assert chosen["value"] == "Unfinished Statistics: second"
     tab.resume(chosen["value"])

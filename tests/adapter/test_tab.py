@@ -87,7 +87,8 @@ def cost_of(tab, what, values):
 
 def shown(tab, key=None):
     """Status, Stop's visibility, what is chosen, the list's lines by key, and the details."""
-    status, stop, chosen, details, *_ = tab._shown(key, everything=True)
+    status, start, stop, chosen, details, *_ = tab._shown(key, everything=True)
+    assert start["interactive"] is not stop["visible"]
     return SimpleNamespace(
         status=status, stop=stop["visible"], chosen=chosen["value"], details=details["value"],
         lines={key: line for line, key in chosen["choices"]}, label=chosen["label"],
@@ -295,15 +296,15 @@ def test_renamed_deleted_exported_and_taken_once(webui, host, library, made, tmp
     link = re.search(r'download="mine.json" href="data:application/json;base64,([^"]+)">Export mine.json<', now.details)
     path = tmp_path / "exported.json"
     path.write_bytes(base64.b64decode(link[1]))
-    _, _, chosen, *_ = tab.do("Rename", "Calibration: mine", "other")
+    _, _, _, chosen, *_ = tab.do("Rename", "Calibration: mine", "other")
     assert chosen["value"] == "Calibration: other" and library.names() == ["other"]
-    _, _, chosen, *_ = tab.take(str(path))
+    _, _, _, chosen, *_ = tab.take(str(path))
     assert library.names() == ["other"] and "is here already, as 'other'; nothing was added" in said.pop()
     assert chosen["value"] == "Calibration: other"
-    _, _, chosen, *_ = tab.do("Delete", "Calibration: other", "")
+    _, _, _, chosen, *_ = tab.do("Delete", "Calibration: other", "")
     assert library.names() == [] and chosen["value"] is None and chosen["info"] == "Nothing yet."
     library.save(replace(made, seed=2))
-    _, _, chosen, *_ = tab.take(str(path))
+    _, _, _, chosen, *_ = tab.take(str(path))
     assert library.names() == ["mine", "mine 2"] and chosen["value"] == "Calibration: mine 2"
     assert "kept as 'mine 2', as 'mine' is the name of another one here" in said.pop()
     tab.resume(None)
@@ -318,12 +319,12 @@ def test_statistics_are_exported_and_taken_once_too(webui, host, tmp_path, said)
     link = re.search(r'download="from the tab.safetensors" href="data:[^,]+,([^"]+)"', shown(tab).details)
     path = tmp_path / "taken.safetensors"
     path.write_bytes(base64.b64decode(link[1]))
-    _, _, chosen, *_ = tab.take(str(path))
+    _, _, _, chosen, *_ = tab.take(str(path))
     assert chosen["value"] == "Statistics: from the tab" and "are here already, as 'from the tab'" in said.pop()
     tab.do("Rename", "Statistics: from the tab", "renamed")
     tab.do("Delete", "Statistics: renamed", "")
     assert runners.statistics.names() == []
-    _, _, chosen, *_ = tab.take(str(path))
+    _, _, _, chosen, *_ = tab.take(str(path))
     assert chosen["value"] == "Statistics: taken" and not said
     assert load_statistics(runners.statistics.folder / "taken.safetensors").source.samples == 8
     path.write_bytes(b"nonsense")

@@ -322,7 +322,7 @@ class TestTab:
         tab.wait_chosen("Calibration: on the page")
         assert ui.locator("#hpsampler_calibrate_chosen input").count() == 1
         ui.wait_for_function(
-            "() => document.querySelectorAll('#hpsampler_calibrate_details :is(tbody tr, li)').length == 2"
+            "() => document.querySelectorAll('.hpsampler-profile :is(tbody tr, li)').length == 2"
         )
         assert ui.locator("#hpsampler_calibrate_details tbody tr").count() >= 1
         line = tab.line("Calibration: on the page")
