@@ -56,7 +56,7 @@ class Entry:
     def line(self) -> str:
         """What people read."""
         if self.unfinished:
-            last = f"unfinished, of {self.model}"
+            last = "unfinished" if self.here else f"unfinished, of {self.model}"
         elif not self.here:
             last = f"of {self.model or 'a checkpoint that it does not name'}"
         else:
@@ -106,7 +106,10 @@ def question_html(entry: Entry, deleting: bool) -> str:
     if deleting:
         told = f"<p>Delete {what} for good? Pictures that name it cannot be drawn again.</p>"
     else:
-        told = f"<p>Rename {what}? Pictures that name it find it all the same; what names it otherwise does not.</p>"
+        told = (
+            f"<p>Rename {what}? Pictures that name it find it under the new name too, by their hash of its numbers; a "
+            "preset, or an accordion, that has the name alone does not.</p>"
+        )
     return f"<div class='hpsampler-question' role='alert'>{told}{uses_html(entry)}</div>"
 
 

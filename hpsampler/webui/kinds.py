@@ -108,7 +108,7 @@ class _Calibration(Kind):
         from .report import profile_html
 
         profile = runners.calibrations.profiles.get(name)
-        return profile_html(profile) + _export(f"{name}.json", profile.to_json().encode(), "application/json")
+        return _export(f"{name}.json", profile.to_json().encode(), "application/json") + profile_html(profile)
 
     def take(self, runners: Runners, path: Path) -> tuple[str, str]:
         from ..calibration.profile import Profile
@@ -151,7 +151,7 @@ class _Statistics(Kind):
         told = statistics_html(name, runners.statistics.read_provenance(name))
         path = statistics_files(runners.statistics.folder)[name]
         if path.is_file() and path.stat().st_size <= MOST_EXPORTED:
-            return told + _export(path.name, path.read_bytes(), "application/octet-stream")
+            return _export(path.name, path.read_bytes(), "application/octet-stream") + told
         return f"{told}<p>It lies in {escape(str(path))}.</p>"
 
     def take(self, runners: Runners, path: Path) -> tuple[str, str]:

@@ -52,12 +52,12 @@ def status_html(status: Status[Any], left: Sequence[str] = ()) -> str:
     """
     jobs = [status] if status.before is None else [status.before, status]
     at = next((at for at, each in enumerate(jobs) if each.state == RUNNING), None)
-    if at is None:
-        state, said = status.state, list(dict.fromkeys(each.message for each in jobs))
-    else:
-        part = f"{at + 1} of {len(jobs)}: " if len(jobs) > 1 else ""
-        state, said = RUNNING, [part + jobs[at].message]
-    parts = [f'<p role="status"><b>{"<br>".join(map(escape, said))}</b></p>']
+    state = status.state if at is None else RUNNING
+    told = jobs if at is None else [jobs[at]]
+    said = [each.message for each in told]
+    if len(jobs) > 1 and len({*said}) == len(said):
+        said = [f"{jobs.index(each) + 1} of {len(jobs)}: {each.message}" for each in told]
+    parts = [f'<p role="status"><b>{"<br>".join(map(escape, dict.fromkeys(said)))}</b></p>']
     if at is None and left:
         parts.append(f"<p>Can be resumed: {escape('; '.join(left))}.</p>")
     elif state in (STOPPED, FAILED):

@@ -269,7 +269,7 @@ class Tab:
             gr.update(value=question_html(entry, act == DELETE)),
             *(gr.update(visible=False),) * 3,
             gr.update(visible=act == RENAME, value=entry.name),
-            gr.update(visible=True, value=act),
+            gr.update(visible=True, value=act, variant="stop" if act == DELETE else "primary"),
             gr.update(visible=True),
         )
 

@@ -315,15 +315,13 @@ class TestTab:
         tab.wait_text("cost", f"About .+, as calls were timed with hps-tiny at {SIDE}x{SIDE}")
         tab.choose("Calibration: on the page")
         ui.wait_for_function("() => document.querySelectorAll('#hpsampler_calibrate_details tbody tr').length == 1")
-        assert "unfinished, of hps-tiny" in tab.line("Unfinished Calibration: on the page")
+        assert tab.line("Unfinished Calibration: on the page").strip() == "on the page · calibration · unfinished"
         tab.choose("Unfinished Calibration: on the page")
         tab.press("resume")
         tab.wait_state("finished")
         tab.wait_chosen("Calibration: on the page")
         assert ui.locator("#hpsampler_calibrate_chosen input").count() == 1
-        ui.wait_for_function(
-            "() => document.querySelectorAll('.hpsampler-profile :is(tbody tr, li)').length == 2"
-        )
+        ui.wait_for_function("() => document.querySelectorAll('.hpsampler-profile :is(tbody tr, li)').length == 2")
         assert ui.locator("#hpsampler_calibrate_details tbody tr").count() >= 1
         line = tab.line("Calibration: on the page")
         assert f"steps at CFG 5 · {SIDE}x{SIDE} · error 1." in line and "HP Auto and HP DPM++ 2M use it" in line
