@@ -418,7 +418,7 @@ class TestTab:
             tab.press("import")
         chooser.value.set_files(path)
         tab.wait_chosen("Calibration: other name")
-        ui.click("#tabs button:has-text('txt2img')")
+        open_ui(ui, painter)
         open_accordion(ui)
         ui.click("#txt2img_hpsampler_calibration input")
         options = "#txt2img_hpsampler_calibration ul.options li"
