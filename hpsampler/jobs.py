@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from .solvers._core import Model
 
 __all__ = [
-    "Cancelled", "Exclusively", "Job", "JobConfig", "JobRunner", "ModelSource", "Progress", "Status", "UnfinishedJob",
-    "at_once", "started_with_another_model",
+    "Cancelled", "Exclusively", "Job", "JobConfig", "JobRunner", "ModelSource", "Progress", "Status", "Timed",
+    "UnfinishedJob", "at_once", "started_with_another_model",
 ]  # fmt: skip
 
 
@@ -141,6 +141,9 @@ class Job:
 
 IDLE, RUNNING, STOPPED, FINISHED, FAILED = "idle", "running", "stopped", "finished", "failed"
 
+POLL_SECONDS = 0.2
+"""How often a job that waits for another looks whether it is to stop."""
+
 
 class JobConfig(Protocol):
     """What the descriptions of all kinds of jobs have in common; they are frozen dataclasses."""
@@ -175,12 +178,27 @@ class Status(Generic[C]):
         state: idle, running, stopped, finished or failed.
         message: a sentence for people.
         progress: of the latest job, also after its end.
+        began: when the latest job was started or resumed, on the clock of :func:`time.monotonic`; 0 before the first.
+        stopping: whether it was asked to stop and has not yet.
+        before: of the job whose end this one waits for, or waited for.
     """
 
     state: str
     config: Optional[C]
     message: str
     progress: Progress
+    began: float = 0.0
+    stopping: bool = False
+    before: Optional[Status[Any]] = None
+
+
+@dataclass(frozen=True)
+class Timed(Generic[C]):
+    """How long one UNet call for one picture took, in seconds, in the job of that config on that model."""
+
+    config: C
+    model: str
+    seconds: float
 
 
 class JobRunner(ABC, Generic[C]):
@@ -204,7 +222,10 @@ class JobRunner(ABC, Generic[C]):
         self._job: Optional[Job] = None
         self._config: Optional[C] = None
         self._state, self._message = IDLE, "Nothing was begun since the start."
-        self._stopping = False
+        self._stopping, self._began = False, 0.0
+        self._model = ""
+        self._after: Optional[JobRunner[Any]] = None
+        self._timed: Optional[Timed[C]] = None
 
     # ---- what a subclass says ----
 
@@ -236,11 +257,31 @@ class JobRunner(ABC, Generic[C]):
         return self._thread is not None and self._thread.is_alive()
 
     def status(self) -> Status[C]:
-        job = self._job
-        return Status(self._state, self._config, self._message, job.progress if job else Progress())
+        job, state = self._job, self._state
+        stopping = self._stopping and state == RUNNING
+        return Status(
+            state,
+            self._config,
+            "Stopping after the UNet call that is under way." if stopping else self._message,
+            job.progress if job else Progress(),
+            self._began,
+            stopping,
+            self._after.status() if self._after else None,
+        )
 
-    def start(self, config: C) -> C:
+    @property
+    def timed(self) -> Optional[Timed[C]]:
+        """Of the latest job that has called the model; None before the first call."""
+        job, config = self._job, self._config
+        if job is None or config is None or not job.progress.calls:
+            return self._timed
+        return Timed(config, self._model, job.progress.seconds / job.progress.calls)
+
+    def start(self, config: C, after: Optional[JobRunner[Any]] = None) -> C:
         """Start a job; where its name is taken it gets the next free one.
+
+        Args:
+            after: the job that this runner has under way is waited for; unless it finishes, this one counts as stopped.
 
         Returns:
             The job's description, with the name it has.
@@ -253,15 +294,19 @@ class JobRunner(ABC, Generic[C]):
             self._check_free()
             taken = {*self.names(), *(each.name for each in self.unfinished())}
             config = self.config_of({**_values(config), "name": Store.free_name(config.name, taken)})
-            self._launch(config)
+            self._launch(config, after)
         return config
 
-    def resume(self, name: str) -> C:
-        """Go on with an unfinished one. Raises StoreError: none of that name, or another is under way."""
+    def resume(self, name: str, after: Optional[JobRunner[Any]] = None) -> C:
+        """Go on with an unfinished one, ``after`` as in :meth:`start`.
+
+        Raises:
+            StoreError: none of that name, or another is under way.
+        """
         with self._lock:
             self._check_free()
             config = self._unfinished(name).config
-            self._launch(config)
+            self._launch(config, after)
         return config
 
     def stop(self, wait: Optional[float] = None) -> None:
@@ -334,8 +379,10 @@ class JobRunner(ABC, Generic[C]):
         if self.running and self._config is not None and self._config.name == name:
             raise StoreError(f"{name!r} is under way; stop it first")
 
-    def _launch(self, config: C) -> None:
+    def _launch(self, config: C, after: Optional[JobRunner[Any]]) -> None:
+        self._timed = self.timed
         self._config, self._job, self._stopping = config, None, False
+        self._after, self._began = after, time.monotonic()
         self._state, self._message = RUNNING, "Waiting for the model."
         self._thread = threading.Thread(target=self._work, args=(config,), name=f"HP Sampler {self.kind}", daemon=True)
         self._thread.start()
@@ -344,7 +391,10 @@ class JobRunner(ABC, Generic[C]):
         exclusively = self._queue()
         try:
             source = exclusively(lambda: self._source(config))
+            self._model = source.model_name
             folder = self._folder_of(config, source)
+            if self._after is not None:
+                self._wait_for(self._after)
             self._job, do = self._prepare(config, source, folder, exclusively)
             if self._stopping:
                 self._job.cancel()
@@ -359,6 +409,15 @@ class JobRunner(ABC, Generic[C]):
         except Exception as error:
             traceback.print_exc()
             self._end(FAILED, f"{config.name} failed: {error} ({type(error).__name__}). It can be resumed.")
+
+    def _wait_for(self, other: JobRunner[Any]) -> None:
+        """Wait for the job of another runner. Raises Cancelled: it did not finish, or this one is to stop."""
+        self._message = f"Waiting for {other.kind}."
+        while not other.wait(POLL_SECONDS):
+            if self._stopping:
+                raise Cancelled
+        if other.status().state != FINISHED:
+            raise Cancelled
 
     def _end(self, state: str, message: str) -> None:
         self._state, self._message = state, message

@@ -11,10 +11,18 @@
             opened = false;
             return;
         }
+        sayWhatTheAccordionsName();
         const state = shown.querySelector(".hpsampler-status")?.dataset.state;
         if (opened && state && !["running", "unknown"].includes(state)) return;
         opened = true;
         find("refresh")?.click();
+    }
+
+    function sayWhatTheAccordionsName() {
+        for (const line of find("details").querySelectorAll("[data-named]")) {
+            const named = gradioApp().querySelector(`#${line.dataset.menu} input`)?.value.split("; ") || [];
+            line.hidden = !named.some((each) => [each, each.replace(/ [0-9a-f]{8}$/, "")].includes(line.dataset.named));
+        }
     }
 
     function intoView({target}) {
@@ -24,6 +32,7 @@
 
     onUiLoaded(() => {
         gradioApp().addEventListener("click", intoView);
+        onUiUpdate(sayWhatTheAccordionsName);
         setInterval(refresh, EVERY_MS);
     });
 })();

@@ -1,55 +1,53 @@
-"""The two kinds of things that the Calibrate tab makes: how its form asks for each, what each costs and holds."""
+"""What the Calibrate tab makes: which job the one form asks for, what it costs, and what came of it."""
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from base64 import b64encode
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from html import escape
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..calibration.config import CalibrationConfig
 from ..jobs import JobRunner
 from ..statistics.config import StatisticsConfig
-from ..store import StoreError, abbreviated
+from ..store import RESERVED, Store, StoreError, abbreviated, clean_name
+from .files import text_of
 
 if TYPE_CHECKING:
     from .runners import Runners
 
-__all__ = ["CALIBRATION", "CHEAP", "FORM", "KINDS", "STATISTICS", "Kind"]
+__all__ = ["CALIBRATION", "CHEAP", "FORM", "GOALS", "KINDS", "STATISTICS", "Goal", "Kind", "size_of"]
 
-FORM = ("name", "steps", "cfg", "size", "prompts", "negative", "pictures", "effort", "per_pixel", "batch", "seed")
+FORM = (
+    "name", "steps", "cfg", "size", "prompts", "negative", "trajectories", "runs", "samples", "points", "batch", "seed",
+)  # fmt: skip
 """The form's controls."""
 
 CHEAP = tuple(name for name in FORM if name not in ("prompts", "negative"))
 """Those that are sent as often as one likes: prompts may be long, and change no cost."""
 
+MOST_EXPORTED = 4 << 20
+"""Bytes of the largest file that the page hands out by itself; the path of a larger one is told."""
+
 
 class Kind(ABC):
-    """One kind of thing that can be made."""
+    """One kind of result."""
 
     title: ClassVar[str]
-    """What *What to make*, and the lists' entries, call it."""
-    button: ClassVar[str]
-    about: ClassVar[str]
+    word: ClassVar[str]
+    """What the list calls one."""
+    setting: ClassVar[str]
+    """The accordion's field that may name one."""
+    users: ClassVar[str]
+    """Samplers that use one by themselves."""
     fields: ClassVar[Mapping[str, str]]
     """Which field of the config each control of the form is; ``size`` is width and height."""
-
-    @staticmethod
-    def of(title: str) -> Kind:
-        return next(kind for kind in KINDS if kind.title == title)
-
-    def entry(self, name: str) -> str:
-        """How the lists call one."""
-        return f"{self.title}: {name}"
-
-    @staticmethod
-    def of_entry(entry: str) -> tuple[Kind, str]:
-        """The kind and the name of an entry."""
-        title, _, name = entry.partition(": ")
-        return Kind.of(title), name
 
     def config(self, values: Mapping[str, Any]) -> Any:
         """The config that the form's values describe; controls that are not in ``values`` are left as usual.
@@ -58,19 +56,11 @@ class Kind(ABC):
             StoreError: naming the field, its value and what is allowed.
         """
         found = {field: values[control] for control, field in self.fields.items() if control in values}
-        width, height = _size(values["size"])
+        width, height = size_of(values["size"])
         return self.config_of({**found, "width": width, "height": height})
 
     @abstractmethod
     def config_of(self, values: Mapping[str, Any]) -> Any: ...
-
-    @abstractmethod
-    def usual(self) -> Any:
-        """The config that the form begins with."""
-
-    @abstractmethod
-    def form(self, control: str) -> dict[str, Any]:
-        """What a control that both kinds share looks like for this one."""
 
     @abstractmethod
     def cost(self, config: Any) -> str:
@@ -81,50 +71,31 @@ class Kind(ABC):
 
     @abstractmethod
     def details(self, runners: Runners, name: str) -> str:
-        """What one of those that are kept holds, as HTML."""
+        """What one holds, as HTML. Raises StoreError: it cannot be read."""
+
+    @abstractmethod
+    def take(self, runners: Runners, path: Path) -> tuple[str, str]:
+        """Keep the one in a file, unless it is here already.
+
+        Returns:
+            Its name here, and a sentence where that is not what was to be expected.
+
+        Raises:
+            StoreError: the file holds none.
+        """
 
 
 class _Calibration(Kind):
-    title, button = "Calibration", "Calibrate"
-    about = (
-        "Fits the steps of HP Sampler to the checkpoint, once for each number of steps, for a range of CFG. Then "
-        "<b>HP Auto</b> and <b>HP DPM++ 2M</b> use it by themselves wherever it fits, and any sampler with the "
-        "schedule type <b>HP calibrated</b>."
-    )
+    title, word, setting, users = "Calibration", "calibration", "calibration", "HP Auto and HP DPM++ 2M"
     fields = MappingProxyType(
         {
             "name": "name", "steps": "steps", "cfg": "cfg_scales", "prompts": "prompts", "negative": "negative",
-            "pictures": "trajectories", "effort": "runs", "batch": "batch", "seed": "seed",
+            "trajectories": "trajectories", "runs": "runs", "batch": "batch", "seed": "seed",
         }
     )  # fmt: skip
 
     def config_of(self, values: Mapping[str, Any]) -> CalibrationConfig:
         return CalibrationConfig.of(values)
-
-    def usual(self) -> CalibrationConfig:
-        return CalibrationConfig("usual")
-
-    def form(self, control: str) -> dict[str, Any]:
-        usual = self.usual()
-        steps, scales = (", ".join(f"{each:g}" for each in values) for values in (usual.steps, usual.cfg_scales))
-        controls: dict[str, dict[str, Any]] = {
-            "name": {"label": "Name", "value": "My calibration", "info": "Shown in menus and pictures."},
-            "steps": {"label": "Steps", "value": steps, "info": "Each by itself, 2 to 20.", "visible": True},
-            "cfg": {
-                "label": "CFG scale", "value": scales,
-                "info": "One fit covers all from the smallest to the largest.",
-            },
-            "pictures": {
-                "label": "Trajectories", "value": usual.trajectories, "minimum": 4, "maximum": 128,
-                "info": "Pictures to fit to; as many others judge the fit.",
-            },
-            "effort": {
-                "label": "Runs", "value": usual.runs, "minimum": 25, "maximum": 200,
-                "info": "How often one fit may draw them, its reference included.",
-            },
-            "per_pixel": {**_PER_PIXEL, "visible": False},
-        }  # fmt: skip
-        return controls[control]
 
     def cost(self, config: CalibrationConfig) -> str:
         cells = len(config.cells)
@@ -136,83 +107,123 @@ class _Calibration(Kind):
     def details(self, runners: Runners, name: str) -> str:
         from .report import profile_html
 
-        profiles, problems = runners.calibrations.profiles.read()
-        for profile in profiles:
-            if profile.name == name:
-                return _export(profile.name, profile.to_json()) + profile_html(profile, problems)
-        return self.problems(runners)
+        profile = runners.calibrations.profiles.get(name)
+        return _export(f"{name}.json", profile.to_json().encode(), "application/json") + profile_html(profile)
 
-    def problems(self, runners: Runners) -> str:
-        """Files of calibrations that cannot be read."""
-        problems = runners.calibrations.profiles.read()[1]
-        return "".join(f"<p role='alert'>{escape(problem)}</p>" for problem in problems)
+    def take(self, runners: Runners, path: Path) -> tuple[str, str]:
+        from ..calibration.profile import Profile
+
+        profiles, text = runners.calibrations.profiles, text_of(str(path))
+        given = Profile.from_json(text)
+        for kept in profiles.read()[0]:
+            if replace(kept, name=given.name) == given:
+                return kept.name, _here_already(self, kept.name)
+        name = profiles.import_json(text).name
+        return name, _under_another_name(self, given.name, name)
 
 
 class _Statistics(Kind):
-    title, button = "Statistics", "Measure"
-    about = (
-        "Measures how the checkpoint behaves, for the sampler <b>HP DPM-v3</b>, which uses it by itself with that "
-        "checkpoint."
-    )
+    title, word, setting, users = "Statistics", "statistics", "statistics", "HP DPM-v3"
     fields = MappingProxyType(
         {
-            "name": "name", "cfg": "cfg_scale", "prompts": "prompts", "negative": "negative", "pictures": "samples",
-            "effort": "points", "per_pixel": "per_pixel", "batch": "batch", "seed": "seed",
+            "name": "name", "cfg": "cfg_scale", "prompts": "prompts", "negative": "negative", "samples": "samples",
+            "points": "points", "batch": "batch", "seed": "seed",
         }
     )  # fmt: skip
+
+    def config(self, values: Mapping[str, Any]) -> StatisticsConfig:
+        found: StatisticsConfig = super().config({**values, "cfg": _middle(values["cfg"])})
+        return found
 
     def config_of(self, values: Mapping[str, Any]) -> StatisticsConfig:
         return StatisticsConfig.of(values)
 
-    def usual(self) -> StatisticsConfig:
-        return StatisticsConfig("usual")
-
-    def form(self, control: str) -> dict[str, Any]:
-        usual = self.usual()
-        controls: dict[str, dict[str, Any]] = {
-            "name": {"label": "Name", "value": "My statistics", "info": "Shown in menus and pictures."},
-            "steps": {"visible": False},
-            "cfg": {"label": "CFG scale", "value": f"{usual.cfg_scale:g}", "info": "One: statistics belong to it."},
-            "pictures": {
-                "label": "Samples", "value": usual.samples, "minimum": 8, "maximum": 1024,
-                "info": "Pictures whose trajectory is walked, once each.",
-            },
-            "effort": {
-                "label": "Grid points", "value": usual.points, "minimum": 21, "maximum": 251,
-                "info": "Of the grid; two UNet calls each.",
-            },
-            "per_pixel": {**_PER_PIXEL, "visible": True},
-        }  # fmt: skip
-        return controls[control]
-
     def cost(self, config: StatisticsConfig) -> str:
-        return f"{config.most_calls():,} UNet calls"
+        return f"statistics at CFG {config.cfg_scale:g}, {config.most_calls():,} UNet calls"
 
     def runner(self, runners: Runners) -> JobRunner[Any]:
         return runners.statistics
 
     def details(self, runners: Runners, name: str) -> str:
+        from ..statistics.files import statistics_files
         from .report import statistics_html
 
+        told = statistics_html(name, runners.statistics.read_provenance(name))
+        path = statistics_files(runners.statistics.folder)[name]
+        if path.is_file() and path.stat().st_size <= MOST_EXPORTED:
+            return _export(path.name, path.read_bytes(), "application/octet-stream") + told
+        return f"{told}<p>It lies in {escape(str(path))}.</p>"
+
+    def take(self, runners: Runners, path: Path) -> tuple[str, str]:
+        from ..statistics.coefficients import StatisticsError
+        from ..statistics.files import load_statistics, save_statistics, statistics_files, statistics_label
+
         try:
-            return statistics_html(name, runners.statistics.read_provenance(name))
-        except StoreError as error:
-            return f"<p role='alert'>{escape(str(error))}</p>"
+            given = load_statistics(path)
+        except StatisticsError as error:
+            raise StoreError(str(error)) from None
+        folder = runners.statistics.folder
+        for name, kept in statistics_files(folder).items():
+            # most differ in what is cheap to read
+            try:
+                source, shape = runners.statistics.read_provenance(name)
+                if source != given.source or shape != given.l.shape or kept.is_dir():
+                    continue
+                if statistics_label("", load_statistics(kept)) == statistics_label("", given):
+                    return name, _here_already(self, name)
+            except (StoreError, StatisticsError):
+                continue
+        wanted = clean_name(path.stem, RESERVED)
+        name = Store.free_name(wanted, runners.statistics.names())
+        save_statistics(given, folder / f"{name}.safetensors")
+        return name, _under_another_name(self, wanted, name)
 
-
-_PER_PIXEL = MappingProxyType(
-    {
-        "label": "For every element of the latents",
-        "value": False,
-        "info": "As the paper has them: for one size only, and only with many samples.",
-    }
-)
 
 CALIBRATION, STATISTICS = _Calibration(), _Statistics()
 KINDS: tuple[Kind, ...] = (CALIBRATION, STATISTICS)
 
 
-def _size(text: Any) -> tuple[str, str]:
+@dataclass(frozen=True)
+class Goal:
+    """What somebody wants the form's values for.
+
+    Attributes:
+        title: how the form calls it.
+        about: what it is good for, as HTML.
+        kinds: what is made for it, in this order.
+    """
+
+    title: str
+    about: str
+    kinds: tuple[Kind, ...]
+
+    def configs(self, values: Mapping[str, Any]) -> list[tuple[Kind, Any]]:
+        """What the form's values describe. Raises StoreError: see :meth:`Kind.config`."""
+        return [(kind, kind.config(values)) for kind in self.kinds]
+
+
+_ABOUT_CALIBRATION = (
+    "A calibration finds the few steps that end nearest to where many steps end with this checkpoint. <b>HP Auto</b> "
+    "and <b>HP DPM++ 2M</b> then take them by themselves, and any sampler does with the schedule type "
+    "<b>HP calibrated</b>."
+)
+_ABOUT_STATISTICS = (
+    "Statistics say how the checkpoint behaves from noise to picture. <b>HP DPM-v3</b> then uses them by itself."
+)
+
+GOALS: Mapping[str, Goal] = MappingProxyType(
+    {
+        "calibration": Goal("HP Auto (a fitted schedule)", _ABOUT_CALIBRATION, (CALIBRATION,)),
+        "statistics": Goal("HP DPM-v3 (statistics)", _ABOUT_STATISTICS, (STATISTICS,)),
+        "both": Goal(
+            "Both", f"{_ABOUT_STATISTICS} {_ABOUT_CALIBRATION} The statistics are made first.",
+            (STATISTICS, CALIBRATION),
+        ),
+    }
+)  # fmt: skip
+
+
+def size_of(text: Any) -> tuple[str, str]:
     """Width and height of a text such as 512x768. Raises StoreError: another text."""
     found = re.fullmatch(r"\s*(\d+)\s*[x×*,]\s*(\d+)\s*", str(text))
     if found is None:
@@ -220,10 +231,32 @@ def _size(text: Any) -> tuple[str, str]:
     return found[1], found[2]
 
 
-def _export(name: str, text: str) -> str:
-    """A link that saves a calibration as a file."""
-    data = b64encode(text.encode()).decode()
+def _middle(scales: Any) -> Any:
+    """The one guidance scale at which statistics are measured: where there are several, their geometric mean."""
+    given = CalibrationConfig.of({"name": "x", "cfg_scales": scales}).cfg_scales
+    if len(given) == 1:
+        return given[0]
+    return round(2 * math.exp(math.fsum(map(math.log, given)) / len(given))) / 2
+
+
+def _here_already(kind: Kind, name: str) -> str:
+    return f"the {kind.word} in that file {_be(kind)} here already, as {name!r}; nothing was added"
+
+
+def _under_another_name(kind: Kind, wanted: str, name: str) -> str:
+    if name == wanted:
+        return ""
+    return f"the {kind.word} in that file {_be(kind)} kept as {name!r}, as {wanted!r} is the name of another one here"
+
+
+def _be(kind: Kind) -> str:
+    return "are" if kind is STATISTICS else "is"
+
+
+def _export(name: str, data: bytes, media: str) -> str:
+    """A link that saves a file."""
+    text = b64encode(data).decode()
     return (
-        f'<p><a class="hpsampler-export" download="{escape(name)}.json" href="data:application/json;base64,{data}">'
-        "Export</a></p>"
+        f'<p><a class="hpsampler-export" download="{escape(name)}" href="data:{media};base64,{text}">'
+        f"Export {escape(name)}</a></p>"
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from html import escape
-from typing import Optional
+from typing import Any, Optional
 
-from ..jobs import RUNNING, Progress, Status
+from ..jobs import FAILED, RUNNING, STOPPED, Progress, Status
 
 __all__ = ["CURVE", "cost_html", "format_duration", "plot", "status_html"]
 
@@ -24,35 +25,75 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def cost_html(about: str, calls: str, seconds: Optional[float]) -> str:
-    """What is made, and what it takes: ``calls`` says so in UNet calls, ``seconds`` is None before any was timed."""
-    told = f"{calls}, each for one picture (drawing one picture with 20 steps takes 20)"
-    known = "The time is shown once the first calls were made"
+def cost_html(about: str, calls: Sequence[str], most: int, seconds: Optional[float], timed: str) -> str:
+    """What is made, and what it takes.
+
+    Args:
+        about: what it is good for, as HTML.
+        calls: what each part of it takes.
+        most: the largest number of UNet calls there can be, each for one picture.
+        seconds: how long those take; None before any call was timed.
+        timed: on what calls were timed.
+    """
+    known = "How long that is, is known as soon as one call was timed"
     if seconds is not None:
-        known = f"About {format_duration(seconds)}, judged by the calls that were timed here"
-    return f"<p>{about}</p><p>{told}. {known}.</p>"
+        known = f"About <b>{format_duration(seconds)}</b>, as calls were timed {escape(timed)}"
+    told = "; then ".join(calls)
+    pictures = f"as many as {max(round(most / 20), 1):,} pictures of 20 steps take"
+    return f"<p>{about}</p><p>{told[0].upper()}{told[1:]}, {pictures}. {known}.</p>"
 
 
-def status_html(status: Status) -> str:
-    """Where the runner stands."""
-    progress = status.progress
-    parts = [f'<p role="status"><b>{escape(status.message)}</b></p>']
-    if progress.of and status.config is not None:
-        share = min(progress.calls / max(progress.of, 1), 1.0)
-        left = progress.seconds_left
-        told = f"{progress.calls} of at most {progress.of} UNet calls, each for one picture"
-        if left is not None and status.state == RUNNING:
-            told += (
-                f"; at most {format_duration(left)} of drawing left ({progress.seconds / progress.calls:.3g} s a call)"
-            )
-        parts.append(f'<progress max="1" value="{share:.4f}" style="width:100%"></progress><p>{told}.</p>')
-        if progress.cell is not None and status.state == RUNNING:
-            scales, steps = progress.cell
-            several = f"{scales[0]:g} to {scales[-1]:g}" if len(scales) > 1 else f"{scales[0]:g}"
-            parts.append(f"<p>Now: {steps} steps at CFG {several}.</p>")
-            parts.append(plot(progress, status.config.runs))
-        parts.append("".join(f"<p>{escape(line)}.</p>" for line in progress.log[-12:]))
-    return f'<div class="hpsampler-status" data-state="{status.state}">{"".join(parts)}</div>'
+def status_html(status: Status[Any], left: Sequence[str] = ()) -> str:
+    """Where a job stands, with the one that it waits for as its first part.
+
+    Args:
+        status: of the job's runner.
+        left: what can be resumed, in words.
+    """
+    jobs = [status] if status.before is None else [status.before, status]
+    at = next((at for at, each in enumerate(jobs) if each.state == RUNNING), None)
+    state = status.state if at is None else RUNNING
+    told = jobs if at is None else [jobs[at]]
+    said = [each.message for each in told]
+    if len(jobs) > 1 and len({*said}) == len(said):
+        said = [f"{jobs.index(each) + 1} of {len(jobs)}: {each.message}" for each in told]
+    parts = [f'<p role="status"><b>{"<br>".join(map(escape, dict.fromkeys(said)))}</b></p>']
+    if at is None and left:
+        parts.append(f"<p>Can be resumed: {escape('; '.join(left))}.</p>")
+    elif state in (STOPPED, FAILED):
+        parts.append("<p>Nothing is left to resume.</p>")
+    if status.config is not None:
+        parts += _numbers(jobs, at is not None)
+    if at is not None and not jobs[at].stopping:
+        parts += _now(jobs[at])
+    parts += [f"<p>{escape(line[:1].upper() + line[1:])}.</p>" for each in jobs for line in each.progress.log[-12:]]
+    return f'<div class="hpsampler-status" data-state="{state}">{"".join(parts)}</div>'
+
+
+def _now(job: Status[Any]) -> list[str]:
+    """The cell that is under way, if the job has any."""
+    config, cell = job.config, job.progress.cell
+    if config is None or cell is None:
+        return []
+    scales, steps = cell
+    several = f"{scales[0]:g} to {scales[-1]:g}" if len(scales) > 1 else f"{scales[0]:g}"
+    return [f"<p>Now: {steps} steps at CFG {several}.</p>", plot(job.progress, config.runs)]
+
+
+def _numbers(jobs: Sequence[Status[Any]], running: bool) -> list[str]:
+    """UNet calls made and to be made, of all jobs together."""
+    calls = sum(each.progress.calls for each in jobs)
+    # one that waits for another has not counted its own yet
+    most: int = sum(each.progress.of or each.config.most_calls() for each in jobs if each.config is not None)
+    if not calls and not running:
+        return []
+    told = f"{calls:,} of at most {most:,} UNet calls, each for one picture"
+    if calls and running:
+        a_call = sum(each.progress.seconds for each in jobs) / calls
+        left = format_duration(a_call * max(most - calls, 0))
+        told += f"; at most {left} of drawing left ({a_call:.3g} s a call)"
+    share = min(calls / max(most, 1), 1.0)
+    return [f'<progress max="1" value="{share:.4f}" aria-label="UNet calls made"></progress><p>{told}.</p>']
 
 
 def plot(progress: Progress, runs: float) -> str:

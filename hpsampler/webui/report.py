@@ -44,7 +44,7 @@ def decoder_plot(curve: Sequence[tuple[float, float]]) -> str:
     )
 
 
-def profile_html(profile: Profile, problems: Sequence[str] = ()) -> str:
+def profile_html(profile: Profile) -> str:
     """What a calibration holds, every error on trajectories it has not seen."""
     rows = []
     for each in sorted(profile.fitted, key=lambda fitted: (fitted.cfg_scale, fitted.steps)):
@@ -95,8 +95,7 @@ def profile_html(profile: Profile, problems: Sequence[str] = ()) -> str:
         f"({escape(', '.join(profile.hashes))}), {profile.family}, {profile.width}x{profile.height}; fitted to "
         f"{profile.trajectories} trajectories, judged on {profile.held_out} others.</p>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-        f"{f'<p>Refused:</p><ul>{refused}</ul>' if refused else ''}{decoder}"
-        f"{''.join(f'<p>{escape(problem)}</p>' for problem in problems)}</div>"
+        f"{f'<p>Refused:</p><ul>{refused}</ul>' if refused else ''}{decoder}</div>"
     )
 
 

@@ -341,7 +341,9 @@ def _add_callbacks() -> None:
     script_callbacks.on_cfg_denoised(on_cfg_denoised)
 
     runners = Runners()
-    script_callbacks.on_ui_tabs(lambda: [(tab.build(runners), tab.TAB_TITLE, tab.TAB_ID)])
+    script_callbacks.on_ui_tabs(
+        lambda: [(tab.build(runners, known, options.default_preset), tab.TAB_TITLE, tab.TAB_ID)]
+    )
     script_callbacks.on_app_started(partial(_on_app_started, runners))
 
     def leave() -> None:

@@ -17,7 +17,8 @@ from hpsampler.settings import NO_STATISTICS
 from hpsampler.statistics.coefficients import Provenance, Statistics
 from hpsampler.statistics.files import save_statistics, statistics_label
 from tests.adapter.host.processing import Host, Img2Img, Txt2Img
-from tests.adapter.test_calibration import ASKED, PATIENCE, Client, form, tab_and_runners
+from tests.adapter.test_calibration import Client
+from tests.adapter.test_tab import ASKED, PATIENCE, asked, cost_of, tab_and_runners
 
 KEY, NOTE = "HP Statistics", "HP note"
 POINTS = 21
@@ -286,16 +287,21 @@ def test_from_the_tab_s_values_to_a_picture(webui, host):
     """On the stand-in's checkpoint; another one loaded meanwhile stops it, with what is done kept."""
     tab, runners = tab_and_runners()
     runner = runners.statistics
-    asked, cheap = form({**ASKED, "prompts": "a\nb\nc", "pictures": 8, "effort": 21, "batch": 2})
-    assert "336 UNet calls, each for one picture" in tab.cost("Statistics", *cheap)
-    assert "samples must be a whole number" in tab.cost("Statistics", *form({**ASKED, "pictures": 0})[1])
-    assert "cfg_scale must be a number" in tab.cost("Statistics", *form({**ASKED, "cfg": "5, 7"})[1])
-    tab.start("Statistics", *asked)
+    small = {**ASKED, "prompts": "a\nb\nc", "samples": 8, "points": 21, "batch": 2}
+    assert "Statistics at CFG 7, 336 UNet calls, as many as 17 pictures" in cost_of(tab, "statistics", small)
+    assert "samples must be a whole number" in cost_of(tab, "statistics", {**small, "samples": 0})
+    assert "cfg_scales must be a number" in cost_of(tab, "statistics", {**small, "cfg": "99"})
+    assert "Statistics at CFG 5," in cost_of(tab, "statistics", {**small, "cfg": "3, 5, 7.5"}), "in their middle"
+    tab.start("statistics", *asked(small))
     assert runner.wait(PATIENCE) and runner.status().state == "finished", runner.status().message
-    _, status, _, left, chosen, details = tab.refresh(None, "Statistics", *cheap)
-    assert 'data-state="finished"' in status and left["choices"] == []
+    status, _, _, chosen, details, *_ = tab._shown(None, everything=False)
+    assert 'data-state="finished"' in status
     assert chosen["value"] == "Statistics: from the tab"
-    assert "of tiny" in details and "at CFG 7, from 8 samples, 21 grid points, for every channel" in details
+    assert chosen["choices"] == [
+        ("from the tab · statistics · CFG 7 · 64x64 · HP DPM-v3 uses them by itself at every CFG", chosen["value"])
+    ]
+    assert "of tiny" in details["value"]
+    assert "at CFG 7, from 8 samples, 21 grid points, for every channel" in details["value"]
     p = request()
     host.run(p)
     assert p.extra_generation_params[KEY].startswith("from the tab ") and not told(p)
@@ -311,12 +317,14 @@ def test_from_the_tab_s_values_to_a_picture(webui, host):
             )
 
     webui.script_callbacks.on_cfg_denoiser(swap)
-    second, _ = form({**ASKED, "name": "second", "prompts": "a\nb\nc", "pictures": 8, "effort": 21, "batch": 2})
-    tab.start("Statistics", *second)
+    tab.start("statistics", *asked({**small, "name": "second"}))
     assert runner.wait(PATIENCE) and runner.status().state == "failed"
     assert "the checkpoint was changed from tiny" in runner.status().message
     webui.shared.sd_model.sd_checkpoint_info = loaded
-    tab.resume("Statistics", "Statistics: second")
+    status, _, _, chosen, *_ = tab._shown(None, everything=False)
+    assert "the checkpoint was changed from tiny" in status and "Can be resumed: second (statistics)." in status
+    assert chosen["value"] == "Unfinished Statistics: second"
+    tab.resume(chosen["value"])
     assert runner.wait(PATIENCE) and runner.status().state == "finished"
     one, two = (runner.folder / f"{name}.safetensors" for name in ("from the tab", "second"))
     assert one.read_bytes() == two.read_bytes(), "resumed it is the same"

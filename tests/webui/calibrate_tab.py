@@ -27,11 +27,11 @@ class CalibrateTab:
         open_ui(self.ui, server)
         self.open()
 
-    def make(self, what: str) -> None:
-        """Choose what is to be made, and wait for its form."""
+    def want(self, what: str) -> None:
+        """Choose what for, and wait until the page says what that takes."""
         self.ui.check(f"{PREFIX}_what input[value='{what}']")
-        button = {"Calibration": "Calibrate", "Statistics": "Measure"}[what]
-        self.ui.wait_for_function(f"() => document.querySelector('{PREFIX}_start').innerText == '{button}'")
+        words = {"calibration": "A calibration finds", "statistics": "Statistics say", "both": "are made first"}[what]
+        self.wait_text("cost", words)
 
     def fill(self, **values: Any) -> None:
         for name, value in values.items():
@@ -52,10 +52,21 @@ class CalibrateTab:
     def wait_state(self, state: str) -> None:
         self.ui.wait_for_function(f"state => {STATE} == state", arg=state)
 
-    def wait_value(self, name: str, value: str) -> None:
+    def choose(self, key: str) -> None:
+        """Choose one in the list, once it is there, and wait until the page shows it."""
+        self.ui.check(f"{PREFIX}_chosen input[value='{key}']")
+
+    def wait_chosen(self, key: str) -> None:
+        """Until that one is chosen in the list; empty is an empty list."""
         self.ui.wait_for_function(
-            "([part, value]) => document.querySelector(part).value == value", arg=[f"{PREFIX}_{name} input", value]
+            "([list, key]) => key ? document.querySelector(`${list} input[value='${key}']`)?.checked"
+            " : !document.querySelector(`${list} input`)",
+            arg=[f"{PREFIX}_chosen", key],
         )
+
+    def line(self, key: str) -> str:
+        """What the list says of one."""
+        return str(self.ui.locator(f"{PREFIX}_chosen label", has=self.ui.locator(f"input[value='{key}']")).inner_text())
 
     def text(self, name: str) -> str:
         return str(self.ui.locator(f"{PREFIX}_{name}").first.inner_text())

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from hpsampler.calibration.profile import Profile
+from hpsampler.presets import Preset
 from tests.webui.calibrate_tab import CalibrateTab, has_value, pasted
 from tests.webui.harness import PATIENCE, ROOT, open_ui, save_screenshot
 from tests.webui.test_page import choose, open_accordion
@@ -282,9 +283,12 @@ class TestTab:
     def test_calibrate_stop_resume_use_and_paste_back(self, ui, painter, bench):
         tab = CalibrateTab(ui)
         tab.open()
-        ui.click("#hpsampler_calibrate_budget > .label-wrap")
+        assert re.search(
+            r"3 schedules to fit, at most [0-9,]+ UNet calls, as many as [0-9,]+ pictures", tab.text("cost")
+        )
+        ui.click("#hpsampler_calibrate_advanced > .label-wrap")
         tab.fill(name="on the page", steps="5, 8", cfg="5", size=f"{SIDE}x{SIDE}", prompts="\n".join(PROMPTS))
-        tab.fill(pictures=16, effort=40, batch=16)
+        tab.fill(trajectories=16, runs=40, batch=16)
         tab.wait_text("cost", "2 schedules to fit, at most [0-9,]+ UNet calls")
         ui.set_viewport_size({"width": 400, "height": 500})
         tab.press("start")
@@ -306,17 +310,21 @@ class TestTab:
         tab.press("stop")
         tab.wait_state("stopped")
         assert "Now:" not in tab.text("status"), "stopped means stopped"
-        tab.wait_value("unfinished", "Calibration: on the page")
-        tab.wait_value("chosen", "Calibration: on the page")
-        tab.wait_text("cost", "About .+, judged by the calls that were timed here")
-        assert ui.locator("#hpsampler_calibrate_details tbody tr").count() == 1
+        assert ui.locator("#hpsampler_calibrate_stop").is_hidden()
+        tab.wait_text("status", re.escape("Can be resumed: on the page (calibration)."))
+        tab.wait_text("cost", f"About .+, as calls were timed with hps-tiny at {SIDE}x{SIDE}")
+        tab.choose("Calibration: on the page")
+        ui.wait_for_function("() => document.querySelectorAll('#hpsampler_calibrate_details tbody tr').length == 1")
+        assert tab.line("Unfinished Calibration: on the page").strip() == "on the page · calibration · unfinished"
+        tab.choose("Unfinished Calibration: on the page")
         tab.press("resume")
         tab.wait_state("finished")
-        tab.wait_value("unfinished", "")
-        ui.wait_for_function(
-            "() => document.querySelectorAll('#hpsampler_calibrate_details :is(tbody tr, li)').length == 2"
-        )
+        tab.wait_chosen("Calibration: on the page")
+        assert ui.locator("#hpsampler_calibrate_chosen input").count() == 1
+        ui.wait_for_function("() => document.querySelectorAll('.hpsampler-profile :is(tbody tr, li)').length == 2")
         assert ui.locator("#hpsampler_calibrate_details tbody tr").count() >= 1
+        line = tab.line("Calibration: on the page")
+        assert f"steps at CFG 5 · {SIDE}x{SIDE} · error 1." in line and "HP Auto and HP DPM++ 2M use it" in line
         save_screenshot(ui.locator("#tab_hpsampler_calibrate"), "calibrated.webp")
         self.use_and_paste_back(ui, painter, bench.made("on%20the%20page"))
 
@@ -364,34 +372,53 @@ class TestTab:
 
     def test_rename_export_delete_import_and_the_accordion_s_menu(self, ui, painter, bench, profile, tmp_path):
         take(bench, profile)
+        presets = painter.data / "models" / "hpsampler" / "presets"
+        presets.mkdir(exist_ok=True)
+        (presets / "fast.json").write_text(Preset.of("fast", {"calibration": "made"}).to_json())
+        open_accordion(ui)
+        ui.fill("#txt2img_hpsampler_calibration input", "made")
+        ui.press("#txt2img_hpsampler_calibration input", "Enter")
         tab = CalibrateTab(ui)
         tab.open()
-        tab.wait_value("chosen", "Calibration: made")
-        tab.fill(new_name="other name")
+        tab.wait_chosen("Calibration: made")
         tab.press("rename")
-        tab.wait_value("chosen", "Calibration: other name")
+        tab.wait_text("details", "Rename the calibration 'made'")
+        tab.wait_text("details", "HP Auto and HP DPM\\+\\+ 2M use it by themselves at 5 steps")
+        tab.wait_text("details", "The preset 'fast' names it.")
+        tab.wait_text("details", "The accordion in txt2img names it now.")
+        assert "accordion in img2img" not in tab.text("details")
+        (presets / "fast.json").unlink()
+        tab.fill(new_name="other name")
+        tab.press("do")
+        tab.wait_chosen("Calibration: other name")
         tab.wait_text("details", "other name")
+        ui.wait_for_function(
+            "() => !document.querySelector('#hpsampler_calibrate_details').innerText.includes('names it')"
+        )
         with ui.expect_download() as download:
             ui.locator("#hpsampler_calibrate_details a.hpsampler-export").click()
         path = tmp_path / "exported.json"
         download.value.save_as(path)
         assert Profile.from_json(path.read_text()).name == "other name"
         tab.press("delete")
-        ui.locator("text=tick Confirm first").first.wait_for()
-        assert bench.ask("GET", "/calibrations/other%20name")[0] == 200, "not without Confirm"
+        tab.wait_text("details", "Delete the calibration 'other name' for good")
+        tab.press("cancel")
+        tab.wait_text("details", "fitted to 12 trajectories")
+        assert bench.ask("GET", "/calibrations/other%20name")[0] == 200, "not without an answer"
         with ui.expect_file_chooser() as chooser:
             tab.press("import")
         chooser.value.set_files(path)
         ui.locator("text=is here already").first.wait_for()
-        ui.locator("#hpsampler_calibrate_confirm input").check()
+        assert len(bench.ask("GET", "/calibrations")[1]["calibrations"]) == 1
         tab.press("delete")
-        tab.wait_value("chosen", "")
+        tab.press("do")
+        tab.wait_chosen("")
         assert bench.ask("GET", "/calibrations/other%20name")[0] == 422
         with ui.expect_file_chooser() as chooser:
             tab.press("import")
         chooser.value.set_files(path)
-        tab.wait_value("chosen", "Calibration: other name")
-        ui.click("#tabs button:has-text('txt2img')")
+        tab.wait_chosen("Calibration: other name")
+        open_ui(ui, painter)
         open_accordion(ui)
         ui.click("#txt2img_hpsampler_calibration input")
         options = "#txt2img_hpsampler_calibration ul.options li"
