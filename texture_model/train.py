@@ -26,7 +26,7 @@ COURSE = Course(
         AutoencoderPhase("vae colours", 2000, 8, SIDE, noise=0.0, kl_weight=SD_KL_WEIGHT, colour_weight=15.0),
     ),
     text_steps=700,
-    unet_steps=4000,
+    unet_steps=9000,
     unet_batch=96,
     unet_rate=1.5e-3,
 )
