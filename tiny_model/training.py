@@ -276,8 +276,8 @@ class Stages:
             for axis in (-1, -2):
                 loss = loss + F.l1_loss(given.diff(dim=axis), batch.diff(dim=axis))
             if phase.colour_weight:
-                hues = [F.avg_pool2d(each, 4).diff(dim=1) for each in (given, batch)]
-                loss = loss + phase.colour_weight * F.l1_loss(*hues)
+                ours, theirs = (F.avg_pool2d(each, 4).diff(dim=1) for each in (given, batch))
+                loss = loss + phase.colour_weight * F.l1_loss(ours, theirs)
             for layer in layers:
                 ours, theirs = layer(given), layer(batch)
                 loss = loss + 0.25 * (F.normalize(ours, dim=1) - F.normalize(theirs, dim=1)).square().sum(1).mean()
