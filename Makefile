@@ -33,11 +33,15 @@ bench: $(VENV)/.installed
 perf: $(VENV)/.installed
 	$(PY) -m bench.perf
 
-$(VENV)/.installed: tests/requirements.txt tests/requirements-no-deps.txt
+# pip says what it is doing, as this takes minutes.
+$(VENV)/.installed: tests/requirements.txt tests/requirements-no-deps.txt tests/check_python.py
+	@$(PYTHON) tests/check_python.py
+	@echo "Setting up $(VENV) once, with what tests/requirements.txt names: PyTorch, gradio, diffusers and others."
+	@echo "That is about 2 GB (more where PyTorch brings CUDA along) and takes some minutes."
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r tests/requirements-no-deps.txt
+	$(PY) -m pip install --disable-pip-version-check -r tests/requirements.txt
+	$(PY) -m pip install --disable-pip-version-check --no-deps -r tests/requirements-no-deps.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -27,8 +27,7 @@ from .tiny import measure, real_pictures, scores
 DOCS = Path(__file__).parents[1] / "docs"
 PARTS = ("exact", "decoder", "calibrate", "tiny", "reach", "further")
 DEFAULT = ("exact", "decoder", "tiny")
-"""The others are asked for by name, as these take the hour: fitting the tiny model's calibration anew, how far it
-carries, DPM-Solver-v3 with golden noise."""
+"""The other parts must be named, as these already take an hour."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +43,18 @@ class ExactMean:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure the parts that are asked for, then write the page from all."""
+    """Measure the parts that the options name, then write the page from all tables."""
     args = _options(argv)
     folder = args.docs / "bench"
     folder.mkdir(parents=True, exist_ok=True)
+    merge = bool(args.only)
     drawing = (args.out, args.weights, args.device, args.workers)
     if "exact" in args.parts:
-        found, fits = measure_exact(args.workers)
-        write_csv(folder / "exact_problems.csv", found)
-        write_csv(folder / "exact.csv", _means(found))
-        write_csv(folder / "exact_fits.csv", fits)
+        scores_by_problem, fits = measure_exact(args.workers, args.only)
+        write_csv(folder / "exact_problems.csv", scores_by_problem, merge)
+        write_csv(folder / "exact.csv", _means(scores_by_problem), merge)
+        if fits:
+            write_csv(folder / "exact_fits.csv", fits, merge)
     if "calibrate" in args.parts:
         write_atomically(folder / "calibration.json", calibrate_tiny(*drawing).to_json())
     calibration = _calibration(folder, args.weights)
@@ -62,9 +63,9 @@ def main(argv: list[str] | None = None) -> None:
         if "decoder" in args.parts:
             write_csv(folder / "decoder.csv", tolerance(model))
         if "tiny" in args.parts:
-            measure(args.full, calibration, *drawing)
-            chosen = cells(args.full, calibration)
-            write_csv(folder / "tiny.csv", scores(chosen, args.out, real_pictures(model)))
+            measure(args.full, calibration, args.only, *drawing)
+            chosen = cells(args.full, calibration, args.only)
+            write_csv(folder / "tiny.csv", scores(chosen, args.out, real_pictures(model)), merge)
     if "reach" in args.parts and calibration is not None:
         write_csv(folder / "reach.csv", measure_reach(calibration, *drawing))
         write_csv(folder / "exact_reach.csv", measure_exact_reach(args.workers))
@@ -83,9 +84,10 @@ def _calibration(folder: Path, weights: Path) -> Path | None:
     return path if made_for(path, weights) else None
 
 
-def _means(found: list[ExactScore]) -> list[ExactMean]:
+def _means(scores_by_problem: list[ExactScore]) -> list[ExactMean]:
+    """Geometric means over the problems."""
     groups: dict[tuple[str, str, str, int, float], list[ExactScore]] = {}
-    for score in found:
+    for score in scores_by_problem:
         key = (score.sampler, score.schedule, score.ending, score.nfe, score.cfg_scale)
         groups.setdefault(key, []).append(score)
     return [ExactMean(*key, geometric_mean(group)) for key, group in groups.items()]
@@ -97,13 +99,26 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
         description="Measure samplers, schedules, endings, Free-U and calibration; writes CSV, Markdown and plots.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("parts", nargs="*", default=DEFAULT, help=f"of {', '.join(PARTS)}, or report: write only")
-    parser.add_argument("--full", action="store_true", help="the whole grid, many hours on a CPU")
+    parser.add_argument(
+        "parts",
+        nargs="*",
+        default=DEFAULT,
+        help=f"parts to measure, of {', '.join(PARTS)}; report only writes the page",
+    )
+    parser.add_argument("--full", action="store_true", help="measure the whole grid, which takes many hours on a CPU")
+    parser.add_argument(
+        "--only", nargs="+", default=(), metavar="METHOD",
+        help="measure only these methods, as the tables name them ('HP Auto'); all other lines of the tables stay",
+    )  # fmt: skip
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page and the tables")
-    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="where single batches are kept")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="the tiny model")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/bench"), help="folder in which the batches' results are stored"
+    )
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the tiny model's weights")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the tiny model runs"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="number of processes")
     args = parser.parse_args(argv)
     unknown = set(args.parts) - {*PARTS, "report"}
     if unknown:

@@ -14,7 +14,8 @@ from typing import Any, Optional
 import torch
 from tqdm import tqdm
 
-from hpsampler.calibration.job import CalibrationConfig, CalibrationJob
+from hpsampler.calibration.config import CalibrationConfig
+from hpsampler.calibration.job import CalibrationJob
 from hpsampler.calibration.profile import Profile, Target
 from hpsampler.noise import NoiseModel
 from hpsampler.recipes import recipe_for
@@ -140,7 +141,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         job = CalibrationJob(
             config_of(options.steps, options.cfg, options.trajectories, options.runs),
             source,
-            keep=lambda profile: write_atomically(options.out, profile.to_json()),
+            save=lambda profile: write_atomically(options.out, profile.to_json()),
         )
         bar.total = job.progress.of
         options.out.parent.mkdir(parents=True, exist_ok=True)

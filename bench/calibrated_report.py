@@ -12,6 +12,7 @@ from hpsampler.calibration.profile import Profile
 from .calibrated import NAME
 from .reach import INTERPOLATED
 from .text import Row, distinct, error_text, frechet_text, share_text, table
+from .webp import LOSSLESS
 
 __all__ = ["calibrated_plot", "exact_section", "reach_section", "tiny_section"]
 
@@ -25,16 +26,15 @@ LINES = ((NAME, "#be185d"), (AUTO, "#1d4ed8"), ("best uncalibrated", "#059669"),
 def tiny_section(tiny: Sequence[Row], profile: Profile, common: str, many: str) -> list[str]:
     """Every calibrated cell of the tiny model beside what there was without."""
     runs = max(each.calls / profile.trajectories / each.steps for each in profile.fitted)
-    kept = [f"{each.steps} at CFG {each.cfg_scale:g}" for each in profile.fitted if each.sigmas[-1] > 0]
-    few = [row for row in tiny if row["samples"] == common]
+    common_rows = [row for row in tiny if row["samples"] == common]
     return [
         f"Schedules fitted to the tiny model ([calibration.json](bench/calibration.json)): {profile.trajectories} "
         f"trajectories for each, of other captions and seeds than the bench's, at most {runs:.0f} runs of the sampler "
         f"over them with their references counted. {_refusals(len(profile.refused), _cells(profile))} "
-        f"{'Schedules that keep noise for the decoder: ' + ', '.join(kept) if kept else 'All of them end at 0'}.",
+        f"{_endings(profile)}.",
         f"*Best uncalibrated*: of all other cells at that NFE and guidance scale the one nearest to the reference. "
         f"*Gain*: how much nearer calibrated is, in %. First {common} samples: Fréchet / caption / distance.",
-        _tiny_table(few),
+        _tiny_table(common_rows),
         f"Fréchet and caption on {many} samples, where all of them were measured on so many; the last row is what 20 "
         "steps give without a calibration.",
         _many_table([row for row in tiny if row["samples"] == many]),
@@ -44,15 +44,22 @@ def tiny_section(tiny: Sequence[Row], profile: Profile, common: str, many: str) 
 def exact_section(exact: Sequence[Row], problems: Sequence[Row], fits: Sequence[Row]) -> list[str]:
     """The same on the exact problems, and where the errors come from."""
     refused = [f"{row['problem']} (CFG {row['cfg_scale']}, {row['nfe']} steps)" for row in fits if not row["start"]]
-    told = f": {', '.join(refused)}" if refused else ""
+    listed = f": {', '.join(refused)}" if refused else ""
     runs = max(float(row["runs"]) for row in fits)
     return [
         f"The exact problems, each calibrated to by itself: geometric means of the errors, at most {runs:.0f} runs. "
-        f"{_refusals(len(refused), len(fits))[:-1]}{told}; there the row is Auto's, as Auto is what is used then.",
+        f"{_refusals(len(refused), len(fits))[:-1]}{listed}; there the row is Auto's, as Auto is what is used then.",
         _exact_table(exact),
         "The errors by problem, calibrated / Auto:",
         _problem_table(problems),
     ]
+
+
+def _endings(profile: Profile) -> str:
+    above_zero = [f"{cell.steps} at CFG {cell.cfg_scale:g}" for cell in profile.fitted if cell.sigmas[-1] > 0]
+    if not above_zero:
+        return "All of them end at 0"
+    return f"Schedules that keep noise for the decoder: {', '.join(above_zero)}"
 
 
 def _cells(profile: Profile) -> int:
@@ -74,8 +81,8 @@ def _named(row: Row) -> str:
     return f"{row['sampler']} {row['schedule']}".strip() + ending + freeu
 
 
-def _gain(own: Row, other: Row, figure: str) -> str:
-    return f"{100 * (1 - float(own[figure]) / float(other[figure])):.0f}"
+def _gain(calibrated: Row, other: Row, figure: str) -> str:
+    return f"{100 * (1 - float(calibrated[figure]) / float(other[figure])):.0f}"
 
 
 def _of(rows: Sequence[Row], sampler: str) -> Row | None:
@@ -88,11 +95,11 @@ def _figures(row: Row, names: Sequence[str]) -> str:
 
 
 def _by_cell(rows: Sequence[Row]) -> Mapping[tuple[str, str], list[Row]]:
-    found: dict[tuple[str, str], list[Row]] = {}
+    cells: dict[tuple[str, str], list[Row]] = {}
     for cfg in distinct(rows, "cfg_scale"):
         for nfe in distinct(rows, "nfe"):
-            found[cfg, nfe] = [row for row in rows if (row["cfg_scale"], row["nfe"]) == (cfg, nfe)]
-    return found
+            cells[cfg, nfe] = [row for row in rows if (row["cfg_scale"], row["nfe"]) == (cfg, nfe)]
+    return cells
 
 
 def _tiny_table(rows: Sequence[Row]) -> str:
@@ -100,12 +107,12 @@ def _tiny_table(rows: Sequence[Row]) -> str:
     body = []
     cells = _by_cell(rows)
     for (cfg, nfe), here in cells.items():
-        own, auto, best = _of(here, NAME), _of(here, AUTO), best_uncalibrated(here, "distance")
-        if own is None or auto is None or best is None:
+        calibrated, auto, best = _of(here, NAME), _of(here, AUTO), best_uncalibrated(here, "distance")
+        if calibrated is None or auto is None or best is None:
             continue
-        shown = [_figures(row, three) for row in (own, auto, best)]
+        shown = [_figures(row, three) for row in (calibrated, auto, best)]
         shown[2] = f"{_named(best)}: {shown[2]}"
-        gains = [_gain(own, other, "distance") for other in (auto, best)]
+        gains = [_gain(calibrated, other, "distance") for other in (auto, best)]
         body.append([f"{float(cfg):g}", nfe, *shown, *gains])
         if nfe == [n for c, n in cells if c == cfg and _of(cells[c, n], NAME)][-1]:
             body += [[f"{float(cfg):g}", "20", "", "", f"for scale: DPM++ 2M Karras: {_figures(row, three)}", "", ""]
@@ -135,12 +142,12 @@ def _many_table(rows: Sequence[Row]) -> str:
 def _exact_table(rows: Sequence[Row]) -> str:
     body = []
     for (cfg, nfe), here in _by_cell(rows).items():
-        own, auto, best = _of(here, NAME), _of(here, AUTO), best_uncalibrated(here, "error")
-        if own is None or auto is None or best is None:
+        calibrated, auto, best = _of(here, NAME), _of(here, AUTO), best_uncalibrated(here, "error")
+        if calibrated is None or auto is None or best is None:
             continue
-        shown = [_figures(row, ("error",)) for row in (own, auto, best)]
+        shown = [_figures(row, ("error",)) for row in (calibrated, auto, best)]
         shown[2] = f"{_named(best)}: {shown[2]}"
-        body.append([f"{float(cfg):g}", nfe, *shown, *(_gain(own, other, "error") for other in (auto, best))])
+        body.append([f"{float(cfg):g}", nfe, *shown, *(_gain(calibrated, other, "error") for other in (auto, best))])
     return table(["CFG", "NFE", "calibrated", "Auto", "best uncalibrated", "gain on Auto", "gain on the best"], body)
 
 
@@ -183,17 +190,17 @@ def reach_section(rows: Sequence[Row], exact: Sequence[Row]) -> list[str]:
         table(["CFG", *(f"{name}, {nfe}" for name in names for nfe in budgets)], []) + "\n" + "\n".join(scales),
     ]
     if sizes:
-        own = [name for name in names if any(r["schedule"] == name for r in rows if _size(r) == sizes[0])]
+        used = [name for name in names if any(r["schedule"] == name for r in rows if _size(r) == sizes[0])]
         cfg = next(row["cfg_scale"] for row in rows if _size(row) == sizes[0])
         here = [row for row in rows if row["cfg_scale"] == cfg]
         body = [
-            lines([row for row in here if _size(row) == size], own, "x".join(size))
+            lines([row for row in here if _size(row) == size], used, "x".join(size))
             for size in sorted({_size(row) for row in here}, key=lambda size: int(size[0]) * int(size[1]))
         ]
         parts += [
             f"The same at other sizes of the latents (CFG {float(cfg):g}; calibrated at {'x'.join(own_size)}; "
             f"{_samples(rows, sizes[0])} samples at the others):",
-            table(["size", *(f"{name}, {nfe}" for name in own for nfe in budgets)], []) + "\n" + "\n".join(body),
+            table(["size", *(f"{name}, {nfe}" for name in used for nfe in budgets)], []) + "\n" + "\n".join(body),
         ]
     names = _schedules(exact)
     errors = {(row["cfg_scale"], row["schedule"], row["nfe"]): error_text(float(row["error"])) for row in exact}
@@ -248,7 +255,7 @@ def calibrated_plot(path: Path, rows: Sequence[Row]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     columns[0].set_ylabel("distance")
     columns[-1].legend(frameon=False, fontsize=7)
-    figure.savefig(path)
+    figure.savefig(path, pil_kwargs=dict(LOSSLESS))
 
 
 def _point(rows: Sequence[Row], label: str) -> Row | None:

@@ -1,13 +1,14 @@
-"""The bench on the six problems whose denoiser is known: relative error to the guided ODE's endpoint, in full.
+"""The bench on the six exact problems: relative errors to the guided ODE's endpoint.
 
-Their geometric mean is the figure of merit; its error is the bootstrap errors of the six, in logarithms. What is
-calibrated was fitted to trajectories of other noise; where the fit is refused, the row is Auto's, which is then used.
+The figure of merit is their geometric mean; its standard error combines the bootstrap errors of the six in logarithms.
+Calibrated schedules are fitted to trajectories of other noise. Where a fit is refused, the row is Auto's, as Auto is
+used then.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from hpsampler.calibration.fit import CalibrationRefused, calibrate
 from hpsampler.calibration.job import initial_schedules
-from hpsampler.calibration.profile import sigmas_of
+from hpsampler.calibration.profile import rounded
 from hpsampler.calibration.trajectories import MultistepSchedule, Trajectories
 from hpsampler.noise import NoiseModel
 from hpsampler.recipes import recipe_for
@@ -33,7 +34,7 @@ from .schedules import stable_diffusion_noise
 __all__ = ["ExactFit", "ExactScore", "geometric_mean", "measure_exact"]
 
 NFE = (4, 5, 6, 7, 8, 10, 20)
-CFG_SCALES = (1.0, 3.0, 5.0, 7.5)
+CFG_SCALES = (1.0, 3.0, 5.0, 7.0, 7.5)
 TRAJECTORIES = {"mix64": 576, "toy2d": 576}
 SEED = 500
 
@@ -41,8 +42,8 @@ CALIBRATED_NFE = (4, 5, 6, 7, 8, 10)
 FAMILY = "sd1"
 FITTED_TO, FIT_SEED, HELD_OUT_SEED = 48, 700, 701
 
-WORST = 1e3
-"""A run that blew up counts as this error, so that a mean stays a number."""
+MAX_ERROR = 1e3
+"""Largest error that is counted, so that the mean stays finite when a run blows up."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,11 @@ class ExactScore:
 
 @dataclass(frozen=True)
 class ExactFit:
-    """What a calibration to one problem cost and gave.
+    """The cost of a calibration to one problem.
 
     Attributes:
-        start: name of the schedule it began from; empty where it was refused.
-        runs: of the sampler over the calibration set, the reference endpoints included.
+        start: name of the initial schedule; empty if the fit was refused.
+        runs: cost in runs of the sampler over the calibration set, including the reference endpoints.
     """
 
     problem: str
@@ -75,64 +76,71 @@ class ExactFit:
 
 
 def methods() -> list[Method]:
-    """Those without Free-U, which needs a UNet."""
+    """All methods without Free-U, which needs a UNet."""
     return [method for method in all_methods() if method.freeu in ("off", "as coupled")]
 
 
-def measure_exact(workers: int) -> tuple[list[ExactScore], list[ExactFit]]:
-    """All methods, NFE and guidance scales on all problems, and what is calibrated there."""
+def measure_exact(workers: int, only: Collection[str] = ()) -> tuple[list[ExactScore], list[ExactFit]]:
+    """Measure all methods, NFE and guidance scales on all problems, and schedules calibrated there.
+
+    ``only`` are names of methods; without any it is all of them.
+    """
     jobs = list(itertools.product(PROBLEMS, CFG_SCALES))
     with processes(workers) as pool:
-        running = [pool.submit(_job, *job) for job in jobs]
-        done = [each.result() for each in tqdm(running, desc="exact problems", unit=" jobs")]
+        running = [pool.submit(_job, *job, only) for job in jobs]
+        done = [future.result() for future in tqdm(running, desc="exact problems", unit=" jobs")]
     return [score for scores, _ in done for score in scores], [fit for _, fits in done for fit in fits]
 
 
-def _job(name: str, cfg_scale: float) -> tuple[list[ExactScore], list[ExactFit]]:
+def _job(name: str, cfg_scale: float, only: Collection[str]) -> tuple[list[ExactScore], list[ExactFit]]:
     torch.set_num_threads(1)
     problem = PROBLEMS[name]()
     count = TRAJECTORIES.get(name, 96)
     table = stable_diffusion_noise()
     noise = problem.noise(count, SEED)
-    aim = reference_endpoint(problem, noise, cfg_scale, table.sigma_max)
-    size = aim.square().sum(1).numpy()
+    reference = reference_endpoint(problem, noise, cfg_scale, table.sigma_max)
+    size = reference.square().sum(1).numpy()
     model = problem.model(problem.labels(count), cfg_scale)
-    own, fits = calibrated(problem, cfg_scale, table)
-    found = []
-    for method in [own, *methods()]:
+    chosen = [method for method in methods() if not only or method.name in only]
+    fits: list[ExactFit] = []
+    if not only or NAME in only:
+        calibrated_method, fits = calibrated(problem, cfg_scale, table)
+        chosen.insert(0, calibrated_method)
+    scores = []
+    for method in chosen:
         for nfe in NFE:
             plan = method.plan(table, nfe, cfg_scale)
             if plan is None:
                 continue
-            counted = _Counted(model)
+            counted = CountingModel(model)
             result = plan.run(counted, noise, range(count))
             if counted.calls != nfe:
                 raise RuntimeError(f"{method.name}: {counted.calls} calls instead of {nfe}")
-            error = (result - aim).square().sum(1).nan_to_num(np.inf).numpy().clip(max=WORST**2 * size)
+            error = (result - reference).square().sum(1).nan_to_num(np.inf).numpy().clip(max=MAX_ERROR**2 * size)
             estimate = relative_rmse(error, size)
-            found.append(ExactScore(name, method.sampler, method.schedule, method.ending, nfe, cfg_scale, estimate))
-    return found, fits
+            scores.append(ExactScore(name, method.sampler, method.schedule, method.ending, nfe, cfg_scale, estimate))
+    return scores, fits
 
 
 def calibrated(
     problem: Problem, cfg_scale: float, table: NoiseModel, budgets: Sequence[int] = CALIBRATED_NFE
 ) -> tuple[Method, list[ExactFit]]:
-    """Schedules fitted to a problem at one guidance scale, and what each took."""
-    model = _Counted(problem.model(problem.labels(FITTED_TO), cfg_scale))
+    """Schedules fitted to a problem at one guidance scale as a method, and the cost of each fit."""
+    model = CountingModel(problem.model(problem.labels(FITTED_TO), cfg_scale))
     fit, held_out = (
         Trajectories.of(model, problem.noise(FITTED_TO, seed), table) for seed in (FIT_SEED, HELD_OUT_SEED)
     )
     schedules: dict[int, MultistepSchedule] = {}
     fits = []
     for nfe in budgets:
-        known = initial_schedules(FAMILY, nfe, cfg_scale, table)
-        # the fit's calls are counted here too, as a refused one does not say them
+        schedules_before = initial_schedules(FAMILY, nfe, cfg_scale, table)
+        # calls are counted here as well, as a refused fit does not report them
         model.calls = fit.calls
         try:
-            result = calibrate(fit, held_out, known)
+            result = calibrate(fit, held_out, schedules_before)
         except CalibrationRefused:
-            judged = (1 + len(known)) * nfe
-            fits.append(ExactFit(problem.name, nfe, cfg_scale, "", (model.calls - judged) / nfe))
+            held_out_calls = (1 + len(schedules_before)) * nfe
+            fits.append(ExactFit(problem.name, nfe, cfg_scale, "", (model.calls - held_out_calls) / nfe))
         else:
             schedules[nfe] = result.schedule
             fits.append(ExactFit(problem.name, nfe, cfg_scale, result.start, result.runs))
@@ -143,24 +151,26 @@ def calibrated(
         recipe = recipe_for(FAMILY, nfe, cfg_scale)
         schedule = schedules.get(nfe)
         if schedule is not None:
-            # as a profile keeps it
-            recipe = replace(recipe, levels=sigmas_of(schedule.sigmas), factors=sigmas_of(schedule.factors))
+            # rounded as in a profile
+            recipe = replace(recipe, levels=rounded(schedule.sigmas), factors=rounded(schedule.factors))
         return of_recipe(recipe, noise, nfe)
 
     return Method(NAME, "", make, "as calibrated"), fits
 
 
-class _Counted:
+class CountingModel:
+    """A model that counts its calls."""
+
     def __init__(self, model: Callable[..., torch.Tensor]) -> None:
         self.model, self.calls = model, 0
 
-    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, /, **own: Any) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, /, **extra_args: Any) -> torch.Tensor:
         self.calls += 1
-        return self.model(x, sigma, **own)
+        return self.model(x, sigma, **extra_args)
 
 
 def geometric_mean(scores: Sequence[ExactScore]) -> Estimate:
-    """Over the problems of one method, NFE and guidance scale."""
+    """Geometric mean over the problems, for one method, NFE and guidance scale."""
     values = np.array([score.error.value for score in scores])
     relative = np.array([score.error.error / score.error.value for score in scores])
     mean = float(np.exp(np.log(values).mean()))

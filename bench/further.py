@@ -1,7 +1,7 @@
-"""What needs more than a schedule: DPM-Solver-v3 with the model's statistics, and golden noise.
+"""The bench of DPM-Solver-v3 with statistics, and of golden noise.
 
-The tiny model draws the bench's seeds and captions, with statistics measured as the WebUI's tab does, on others. The
-exact problems have statistics of every element, from trajectories of other noise.
+The tiny model draws the bench's seeds and captions; its statistics are measured on others, as the WebUI's tab does it.
+The exact problems have statistics of every element, from trajectories of other noise.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hpsampler.golden.search import CALLS, Form, golden_latent, sigma_below
+from hpsampler.golden.search import CALLS, GoldenForm, golden_latent, sigma_below
 from hpsampler.noise import NoiseModel
 from hpsampler.recipes import recipe_for
 from hpsampler.solvers import sample_dpm_v3
 from hpsampler.statistics.coefficients import Statistics
+from hpsampler.statistics.config import StatisticsConfig
 from hpsampler.statistics.estimator import Estimator
-from hpsampler.statistics.job import StatisticsConfig, StatisticsJob
+from hpsampler.statistics.job import StatisticsJob
 from tiny_model.model import TinyModel, seeded_noise
 from tiny_model.pictures import SIDE, captioned
 
@@ -38,15 +39,15 @@ from .problems import PROBLEMS
 from .problems import reference_endpoint as exact_endpoint
 from .runs import reference_endpoint
 from .schedules import stable_diffusion_noise
-from .tiny import FIRST_SEED, Reference, Remembering, caption_read, look
+from .tiny import FIRST_SEED, CachedDenoiser, Reference, caption_read, figures_of
 
-__all__ = ["AUTO", "DECIDING", "GOLDEN", "MORE", "V3", "YARDSTICK", "Further", "measure_exact_v3", "measure_further"]
+__all__ = ["AUTO", "BASELINE", "DECIDING", "GOLDEN", "MORE", "V3", "Further", "measure_exact_v3", "measure_further"]
 
 STEPS = (5, 6, 8)
 CFG_SCALES = (3.0, 5.0, 7.5)
-FEW = 4 * BATCH
+COMMON_SAMPLES = 4 * BATCH
 
-YARDSTICK, YARDSTICK_STEPS = "DPM++ 2M Karras", 20
+BASELINE, BASELINE_STEPS = "DPM++ 2M Karras", 20
 AUTO, MORE = "Auto", "Auto, two steps more"
 
 V3 = {
@@ -59,10 +60,10 @@ V3 = {
 }
 """Order, whether the corrector is on, whether there are statistics."""
 
-DECIDING = (AUTO, "DPM-v3 of order 1", "DPM-v3 of order 1, no corrector", "DPM-v3 of order 2", YARDSTICK)
-"""Drawn on many samples: between them what the extension does with statistics is decided."""
+DECIDING = (AUTO, "DPM-v3 of order 1", "DPM-v3 of order 1, no corrector", "DPM-v3 of order 2", BASELINE)
+"""Drawn on many samples, as they decide what the extension does with statistics."""
 
-GOLDEN = {"golden noise A": Form.A, "golden noise B": Form.B}
+GOLDEN = {"golden noise A": GoldenForm.A, "golden noise B": GoldenForm.B}
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,13 @@ def auto(name: str, steps: int, cfg_scale: float, table: NoiseModel) -> Trial:
 
 
 def dpm_v3(name: str, steps: int, cfg_scale: float, table: NoiseModel, statistics: Statistics) -> Trial:
-    """On Auto's schedule, to zero, as the extension runs it there."""
+    """DPM-Solver-v3 on Auto's schedule with a last sigma of 0, as the extension runs it."""
     order, corrector, measured = V3[name]
     sigmas = replace(recipe_for(FAMILY, steps, cfg_scale), ending="zero").sigmas(table)
 
     def run(guided: Model, plain: Model, noise: torch.Tensor) -> torch.Tensor:
-        own: dict[str, Any] = {"statistics": statistics if measured else None, "corrector": corrector}
-        return sample_dpm_v3(guided, noise * float(sigmas[0]), sigmas, order=order, **own)
+        options: dict[str, Any] = {"statistics": statistics if measured else None, "corrector": corrector}
+        return sample_dpm_v3(guided, noise * float(sigmas[0]), sigmas, order=order, **options)
 
     return Trial(name, steps, run)
 
@@ -103,11 +104,11 @@ def golden(name: str, steps: int, cfg_scale: float, table: NoiseModel) -> Trial:
 
 
 def trials(steps: int, cfg_scale: float, table: NoiseModel, statistics: Statistics) -> Iterable[Trial]:
-    """All that the tiny model draws with a number of steps."""
-    if steps == YARDSTICK_STEPS:
+    """The trials of the tiny model with a number of steps."""
+    if steps == BASELINE_STEPS:
         plan = KARRAS.plan(table, steps, cfg_scale)
         assert plan is not None
-        yield Trial(YARDSTICK, steps, lambda guided, plain, noise: plan.run(guided, noise, ()))
+        yield Trial(BASELINE, steps, lambda guided, plain, noise: plan.run(guided, noise, ()))
         return
     yield auto(AUTO, steps, cfg_scale, table)
     yield from (dpm_v3(name, steps, cfg_scale, table, statistics) for name in V3)
@@ -120,7 +121,7 @@ def trials(steps: int, cfg_scale: float, table: NoiseModel, statistics: Statisti
 
 @dataclass(frozen=True)
 class Further:
-    """One row of the table; ``steps`` is what the choice is compared at, ``nfe`` what it calls."""
+    """One row of the table; ``steps`` is the number at which trials are compared, ``nfe`` the calls of this one."""
 
     method: str
     steps: int
@@ -133,70 +134,70 @@ class Further:
 
 
 def measure_further(real: Reference, weights: Path, device: str, workers: int) -> list[Further]:
-    """Measure the statistics, then draw everything with them."""
+    """Measure the statistics, then run all trials with them."""
     with processes(workers) as pool:
         measuring = [pool.submit(tiny_statistics, cfg, weights, device) for cfg in CFG_SCALES]
-        statistics = {cfg: each.result() for cfg, each in zip(CFG_SCALES, tqdm(measuring, desc="statistics"))}
-        # those that draw everything first, so that no worker is left alone at the end
+        statistics = {cfg: job.result() for cfg, job in zip(CFG_SCALES, tqdm(measuring, desc="statistics"))}
+        # the jobs with all trials first, so that no worker is left with one at the end
         jobs = [(cfg, first) for first in range(0, MANY, BATCH) for cfg in CFG_SCALES]
         running = [pool.submit(_job, cfg, first, statistics[cfg], weights, device) for cfg, first in jobs]
-        done = [each.result() for each in tqdm(running, desc="DPM-v3, golden noise", unit=" batches")]
+        done = [job.result() for job in tqdm(running, desc="DPM-v3, golden noise", unit=" batches")]
     rows = []
     for cfg in CFG_SCALES:
-        batches = [found for (scale, _), found in zip(jobs, done) if scale == cfg]
-        sizes = np.concatenate([found["size"] for found in batches if "size" in found])
+        batches = [batch for (scale, _), batch in zip(jobs, done) if scale == cfg]
+        sizes = np.concatenate([batch["size"] for batch in batches if "size" in batch])
         for steps, trial in _all_trials(cfg, statistics[cfg]):
             key = f"{trial.name}|{steps}"
-            kept = {
-                each: np.concatenate([found[f"{key}|{each}"] for found in batches if f"{key}|{each}" in found])
-                for each in ("features", "right", "error")
+            figures = {
+                name: np.concatenate([batch[f"{key}|{name}"] for batch in batches if f"{key}|{name}" in batch])
+                for name in ("features", "right", "error")
             }
-            distance = relative_rmse(kept["error"], sizes)
-            for samples in sorted({FEW, len(kept["right"])}):
-                score = frechet(kept["features"][:samples], real.features)
-                read = share(caption_read(kept["right"][:samples]))
+            distance = relative_rmse(figures["error"], sizes)
+            for samples in sorted({COMMON_SAMPLES, len(figures["right"])}):
+                score = frechet(figures["features"][:samples], real.features)
+                read = share(caption_read(figures["right"][:samples]))
                 rows.append(Further(trial.name, steps, trial.nfe, cfg, samples, distance, score, read))
     return rows
 
 
 def _all_trials(cfg_scale: float, statistics: Statistics) -> Iterable[tuple[int, Trial]]:
-    for steps in (*STEPS, YARDSTICK_STEPS):
+    for steps in (*STEPS, BASELINE_STEPS):
         for trial in trials(steps, cfg_scale, stable_diffusion_noise(), statistics):
             yield steps, trial
 
 
 def tiny_statistics(cfg_scale: float, weights: Path, device: str) -> Statistics:
-    """As the WebUI's tab measures them with its own defaults, on captions and seeds that are drawn nowhere else."""
+    """Measure statistics with the defaults of the WebUI's tab, on captions and seeds that are drawn nowhere else."""
     _one_thread(device)
     source = TinySource(TinyModel.load(weights, device), weights_hash(weights))
-    other = config_of((5,), (cfg_scale,), 48, 60)
-    survey = StatisticsConfig("tiny", cfg_scale, SIDE, SIDE, other.prompts, seed=other.seed, batch=32)
-    return StatisticsJob(survey, source).run()
+    calibration = config_of((5,), (cfg_scale,), 48, 60)
+    config = StatisticsConfig("tiny", cfg_scale, SIDE, SIDE, calibration.prompts, seed=calibration.seed, batch=32)
+    return StatisticsJob(config, source).run()
 
 
 def _job(cfg_scale: float, first: int, statistics: Statistics, weights: Path, device: str) -> dict[str, np.ndarray]:
-    """One batch: of the first everything, with the distances, of the others what decides."""
+    """One batch: the first ones with all trials and distances, the others with the trials in ``DECIDING``."""
     _one_thread(device)
     model = TinyModel.load(weights, device)
-    told = captioned(first + BATCH)[first:]
+    descriptions = captioned(first + BATCH)[first:]
     noise = seeded_noise(range(FIRST_SEED + first, FIRST_SEED + first + BATCH)).to(device)
-    denoiser = partial(model.denoiser, [picture.caption() for picture in told])
-    found: dict[str, np.ndarray] = {}
-    aim = None
-    if first < FEW:
-        aim = reference_endpoint(model, denoiser(cfg_scale), noise)
-        found["size"] = aim.square().sum((1, 2, 3)).cpu().numpy()
+    denoiser = partial(model.denoiser, [picture.caption() for picture in descriptions])
+    results: dict[str, np.ndarray] = {}
+    reference = None
+    if first < COMMON_SAMPLES:
+        reference = reference_endpoint(model, denoiser(cfg_scale), noise)
+        results["size"] = reference.square().sum((1, 2, 3)).cpu().numpy()
     memories: tuple[dict[Any, torch.Tensor], dict[Any, torch.Tensor]] = ({}, {})
     for steps, trial in _all_trials(cfg_scale, statistics):
-        if first >= FEW and trial.name not in DECIDING:
+        if first >= COMMON_SAMPLES and trial.name not in DECIDING:
             continue
-        guided, plain = (Remembering(denoiser(cfg), kept) for cfg, kept in zip((cfg_scale, 1.0), memories))
+        guided, plain = (CachedDenoiser(denoiser(cfg), memory) for cfg, memory in zip((cfg_scale, 1.0), memories))
         latents = trial.run(guided, plain, noise)
         if guided.calls + plain.calls != trial.nfe:
             raise RuntimeError(f"{trial.name}: {guided.calls + plain.calls} calls instead of {trial.nfe}")
-        looked = look(model, latents, told, aim)
-        found.update({f"{trial.name}|{steps}|{name}": values for name, values in looked.items()})
-    return found
+        figures = figures_of(model, latents, descriptions, reference)
+        results.update({f"{trial.name}|{steps}|{name}": values for name, values in figures.items()})
+    return results
 
 
 def _one_thread(device: str) -> None:
@@ -208,18 +209,18 @@ def _one_thread(device: str) -> None:
 
 
 def measure_exact_v3(workers: int) -> list[exact.ExactScore]:
-    """Auto and DPM-Solver-v3 on every problem."""
+    """Measure Auto and DPM-Solver-v3 on every problem."""
     jobs = list(product(PROBLEMS, CFG_SCALES))
     with processes(workers) as pool:
         running = [pool.submit(_exact_job, *job) for job in jobs]
         bar = tqdm(running, desc="DPM-v3, exact problems", unit=" jobs")
-        return [score for each in bar for score in each.result()]
+        return [score for job in bar for score in job.result()]
 
 
 def _exact_job(name: str, cfg_scale: float) -> list[exact.ExactScore]:
     torch.set_num_threads(1)
     problem, table = PROBLEMS[name](), stable_diffusion_noise()
-    usual = StatisticsConfig("usual")
+    defaults = StatisticsConfig("defaults")
 
     def model_of(count: int) -> Model:
         model = problem.model(problem.labels(count), cfg_scale)
@@ -228,24 +229,26 @@ def _exact_job(name: str, cfg_scale: float) -> list[exact.ExactScore]:
     def latents(noise: torch.Tensor) -> torch.Tensor:
         return noise.reshape(*noise.shape, 1, 1)
 
-    points = np.linspace(-math.log(table.sigma_max), -math.log(table.sigma_min), usual.points)
+    points = np.linspace(-math.log(table.sigma_max), -math.log(table.sigma_min), defaults.points)
     estimator = Estimator(points, (problem.dims, 1, 1))
-    estimator.add(model_of(usual.samples), latents(problem.noise(usual.samples, exact.FIT_SEED)) * estimator.sigmas[0])
+    estimator.add(
+        model_of(defaults.samples), latents(problem.noise(defaults.samples, exact.FIT_SEED)) * estimator.sigmas[0]
+    )
     statistics = estimator.statistics()
 
     count = exact.TRAJECTORIES.get(name, 96)
     noise = problem.noise(count, exact.SEED)
-    aim = latents(exact_endpoint(problem, noise, cfg_scale, table.sigma_max))
-    size = _squares(aim)
+    reference = latents(exact_endpoint(problem, noise, cfg_scale, table.sigma_max))
+    size = _squares(reference)
     model = model_of(count)
-    found = []
+    scores = []
     for steps in STEPS:
-        own = (dpm_v3(each, steps, cfg_scale, table, statistics) for each in V3)
-        for trial in (auto(AUTO, steps, cfg_scale, table), *own):
-            error = _squares(trial.run(model, model, latents(noise)) - aim)
-            estimate = relative_rmse(np.nan_to_num(error, nan=np.inf).clip(max=exact.WORST**2 * size), size)
-            found.append(exact.ExactScore(name, trial.name, "", "", steps, cfg_scale, estimate))
-    return found
+        v3_trials = (dpm_v3(v3, steps, cfg_scale, table, statistics) for v3 in V3)
+        for trial in (auto(AUTO, steps, cfg_scale, table), *v3_trials):
+            error = _squares(trial.run(model, model, latents(noise)) - reference)
+            estimate = relative_rmse(np.nan_to_num(error, nan=np.inf).clip(max=exact.MAX_ERROR**2 * size), size)
+            scores.append(exact.ExactScore(name, trial.name, "", "", steps, cfg_scale, estimate))
+    return scores
 
 
 def _squares(rows: torch.Tensor) -> np.ndarray:

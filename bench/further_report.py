@@ -6,32 +6,32 @@ import math
 from collections.abc import Iterable, Sequence
 from itertools import product
 
-from .further import AUTO, DECIDING, GOLDEN, MORE, V3, YARDSTICK
-from .text import Row, distinct, error_text, table, three
+from .further import AUTO, BASELINE, DECIDING, GOLDEN, MORE, V3
+from .text import Row, distinct, error_text, table, tiny_figures
 
 __all__ = ["dpm_v3_section", "golden_section"]
 
 
 def dpm_v3_section(rows: Sequence[Row], exact: Sequence[Row]) -> list[str]:
-    """On both testbeds; ``exact`` has a row for each problem."""
-    few, many = distinct(rows, "samples")
+    """DPM-Solver-v3 on both testbeds; ``exact`` has a row for each problem."""
+    common, many = distinct(rows, "samples")
     return [
         "On Auto's schedule, to zero; the statistics are of the same guidance scale, with the defaults of the WebUI's "
         "tab (tiny model: of every channel; exact problems: of every element). With statistics the corrector is on "
-        f"where nothing else is said. Tiny model, {many} samples: Fréchet / caption; distance of the first {few}.",
+        f"where nothing else is said. Tiny model, {many} samples: Fréchet / caption; distance of the first {common}.",
         _table([row for row in rows if row["samples"] == many], DECIDING),
-        f"All of them on the first {few}, then the error on the exact problems, geometric mean:",
-        _table([row for row in rows if row["samples"] == few], (AUTO, *V3, YARDSTICK), exact),
+        f"All of them on the first {common}, then the error on the exact problems, geometric mean:",
+        _table([row for row in rows if row["samples"] == common], (AUTO, *V3, BASELINE), exact),
     ]
 
 
 def golden_section(rows: Sequence[Row]) -> list[str]:
-    """With what the same calls buy as steps."""
-    few = distinct(rows, "samples")[0]
+    """Golden noise beside additional steps, which take the same calls."""
+    common = distinct(rows, "samples")[0]
     return [
         "Two calls more, before the first step; beside them Auto with two steps more, which cost as much. Tiny model, "
-        f"{few} samples: Fréchet / caption / distance to where the equation leads from the noise as it was.",
-        _table([row for row in rows if row["samples"] == few], (AUTO, *GOLDEN, MORE)),
+        f"{common} samples: Fréchet / caption / distance to where the equation leads from the noise as it was.",
+        _table([row for row in rows if row["samples"] == common], (AUTO, *GOLDEN, MORE)),
     ]
 
 
@@ -40,12 +40,13 @@ def _table(rows: Sequence[Row], methods: Iterable[str], exact: Sequence[Row] = (
     cells = {(row["method"], row["steps"], row["cfg_scale"]): row for row in rows}
     body = []
     for cfg, method in product(distinct(rows, "cfg_scale"), methods):
-        if method == YARDSTICK:
+        if method == BASELINE:
             row = next(row for row in rows if (row["method"], row["cfg_scale"]) == (method, cfg))
-            shown = [f"{row['steps']} steps, for scale: " + " / ".join(three(row))] + [""] * (len(budgets) - 1)
+            shown = [f"{row['steps']} steps, for scale: " + " / ".join(tiny_figures(row))] + [""] * (len(budgets) - 1)
         else:
             shown = [
-                " / ".join(three(cells[method, steps, cfg]) + _mean(exact, method, steps, cfg)) for steps in budgets
+                " / ".join(tiny_figures(cells[method, steps, cfg]) + _mean(exact, method, steps, cfg))
+                for steps in budgets
             ]
         body.append([f"{float(cfg):g}", method, *shown])
     return table(["CFG", "", *(f"{steps} steps" for steps in budgets)], body)

@@ -1,13 +1,14 @@
 """Which cells the bench measures, and on how many samples.
 
 Every cell is measured on the first ``COMMON`` samples, so that all can be compared, also by their distance to the
-reference endpoint; those between which the Auto rule decides, and the baselines they are held to, on ``MANY``.
-``full=True`` is the whole grid at ``MANY``, for a machine with a GPU. What is calibrated is measured where it was
-fitted.
+reference endpoints. The candidates of the Auto rule and their baselines are measured on ``MANY`` samples.
+``full=True`` is the whole grid with ``MANY`` samples, for a machine with a GPU. Calibrated schedules are measured where
+they were fitted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from .methods import AUTO, KARRAS, Method, coupled, diffusers_method, peer
 __all__ = ["BATCH", "CFG_SCALES", "COMMON", "MANY", "NFE", "Cell", "all_methods", "cells"]
 
 NFE = (4, 5, 6, 7, 8, 10, 20, 50)
-CFG_SCALES = (1.0, 3.0, 5.0, 7.5)
+CFG_SCALES = (1.0, 3.0, 5.0, 7.0, 7.5)
 COMMON, MANY, BATCH = 250, 2000, 125
 
 DECIDING_NFE = (5, 6, 8)
 DECIDING_CFG = (3.0, 5.0, 7.5)
+HOST_CFG = 7.0
+"""Where a WebUI starts: Auto and its rivals are measured there too."""
 
 FIRST, SECOND = "DPM++ 1S", "DPM++ 2M"
 UNIPC: dict[str, Any] = {"order": 2, "prediction": "data", "variant": "bh2"}
@@ -44,7 +47,7 @@ class Cell:
 
 
 def candidates() -> list[Method]:
-    """What the Auto rule decides between: order, ending and Free-U on the paper's schedule, and the best other one."""
+    """The candidates of the Auto rule: orders, endings and Free-U on the paper's schedule, and the best other one."""
     return [
         AUTO,
         coupled(FIRST, "keep"),
@@ -58,7 +61,7 @@ def candidates() -> list[Method]:
 
 
 def near_methods() -> list[Method]:
-    """Their neighbours: Free-U, one more call, the schedules that people use."""
+    """Methods near the candidates: with Free-U, with one more call, and on common schedules."""
     return [
         coupled(SECOND, "one more call"),
         coupled("UniPC", "keep", label="UniPC-2", **UNIPC),
@@ -70,12 +73,12 @@ def near_methods() -> list[Method]:
 
 
 def rivals() -> list[Method]:
-    """The nearest to the reference at one guidance scale or another, which what is calibrated is held to."""
+    """The methods nearest to the reference at some guidance scale, with which calibrated schedules are compared."""
     return [peer(SECOND, "SGM Uniform"), diffusers_method("UniPC"), diffusers_method("DEIS")]
 
 
 def other_methods() -> list[Method]:
-    """Peers, and what is known not to be a candidate."""
+    """Other libraries' samplers, and methods that are known to be worse."""
     return [
         coupled(FIRST, "one more call"),
         coupled(FIRST, "keep", freeu="always"),
@@ -94,18 +97,22 @@ def all_methods() -> list[Method]:
     return [*candidates(), *near_methods(), *other_methods()]
 
 
-def cells(full: bool = False, calibration: Path | None = None) -> list[Cell]:
-    """The default run, or the whole grid; with what is calibrated if the file of a profile is given."""
+def cells(full: bool = False, calibration: Path | None = None, only: Collection[str] = ()) -> list[Cell]:
+    """The cells of the default run or the whole grid, with calibrated schedules if the file of a profile is given.
+
+    ``only`` are names of methods, as :attr:`~bench.methods.Method.name` has them; without any it is all of them.
+    """
     chosen = _uncalibrated(full)
     if calibration is not None:
         profile = profile_of(calibration)
-        for each in profile.fitted:
-            many = full or (each.steps in DECIDING_NFE and each.cfg_scale in DECIDING_CFG)
-            chosen.append(Cell(calibrated(profile), each.steps, each.cfg_scale, MANY if many else COMMON))
+        for fitted in profile.fitted:
+            many = full or (fitted.steps in DECIDING_NFE and fitted.cfg_scale in DECIDING_CFG)
+            chosen.append(Cell(calibrated(profile), fitted.steps, fitted.cfg_scale, MANY if many else COMMON))
     distinct: dict[tuple[str, float], Cell] = {}
     for cell in chosen:
-        # the first of a kind is the one on most samples
-        distinct.setdefault((cell.key, cell.cfg_scale), cell)
+        # of equal cells the first has most samples
+        if not only or cell.method.name in only:
+            distinct.setdefault((cell.key, cell.cfg_scale), cell)
     return list(distinct.values())
 
 
@@ -116,12 +123,14 @@ def _uncalibrated(full: bool) -> list[Cell]:
     chosen += [Cell(m, nfe, cfg, COMMON) for cfg in DECIDING_CFG for nfe in DECIDING_NFE for m in near_methods()]
     chosen += [Cell(m, nfe, 1.0, COMMON) for nfe in (5, 8) for m in [*candidates(), *near_methods()]]
     chosen += [Cell(m, nfe, cfg, COMMON) for cfg in (3.0, 7.5) for nfe in (5, 8) for m in other_methods()]
-    # Heun can spend odd numbers only
+    # Heun can use odd numbers of calls only
     chosen += [Cell(peer("Heun", "Karras"), 7, cfg, COMMON) for cfg in (3.0, 7.5)]
     chosen += [Cell(AUTO, nfe, cfg, COMMON) for cfg in DECIDING_CFG for nfe in (4, 7, 10, 20)]
     chosen += [Cell(KARRAS, nfe, cfg, COMMON) for cfg in DECIDING_CFG for nfe in (4, 7, 10)]
     chosen += [Cell(m, nfe, cfg, COMMON) for cfg in DECIDING_CFG for nfe in (4, 5, 6, 7, 8, 10) for m in rivals()]
     chosen += [Cell(KARRAS, 20, 1.0, COMMON)]
-    chosen += [Cell(KARRAS, 20, cfg, MANY) for cfg in DECIDING_CFG]
+    chosen += [Cell(KARRAS, 20, cfg, MANY) for cfg in (*DECIDING_CFG, HOST_CFG)]
+    at_start = (AUTO, coupled(SECOND, "zero"), peer(SECOND, "SGM Uniform"))
+    chosen += [Cell(m, nfe, HOST_CFG, MANY) for nfe in DECIDING_NFE for m in at_start]
     chosen += [Cell(KARRAS, 50, 5.0, 2 * COMMON)]
     return chosen

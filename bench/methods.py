@@ -1,7 +1,7 @@
-"""Every way to sample that the demonstration and the bench compare: a sampler, a schedule, what becomes of its end.
+"""The methods that the demo and the bench compare: samplers with a schedule and its ending.
 
-A :class:`Method` knows how to spend a number of NFE (guided calls of the network); :meth:`Method.plan` says how, for
-one noise table and guidance scale. Ours come from :mod:`hpsampler`, the peers from k-diffusion and diffusers.
+A :class:`Method` makes a :class:`Plan` for a number of NFE (guided calls of the network), a noise table and a guidance
+scale. Ours come from :mod:`hpsampler`, the peers from k-diffusion and diffusers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Optional
 import torch
 
 from hpsampler.freeu import FreeUPlan
+from hpsampler.guidance import with_guidance
 from hpsampler.noise import NoiseModel
 from hpsampler.recipes import Recipe, recipe_for
 from hpsampler.solvers import SOLVERS
@@ -21,7 +22,7 @@ from hpsampler.solvers import SOLVERS
 from .oracles_import import k_diffusion_sampling
 from .schedules import SCHEDULES
 
-__all__ = ["AUTO", "KARRAS", "Method", "Plan", "auto", "coupled", "diffusers_method", "of_recipe", "peer"]
+__all__ = ["AUTO", "KARRAS", "SGM", "Method", "Plan", "auto", "coupled", "diffusers_method", "of_recipe", "peer"]
 
 Model = Callable[..., torch.Tensor]
 Sample = Callable[[Model, torch.Tensor, Sequence[int]], torch.Tensor]
@@ -29,7 +30,7 @@ Sample = Callable[[Model, torch.Tensor, Sequence[int]], torch.Tensor]
 
 @dataclass(frozen=True)
 class Plan:
-    """One run: ``sample(model, noise * sigmas[0], seeds)`` makes ``nfe`` calls; Free-U is on in those of ``freeu``."""
+    """One run: ``sample(model, noise * sigmas[0], seeds)`` makes ``nfe`` calls, with Free-U as ``freeu`` says."""
 
     sigmas: torch.Tensor
     nfe: int
@@ -38,16 +39,16 @@ class Plan:
     recipe: Optional[Recipe] = None
 
     def run(self, model: Model, noise: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-        """From unit noise (n, ...) to where the plan ends."""
+        """Sample from unit noise (n, ...) to the plan's last sigma."""
         return self.sample(model, noise * float(self.sigmas[0]), seeds)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to sample, in the words of the bench's table.
+    """A way to sample, with its names in the bench's tables.
 
     Attributes:
-        make: (noise table, NFE, guidance scale) to a plan, or None where that many calls cannot be made.
+        make: from (noise table, NFE, guidance scale) to a plan, or None if it cannot make that many calls.
     """
 
     sampler: str
@@ -69,11 +70,14 @@ class Method:
 
 ENDINGS = {"keep": "keep", "zero": "zero", "extrapolated": "extrapolate", "one more call": "extra_call"}
 
+AS_SET: dict[str, Any] = {"guidance": (), "bend": 0.0}
+"""A recipe whose guidance is as set and whose schedule is not bent, as the paper has it."""
+
 SOLVER_OF = {"DPM++ 1S": "dpmpp_1s", "DPM++ 2M": "dpmpp_2m", "UniPC": "unipc"}
 
 
 def coupled(sampler: str, ending: str = "keep", freeu: str = "off", label: str = "", **own: Any) -> Method:
-    """The paper's schedule with any solver and ending; ``own`` are UniPC's order, prediction and variant.
+    """The paper's schedule with any solver and ending; ``own`` are further attributes of the recipe.
 
     ``one more call`` spends one NFE more than its schedule has steps: it is compared at equal NFE.
     """
@@ -85,19 +89,21 @@ def coupled(sampler: str, ending: str = "keep", freeu: str = "off", label: str =
         recipe = recipe_for("sd1", steps, cfg_scale)
         plans = {"off": (), "late": late(steps), "always": (FreeUPlan(0),)}[freeu]
         return of_recipe(
-            replace(recipe, solver=SOLVER_OF[sampler], ending=ENDINGS[ending], freeu=plans, **own), noise, nfe
+            replace(recipe, solver=SOLVER_OF[sampler], ending=ENDINGS[ending], freeu=plans, **{**AS_SET, **own}),
+            noise,
+            nfe,
         )
 
     return Method(label or sampler, "HP", make, ending, freeu)
 
 
 def late(steps: int) -> tuple[FreeUPlan, ...]:
-    """The paper's late Free-U, from evaluation 4 on; in shorter runs the last one."""
+    """The paper's late Free-U, from evaluation 4 on; in shorter runs in the last evaluation."""
     return (FreeUPlan(min(4, steps - 1)),)
 
 
 def auto() -> Method:
-    """What the extension does by itself."""
+    """The extension's Auto rule."""
     return Method(
         "HP Auto",
         "",
@@ -108,11 +114,11 @@ def auto() -> Method:
 
 
 def of_recipe(recipe: Recipe, noise: NoiseModel, nfe: int) -> Plan:
-    """A recipe of the extension's."""
+    """The plan for a recipe of the extension."""
     solver, sigmas = SOLVERS[recipe.solver], recipe.sigmas(noise)
 
     def sample(model: Model, x: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-        return solver(model, x, sigmas, **recipe.options())
+        return solver(with_guidance(model, recipe.guidance), x, sigmas, **recipe.options())
 
     return Plan(sigmas, nfe, sample, recipe.freeu, recipe)
 
@@ -121,7 +127,7 @@ def peer(sampler: str, schedule: str) -> Method:
     """One of k-diffusion's samplers on one of the WebUI's schedule types."""
 
     def make(noise: NoiseModel, nfe: int, cfg_scale: float) -> Optional[Plan]:
-        # Heun makes two calls a step, and one where it ends at 0
+        # Heun makes two calls per step, but one in a step to 0
         heun = sampler == "Heun"
         # k-diffusion's SDE samplers fail on a single step to 0
         if (heun and nfe % 2 == 0) or (sampler.endswith("SDE") and nfe < 2):
@@ -147,23 +153,25 @@ def _k_diffusion(
     sampler: str, model: Model, x: torch.Tensor, sigmas: torch.Tensor, seeds: Sequence[int]
 ) -> torch.Tensor:
     function = getattr(k_diffusion_sampling(), _K_DIFFUSION[sampler])
-    own: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if sampler.endswith("SDE"):
-        own["noise_sampler"] = _SeededNoise(x, seeds)
-    # its step ratios meet sigma 0 in its own arithmetic; in x's precision they warn of nothing
-    return function(model, x, sigmas.to(x), disable=True, **own)
+        options["noise_sampler"] = _SeededNoise(x, seeds)
+    # sigmas in the precision of x, with which the division by sigma 0 gives no warnings
+    return function(model, x, sigmas.to(x), disable=True, **options)
 
 
 class _SeededNoise:
-    """Noise of each image's own generator: a seed gives one image, alone or in any batch."""
+    """Noise from one generator per image, so that a seed gives the same image in any batch."""
 
     def __init__(self, x: torch.Tensor, seeds: Sequence[int]) -> None:
-        self.like = x
+        self.x = x
         self.generators = [torch.Generator().manual_seed(seed + 2**32) for seed in seeds]
 
     def __call__(self, sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
-        drawn = [torch.randn(self.like.shape[1:], generator=each, dtype=torch.float64) for each in self.generators]
-        return torch.stack(drawn).to(self.like)
+        drawn = [
+            torch.randn(self.x.shape[1:], generator=generator, dtype=torch.float64) for generator in self.generators
+        ]
+        return torch.stack(drawn).to(self.x)
 
 
 def diffusers_method(sampler: str) -> Method:
@@ -195,7 +203,7 @@ def _scheduler(sampler: str, steps: int) -> Any:
 
 
 def _diffusers(scheduler: Any, model: Model, x: torch.Tensor, levels: Sequence[float]) -> torch.Tensor:
-    """diffusers steps in VP scale, x_vp = x / sqrt(1 + sigma^2)."""
+    """Run a scheduler of diffusers, which works on x_vp = x / sqrt(1 + sigma^2)."""
     x = x / (1 + levels[0] ** 2) ** 0.5
     for timestep, level in zip(scheduler.timesteps, levels):
         scaled = x * (1 + level**2) ** 0.5
@@ -205,4 +213,7 @@ def _diffusers(scheduler: Any, model: Model, x: torch.Tensor, levels: Sequence[f
 
 
 KARRAS = peer("DPM++ 2M", "Karras")
+SGM = peer("DPM++ 2M", "SGM Uniform")
+"""The WebUI's best at so few steps."""
+
 AUTO = auto()

@@ -1,7 +1,7 @@
-"""k-diffusion's samplers without k-diffusion's training code, for measuring and testing ours against them.
+"""Imports k-diffusion's samplers without its training code, to compare ours with them.
 
 The package's ``__init__`` imports training code whose dependencies (torchvision, clip, ...) are not needed here, so its
-``sampling`` module is imported past it.
+modules are imported without it.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ def k_diffusion(module: str) -> Any:
         package.__path__ = list(spec.submodule_search_locations)
         sys.modules["k_diffusion"] = package
     names = ("torchvision", "torchvision.transforms", _FUNCTIONAL)
-    empty = {name: types.ModuleType(name) for name in names if name not in sys.modules}
-    for name, stand_in in empty.items():
+    stubs = {name: types.ModuleType(name) for name in names if name not in sys.modules}
+    for name, stub in stubs.items():
         parent, _, child = name.rpartition(".")
-        if parent in empty:
-            setattr(empty[parent], child, stand_in)
-    sys.modules.update(empty)
+        if parent in stubs:
+            setattr(stubs[parent], child, stub)
+    sys.modules.update(stubs)
     try:
         return importlib.import_module(f"k_diffusion.{module}")
     finally:
-        # other packages ask whether torchvision is there, and must go on hearing no
-        for name in empty:
+        # other packages look for torchvision, and must not find the stubs
+        for name in stubs:
             del sys.modules[name]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +30,9 @@ from hpsampler.solvers import sample_dpmpp_2m
 
 from .oracles_import import k_diffusion_sampling
 
-__all__ = ["Line", "freeu_concatenating_line", "freeu_line", "import_line", "main", "solver_line"]
+__all__ = [
+    "Line", "Start", "freeu_concatenating_line", "freeu_line", "main", "measure_start", "solver_line", "start_lines",
+]  # fmt: skip
 
 STEPS = 20
 LATENTS = ((1, 4, 64, 64), (2, 4, 128, 128))
@@ -46,8 +50,32 @@ CONCATENATIONS = (
 
 MODEL_CHANNELS = 320
 
-IMPORTED = ("settings", "solvers", "freeu", "noise", "schedule", "recipes")
-"""What the WebUI loads of us besides the adapter, which needs the WebUI."""
+STAND_IN = Path("tests") / "adapter" / "host"
+HOST = ("shared", "scripts", "sd_samplers", "processing", "prompt_parser", "infotext_utils", "ui_components")
+"""The host's modules that are loaded before any extension; a stand-in for them is in ``tests/adapter/host``."""
+
+START = f"""
+import importlib, json, sys, time
+import fastapi.security, gradio, numpy, torch
+for name in {HOST}:
+    importlib.import_module("modules." + name)
+before, began = set(sys.modules), time.process_time()
+script = importlib.import_module("hpsampler.webui.script")
+script.install()
+imported = time.process_time()
+callbacks = importlib.import_module("modules.script_callbacks")
+with gradio.Blocks() as accordions:
+    for is_img2img in (False, True):
+        script.HPSamplerScript().ui(is_img2img)
+((tab, _, _),) = callbacks.callbacks_ui_tabs[0]()
+built = time.process_time()
+print(json.dumps({{
+    "import_ms": 1e3 * (imported - began), "build_ms": 1e3 * (built - imported),
+    "modules": sorted(set(sys.modules) - before),
+    "components": {{"accordions": len(accordions.blocks) - 1, "tab": len(tab.blocks) - 1}},
+}}))
+"""
+"""What a start of the WebUI does of ours; its root blocks are the host's and no components."""
 
 
 @dataclass(frozen=True)
@@ -202,19 +230,42 @@ def _filter_by_fft(x: torch.Tensor, scale: float) -> torch.Tensor:
     return torch.fft.ifftn(spectrum, dim=(-2, -1)).real.to(x.dtype)
 
 
-def import_line(repeats: int = 5) -> Line:
-    """What the package adds to the start of a program that has loaded torch and numpy already, as the WebUI has."""
-    modules = ", ".join(f"hpsampler.{name}" for name in IMPORTED)
-    program = (
-        "import time, numpy, torch\nbegan = time.perf_counter()\n"
-        f"import {modules}\nprint(1e3 * (time.perf_counter() - began))"
-    )
+@dataclass(frozen=True)
+class Start:
+    """What one start of the WebUI pays for us, beside a loaded torch, numpy and gradio.
+
+    Attributes:
+        import_ms: CPU time of importing and registering; other programs on the machine do not count.
+        build_ms: CPU time of building both accordions and the tab.
+        modules: all that are loaded then and were not before, those of others too.
+        components: how many gradio components either part of the page has.
+    """
+
+    import_ms: float
+    build_ms: float
+    modules: tuple[str, ...]
+    components: dict[str, int]
+
+
+def measure_start(bytecode: Path) -> Start:
+    """One start in a fresh interpreter, on the stand-in host; compiled modules are kept in the folder ``bytecode``."""
     root = Path(__file__).resolve().parents[1]
-    times = []
-    for _ in range(repeats):
-        done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
-        times.append(float(done.stdout))
-    return Line("import added to a start with torch and numpy loaded", statistics.median(times))
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    env |= {"PYTHONPYCACHEPREFIX": str(bytecode), "PYTHONPATH": os.pathsep.join([str(root), str(root / STAND_IN)])}
+    done = subprocess.run([sys.executable, "-c", START], env=env, cwd=root, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    return Start(found["import_ms"], found["build_ms"], tuple(found["modules"]), found["components"])
+
+
+def start_lines(repeats: int = 5) -> tuple[list[Line], dict[str, int]]:
+    """What a start pays, the first after an update and later ones; and the page's components."""
+    with tempfile.TemporaryDirectory() as folder:
+        first, *others = [measure_start(Path(folder)) for _ in range(repeats + 1)]
+    return [
+        Line("import, the first start after an update (CPU)", first.import_ms),
+        Line("import, a later start (CPU)", statistics.median(each.import_ms for each in others)),
+        Line("building both accordions and the tab (CPU)", statistics.median(each.build_ms for each in others)),
+    ], first.components
 
 
 def main(argv: Sequence[str] | None = None) -> list[Line]:
@@ -223,17 +274,21 @@ def main(argv: Sequence[str] | None = None) -> list[Line]:
     device = torch.device(options.device)
     torch.set_num_threads(1)
     tasks: list[Callable[[], Line]] = [partial(solver_line, shape, device) for shape in LATENTS]
-    tasks += [partial(freeu_line, device), partial(freeu_concatenating_line, device), import_line]
+    tasks += [partial(freeu_line, device), partial(freeu_concatenating_line, device)]
     lines = [task() for task in tqdm(tasks, desc="measuring", leave=False)]
+    of_start, components = start_lines()
+    lines += of_start
 
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()}), one thread"
     print(f"{where}, torch {torch.__version__}; medians")
     print(f"{'milliseconds':58}{'ours':>10}{'theirs':>10}{'ratio':>10}")
     for line in lines:
         print(line)
+    parts = ", ".join(f"{count} of the {name}" for name, count in components.items())
+    print(f"gradio components on the page: {sum(components.values())} ({parts})")
     if options.json:
         numbers = [{**asdict(line), "ratio": line.ratio} for line in lines]
-        content = {"device": where, "torch": torch.__version__, "lines": numbers}
+        content = {"device": where, "torch": torch.__version__, "lines": numbers, "components": components}
         Path(options.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return lines
 
@@ -241,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> list[Line]:
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.perf", description="Measure what our own part costs.")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers to this file")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers to this file (default: none)")
     options = parser.parse_args(argv)
     if options.device.partition(":")[0] == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: there is no CUDA device here")

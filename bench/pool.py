@@ -1,4 +1,4 @@
-"""The worker processes that the bench's jobs run in."""
+"""The pool of worker processes for the bench's jobs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from multiprocessing import get_context
 
 __all__ = ["processes"]
 
-KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
-"""glibc's: memory of one layer is used again for the next, instead of being fetched from the system each time."""
+MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+"""Settings of glibc with which it reuses memory instead of returning it to the system after every layer."""
 
 
 def processes(workers: int) -> ProcessPoolExecutor:
-    """A pool of fresh processes; each is to set its threads to one."""
-    for name, value in KEPT_MEMORY.items():
+    """A pool of new processes. Each job must limit its threads to one itself."""
+    for name, value in MALLOC_SETTINGS.items():
         os.environ.setdefault(name, value)
     return ProcessPoolExecutor(workers, get_context("spawn"))

@@ -1,7 +1,7 @@
-"""Problems whose denoiser is known exactly, so that a sampler's error can be measured without a trained model.
+"""Problems whose denoiser is known exactly, so that the error of a sampler can be measured without a trained model.
 
 Each is a class-conditional mixture of diagonal Gaussians with equal weights. For noise level sigma the posterior mean
-of mode m is ``mean + var / (var + sigma^2) (x - mean)``, and the denoiser weighs the modes by their evidence::
+of mode m is ``mean + var / (var + sigma^2) (x - mean)``, and the denoiser weights the modes by their evidence::
 
     D(x, sigma, c)  over the modes of class c          conditional
     D(x, sigma)     over all modes                     unconditional
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ LATENT = (4, 16, 16)
 
 @dataclass(frozen=True)
 class Problem:
-    """means and variances: shape (classes, modes, dims), float64."""
+    """A mixture of Gaussians; means and variances have shape (classes, modes, dims), float64."""
 
     name: str
     means: torch.Tensor
@@ -42,7 +43,7 @@ class Problem:
         return self.means.shape[2]
 
     def labels(self, batch: int) -> torch.Tensor:
-        """Classes of a batch: every class in turn."""
+        """The classes of a batch: all classes in turn."""
         return torch.arange(batch) % self.classes
 
     def noise(self, batch: int, seed: int) -> torch.Tensor:
@@ -65,25 +66,29 @@ class Problem:
         return unconditional + cfg_scale * (conditional - unconditional)
 
     def model(self, labels: torch.Tensor, cfg_scale: float) -> Callable[..., torch.Tensor]:
-        """The denoiser in k-diffusion's form, ``model(x, sigma)``."""
-        return lambda x, sigma, **_: self.denoise(x, sigma, labels, cfg_scale)
+        """The denoiser in k-diffusion's form, ``model(x, sigma)``; ``cond_scale`` is the guidance of one call."""
+
+        def denoiser(x: torch.Tensor, sigma: torch.Tensor, cond_scale: float = cfg_scale, **_: Any) -> torch.Tensor:
+            return self.denoise(x, sigma, labels, cond_scale)
+
+        return denoiser
 
 
 def reference_endpoint(problem: Problem, noise: torch.Tensor, cfg_scale: float, sigma_max: float) -> torch.Tensor:
-    """Where the guided probability-flow ODE leads from ``noise * sigma_max``: 400 Heun steps to 0.03, one denoise."""
+    """The guided probability-flow ODE's endpoint from ``noise * sigma_max``: 400 Heun steps to 0.03, then one call."""
     model = problem.model(problem.labels(len(noise)), cfg_scale)
     levels = torch.logspace(math.log10(sigma_max), math.log10(0.03), 401, dtype=torch.float64)
     x = noise * sigma_max
-    for here, target in zip(levels.tolist(), levels[1:].tolist()):
-        slope = (x - model(x, torch.full((len(x),), here))) / here
-        guess = x + (target - here) * slope
-        slope_there = (guess - model(guess, torch.full((len(x),), target))) / target
-        x = x + (target - here) * (slope + slope_there) / 2
+    for sigma, sigma_next in zip(levels.tolist(), levels[1:].tolist()):
+        slope = (x - model(x, torch.full((len(x),), sigma))) / sigma
+        euler = x + (sigma_next - sigma) * slope
+        slope_next = (euler - model(euler, torch.full((len(x),), sigma_next))) / sigma_next
+        x = x + (sigma_next - sigma) * (slope + slope_next) / 2
     return model(x, torch.full((len(x),), 0.03))
 
 
 def relative_error(result: torch.Tensor, reference: torch.Tensor) -> float:
-    """RMSE to the reference endpoints over the RMS of the reference."""
+    """RMSE to the reference endpoints relative to the RMS of the reference."""
     return float(((result - reference) ** 2).mean().sqrt() / (reference**2).mean().sqrt())
 
 
@@ -119,8 +124,8 @@ def lowrank() -> Problem:
     means = 0.3 * np.sqrt(p) * rng.standard_normal((8, 1, p.size))
     variances = np.full((8, 1, p.size), 1e-5)
     for label in range(8):
-        own = rng.choice(p.size, 96, replace=False, p=p / p.sum())
-        variances[label, 0, own] += 0.3 * p[own] * p.size / 96
+        dims = rng.choice(p.size, 96, replace=False, p=p / p.sum())
+        variances[label, 0, dims] += 0.3 * p[dims] * p.size / 96
     return _problem("lowrank", means, variances)
 
 
@@ -146,4 +151,4 @@ def toy2d() -> Problem:
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     make.__name__: make for make in (gauss1f2, gauss1f1, lowrank, mix8, mix64, toy2d)
 }
-"""The six problems, by name; each call builds one anew, always the same."""
+"""The six problems by name; every call builds the same problem again."""

@@ -1,7 +1,7 @@
-"""How far a calibration carries: schedules at other guidance scales and sizes than their own.
+"""How far a calibration carries: schedules at other guidance scales and sizes than they were calibrated for.
 
-Measured is the distance to the reference endpoints alone: of the tiny model, on the seeds and captions of the bench,
-and of the exact problems, which have one size each.
+Only the distance to the reference endpoints is measured: on the tiny model with the seeds and captions of the bench,
+and on the exact problems, which have one size each.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from .problems import PROBLEMS
 from .problems import reference_endpoint as exact_endpoint
 from .runs import reference_endpoint
 from .schedules import stable_diffusion_noise
-from .tiny import FIRST_SEED, Remembering
+from .tiny import FIRST_SEED, CachedDenoiser
 
 __all__ = [
-    "CFG_SCALES", "INTERPOLATED", "NFE", "SIZES", "ExactReach", "Reach", "between", "measure_exact_reach",
+    "CFG_SCALES", "INTERPOLATED", "NFE", "SIZES", "ExactReach", "Reach", "interpolate", "measure_exact_reach",
     "measure_reach",
 ]  # fmt: skip
 
@@ -46,18 +46,18 @@ NFE = (5, 8)
 OWN_SIZE = LATENT[1:]
 SIZES = ((8, 12), (12, 16), (16, 16))
 SIZES_CFG = 5.0
-FARTHEST = 2.0
-"""A schedule is tried at guidance scales up to this factor from its own."""
+MAX_RATIO = 2.0
+"""Largest ratio between a guidance scale and the one a schedule was calibrated for."""
 
 INTERPOLATED = "interpolated"
 
 EXACT_ANCHORS = (3.0, 5.0, 7.5)
-"""Where the exact problems are calibrated."""
+"""Guidance scales at which the exact problems are calibrated."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where schedules are tried; ``size`` is the latents' height and width."""
+    """A guidance scale and size at which schedules are tried; ``size`` is the latents' height and width."""
 
     cfg_scale: float
     size: tuple[int, int]
@@ -75,8 +75,9 @@ class Reach:
     """Distance of one schedule at one place.
 
     Attributes:
-        schedule: "Auto", "interpolated" between its neighbours in guidance scale, or "CFG 5", where it was calibrated.
-        height, width: of the latents.
+        schedule: "Auto", "interpolated" between its neighbours in guidance scale, or as "CFG 5" the guidance scale it
+            was calibrated for.
+        height, width: size of the latents.
     """
 
     schedule: str
@@ -98,8 +99,8 @@ class ExactReach:
     error: Estimate
 
 
-def between(low: Fitted, high: Fitted, cfg_scale: float) -> Fitted:
-    """What lies between two schedules of equally many steps: linear in guidance scale, sigmas by their logarithms."""
+def interpolate(low: Fitted, high: Fitted, cfg_scale: float) -> Fitted:
+    """Interpolate two schedules with equally many steps, linearly in guidance scale, the sigmas in logarithms."""
     share = (cfg_scale - low.cfg_scale) / (high.cfg_scale - low.cfg_scale)
 
     def mixed(one: float, other: float) -> float:
@@ -113,33 +114,33 @@ def between(low: Fitted, high: Fitted, cfg_scale: float) -> Fitted:
 
 
 def plans(profile: Profile, place: Place) -> Iterator[tuple[str, int, Plan]]:
-    """What is tried at a place."""
+    """The plans that are tried at a place, with the schedule's name and NFE."""
     table = stable_diffusion_noise()
     for nfe in NFE:
         auto = recipe_for(profile.family, nfe, place.cfg_scale)
-        tried = {AUTO: auto}
-        own = sorted((each for each in profile.fitted if each.steps == nfe), key=lambda each: each.cfg_scale)
-        for each in own:
-            factor = max(each.cfg_scale / place.cfg_scale, place.cfg_scale / each.cfg_scale)
-            if factor <= FARTHEST and (place.size == OWN_SIZE or factor == 1):
-                tried[f"CFG {each.cfg_scale:g}"] = profile.recipe(each, auto)
-        for low, high in pairwise(own):
+        recipes = {AUTO: auto}
+        by_scale = sorted((each for each in profile.fitted if each.steps == nfe), key=lambda each: each.cfg_scale)
+        for fitted in by_scale:
+            ratio = max(fitted.cfg_scale / place.cfg_scale, place.cfg_scale / fitted.cfg_scale)
+            if ratio <= MAX_RATIO and (place.size == OWN_SIZE or ratio == 1):
+                recipes[f"CFG {fitted.cfg_scale:g}"] = profile.recipe(fitted, auto)
+        for low, high in pairwise(by_scale):
             if low.cfg_scale < place.cfg_scale < high.cfg_scale:
-                tried[INTERPOLATED] = profile.recipe(between(low, high, place.cfg_scale), auto)
-        for name, recipe in tried.items():
+                recipes[INTERPOLATED] = profile.recipe(interpolate(low, high, place.cfg_scale), auto)
+        for name, recipe in recipes.items():
             yield name, nfe, of_recipe(recipe, table, nfe)
 
 
 def measure_reach(calibration: Path, folder: Path, weights: Path, device: str, workers: int) -> list[Reach]:
-    """Try all schedules at all places; what an earlier run of the same calibration made is kept."""
+    """Try all schedules at all places, except for results that an earlier run with the same calibration stored."""
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [(place, first) for place in PLACES for first in range(0, place.samples, BATCH)]
     paths = [_path(folder, calibration, place, first) for place, first in jobs]
-    # the large ones first, so that no worker is left alone at the end
-    left = sorted((each for each in zip(jobs, paths) if not each[1].exists()), key=lambda each: -_cost(each[0][0]))
-    if left:
+    # large jobs first, so that no worker is left with one at the end
+    missing = sorted((item for item in zip(jobs, paths) if not item[1].exists()), key=lambda item: -_cost(item[0][0]))
+    if missing:
         with processes(workers) as pool:
-            running = [pool.submit(_job, calibration, *job, path, weights, device) for job, path in left]
+            running = [pool.submit(_job, calibration, *job, path, weights, device) for job, path in missing]
             for done in tqdm(running, desc="reach", unit=" batches"):
                 done.result()
     profile = profile_of(calibration)
@@ -159,8 +160,8 @@ def _cost(place: Place) -> int:
 
 
 def _path(folder: Path, calibration: Path, place: Place, first: int) -> Path:
-    what = hashlib.blake2b(repr((calibration.read_bytes(), place, first)).encode(), digest_size=6).hexdigest()
-    return folder / f"reach-{what}.npz"
+    digest = hashlib.blake2b(repr((calibration.read_bytes(), place, first)).encode(), digest_size=6).hexdigest()
+    return folder / f"reach-{digest}.npz"
 
 
 def _job(calibration: Path, place: Place, first: int, path: Path, weights: Path, device: str) -> None:
@@ -168,18 +169,18 @@ def _job(calibration: Path, place: Place, first: int, path: Path, weights: Path,
     if device == "cpu":
         torch.set_num_threads(1)
     model = TinyModel.load(weights, device)
-    told = captioned(first + BATCH)[first:]
+    descriptions = captioned(first + BATCH)[first:]
     seeds = range(FIRST_SEED + first, FIRST_SEED + first + BATCH)
     noise = seeded_noise(seeds, (LATENT[0], *place.size)).to(device)
-    denoiser = partial(model.denoiser, [picture.caption() for picture in told], place.cfg_scale)
-    aim = reference_endpoint(model, denoiser(), noise)
-    found = {"size": _squares(aim)}
+    denoiser = partial(model.denoiser, [picture.caption() for picture in descriptions], place.cfg_scale)
+    reference = reference_endpoint(model, denoiser(), noise)
+    results = {"size": _squares(reference)}
     memory: dict[Any, torch.Tensor] = {}
     for name, nfe, plan in plans(profile_of(calibration), place):
-        latents = plan.run(Remembering(denoiser(), memory), noise, seeds)
-        found[f"{name}|{nfe}"] = _squares(latents - aim)
+        latents = plan.run(CachedDenoiser(denoiser(), memory), noise, seeds)
+        results[f"{name}|{nfe}"] = _squares(latents - reference)
     part = path.with_suffix(".part.npz")
-    np.savez(part, **found)
+    np.savez(part, **results)
     part.replace(path)
 
 
@@ -188,10 +189,10 @@ def _squares(rows: torch.Tensor) -> np.ndarray:
 
 
 def measure_exact_reach(workers: int) -> list[ExactReach]:
-    """Schedules of the exact problems at other guidance scales than they were calibrated for."""
+    """Measure the exact problems' schedules at other guidance scales than they were calibrated for."""
     with processes(workers) as pool:
         running = [pool.submit(_exact_job, name) for name in PROBLEMS]
-        scores = [score for each in tqdm(running, desc="reach, exact", unit=" problems") for score in each.result()]
+        scores = [score for job in tqdm(running, desc="reach, exact", unit=" problems") for score in job.result()]
     groups: dict[tuple[str, int, float], list[exact.ExactScore]] = {}
     for score in scores:
         groups.setdefault((score.schedule, score.nfe, score.cfg_scale), []).append(score)
@@ -199,25 +200,25 @@ def measure_exact_reach(workers: int) -> list[ExactReach]:
 
 
 def _exact_job(name: str) -> list[exact.ExactScore]:
-    """One problem; where its fit was refused, the schedule is Auto's, as that is what is used then."""
+    """One problem; where its fit was refused, the schedule is Auto's, which is used then."""
     torch.set_num_threads(1)
     problem, table = PROBLEMS[name](), stable_diffusion_noise()
     count = exact.TRAJECTORIES.get(name, 96)
     noise = problem.noise(count, exact.SEED)
     fitted = {anchor: exact.calibrated(problem, anchor, table, NFE)[0] for anchor in EXACT_ANCHORS}
-    found = []
+    scores = []
     for cfg_scale in CFG_SCALES:
-        aim = exact_endpoint(problem, noise, cfg_scale, table.sigma_max)
-        size = aim.square().sum(1).numpy()
+        reference = exact_endpoint(problem, noise, cfg_scale, table.sigma_max)
+        size = reference.square().sum(1).numpy()
         model = problem.model(problem.labels(count), cfg_scale)
         for nfe in NFE:
-            tried = {AUTO: of_recipe(recipe_for(exact.FAMILY, nfe, cfg_scale), table, nfe)}
+            plans_by_name = {AUTO: of_recipe(recipe_for(exact.FAMILY, nfe, cfg_scale), table, nfe)}
             for anchor, method in fitted.items():
                 plan = method.plan(table, nfe, cfg_scale)
-                if plan is not None and max(anchor / cfg_scale, cfg_scale / anchor) <= FARTHEST:
-                    tried[f"CFG {anchor:g}"] = plan
-            for schedule, plan in tried.items():
-                error = (plan.run(model, noise, range(count)) - aim).square().sum(1).nan_to_num(np.inf).numpy()
-                estimate = relative_rmse(error.clip(max=exact.WORST**2 * size), size)
-                found.append(exact.ExactScore(name, "", schedule, "", nfe, cfg_scale, estimate))
-    return found
+                if plan is not None and max(anchor / cfg_scale, cfg_scale / anchor) <= MAX_RATIO:
+                    plans_by_name[f"CFG {anchor:g}"] = plan
+            for schedule, plan in plans_by_name.items():
+                error = (plan.run(model, noise, range(count)) - reference).square().sum(1).nan_to_num(np.inf).numpy()
+                estimate = relative_rmse(error.clip(max=exact.MAX_ERROR**2 * size), size)
+                scores.append(exact.ExactScore(name, "", schedule, "", nfe, cfg_scale, estimate))
+    return scores

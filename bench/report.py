@@ -15,7 +15,8 @@ from .calibrated import profile_of
 from .calibrated_report import calibrated_plot, exact_section, reach_section, tiny_section
 from .further_report import dpm_v3_section, golden_section
 from .metrics import Estimate
-from .text import Row, distinct, error_text, frechet_text, method_of, share_text, table, three
+from .text import Row, distinct, error_text, frechet_text, method_of, share_text, table, tiny_figures
+from .webp import LOSSLESS
 
 __all__ = ["read_csv", "write_csv", "write_page", "write_plots"]
 
@@ -36,12 +37,27 @@ COLOURS = ("#be185d", "#1d4ed8", "#0891b2", "#7c3aed", "#059669", "#d97706", "#b
 BLUE, ORANGE = COLOURS[1], COLOURS[5]
 
 
-def write_csv(path: Path, rows: Sequence[Any]) -> None:
-    """One line per dataclass instance; an estimate becomes two columns, the second its standard error."""
+def write_csv(path: Path, rows: Sequence[Any], merge: bool = False) -> None:
+    """One line per dataclass instance; an estimate becomes two columns, the second its standard error.
+
+    With ``merge`` the file's other lines stay: a line replaces the one that tells of the same cell.
+    """
+    head, lines = _names(rows[0]), [_values(row) for row in rows]
+    if merge:
+        lines = _merged([list(row.values()) for row in read_csv(path)], lines, head, rows[0])
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_names(rows[0]))
-        writer.writerows(_values(row) for row in rows)
+        csv.writer(file, lineterminator="\n").writerows([head, *lines])
+
+
+def _merged(old: list[list[str]], new: list[list[str]], head: Sequence[str], row: Any) -> list[list[str]]:
+    """Old lines with the new ones in place of those of the same cell, by problem and guidance scale."""
+    figures = {each.name for each in fields(row) if isinstance(getattr(row, each.name), Estimate)}
+    cell = [at for at, name in enumerate(head) if name.removesuffix("_se") not in figures]
+    found = {tuple(line[at] for at in cell): line for line in (*old, *new)}
+    lines = list(found.values())
+    problems = list(dict.fromkeys(line[0] for line in lines)) if head[0] == "problem" else []
+    cfg = head.index("cfg_scale")
+    return sorted(lines, key=lambda line: (problems.index(line[0]) if problems else 0, float(line[cfg])))
 
 
 def _names(row: Any) -> list[str]:
@@ -95,7 +111,7 @@ def write_page(path: Path, folder: Path, images: str) -> None:
     calibrated = (folder / "calibration.json").exists() and any(row["sampler"] == CALIBRATED for row in tiny)
     if calibrated:
         parts += ["## Calibrated", *tiny_section(tiny, profile_of(folder / "calibration.json"), common, many)]
-        parts += [f"![Distance by NFE]({images}/bench_calibrated.png)"]
+        parts += [f"![Distance by NFE]({images}/bench_calibrated.webp)"]
     if (folder / "exact_fits.csv").exists():
         fits, problems = read_csv(folder / "exact_fits.csv"), read_csv(folder / "exact_problems.csv")
         parts += ["### Calibrated, exact problems", *exact_section(exact, problems, fits)]
@@ -119,20 +135,20 @@ def write_page(path: Path, folder: Path, images: str) -> None:
     for cfg in distinct(tiny, "cfg_scale"):
         chosen = [row for row in tiny if row["cfg_scale"] == cfg and row["samples"] == common]
         parts += [f"### CFG {float(cfg):g}, {common} samples", _tiny_table(chosen)]
-    parts += [f"![Fréchet distance and caption accuracy by NFE]({images}/bench_tiny.png)"]
+    parts += [f"![Fréchet distance and caption accuracy by NFE]({images}/bench_tiny.webp)"]
     if (folder / "further.csv").exists():
         further, exact_v3 = read_csv(folder / "further.csv"), read_csv(folder / "exact_dpm_v3.csv")
         parts += ["## DPM-Solver-v3", *dpm_v3_section(further, exact_v3)]
         parts += ["## Golden noise", *golden_section(further)]
-    parts += ["## The decoder's tolerance", _decoder_table(decoder), f"![Tolerance]({images}/bench_decoder.png)"]
+    parts += ["## The decoder's tolerance", _decoder_table(decoder), f"![Tolerance]({images}/bench_decoder.webp)"]
     parts += [
         "## Six exact problems",
-        "Relative error to the guided ODE's endpoint, geometric mean over the six problems of `demo/problems.py` "
+        "Relative error to the guided ODE's endpoint, geometric mean over the six problems of `bench/problems.py` "
         "(no network: the denoiser is known). Free-U needs a UNet and is not in it. An error over 1000 counts as 1000.",
     ]
     for cfg in distinct(exact, "cfg_scale"):
         parts += [f"### CFG {float(cfg):g}", _exact_table([row for row in exact if row["cfg_scale"] == cfg])]
-    parts += [f"![Error by NFE]({images}/bench_exact.png)"]
+    parts += [f"![Error by NFE]({images}/bench_exact.webp)"]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
@@ -182,13 +198,13 @@ def _decisions(tiny: Sequence[Row], exact: Sequence[Row], samples: str) -> str:
             for nfe in ("5", "6", "8"):
                 row = cells.get((who(int(nfe)), nfe, cfg))
                 error = errors.get((*who(int(nfe))[:3], nfe, cfg)) if who(int(nfe))[3] != "late" else None
-                found = three(row) if row else []
+                found = tiny_figures(row) if row else []
                 shown.append(" / ".join(found + ([f"*{error_text(float(error))}*"] if error else [])))
             if any(shown):
                 body.append([f"{float(cfg):g}", label, *shown])
         row = cells.get(((SECOND, "Karras", "zero", "off"), "20", cfg))
         if row is not None:
-            body.append([f"{float(cfg):g}", "for scale: 2M Karras, 20 NFE", " / ".join(three(row)), "", ""])
+            body.append([f"{float(cfg):g}", "for scale: 2M Karras, 20 NFE", " / ".join(tiny_figures(row)), "", ""])
     return table(["CFG", "choice", "5 NFE", "6 NFE", "8 NFE"], body)
 
 
@@ -257,12 +273,12 @@ def write_plots(folder: Path, images: Path, losses: Path) -> None:
     columns = [cfg for cfg in distinct(tiny, "cfg_scale") if float(cfg) > 1]
     few = [row for row in tiny if row["samples"] == common]
     if any(row["sampler"] == CALIBRATED for row in few):
-        calibrated_plot(images / "bench_calibrated.png", few)
-    _panels(images / "bench_tiny.png", few, columns,
+        calibrated_plot(images / "bench_calibrated.webp", few)
+    _panels(images / "bench_tiny.webp", few, columns,
             (("frechet", "Fréchet distance", True), ("accuracy", "caption read", False)))  # fmt: skip
-    _panels(images / "bench_exact.png", exact, distinct(exact, "cfg_scale"), (("error", "relative error", True),))
-    _decoder_plot(images / "bench_decoder.png", read_csv(folder / "decoder.csv"))
-    _loss_plot(images / "tiny_losses.png", read_csv(losses))
+    _panels(images / "bench_exact.webp", exact, distinct(exact, "cfg_scale"), (("error", "relative error", True),))
+    _decoder_plot(images / "bench_decoder.webp", read_csv(folder / "decoder.csv"))
+    _loss_plot(images / "tiny_losses.webp", read_csv(losses))
 
 
 def _panels(path: Path, rows: Sequence[Row], columns: Sequence[str], figures: Sequence[tuple[str, str, bool]]) -> None:
@@ -282,7 +298,7 @@ def _panels(path: Path, rows: Sequence[Row], columns: Sequence[str], figures: Se
         axes.set_xlabel("NFE")
         axes.set_xticks((4, 5, 6, 7, 8, 10, 20), ("4", "", "6", "", "8", "10", "20"))
     grid[0][-1].legend(frameon=False, fontsize=7)
-    figure.savefig(path)
+    figure.savefig(path, pil_kwargs=dict(LOSSLESS))
 
 
 def _curve(axes: Any, rows: Sequence[Row], sampler: str, schedule: str, figure: str, colour: str) -> None:
@@ -315,7 +331,7 @@ def _decoder_plot(path: Path, rows: Sequence[Row]) -> None:
         axes.set_xlabel("sigma on the latents")
         axes.grid(True, color="#e5e7eb", linewidth=0.8)
         axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path)
+    figure.savefig(path, pil_kwargs=dict(LOSSLESS))
 
 
 def _loss_plot(path: Path, rows: Sequence[Row]) -> None:
@@ -328,4 +344,4 @@ def _loss_plot(path: Path, rows: Sequence[Row]) -> None:
         axes.set_title(f"loss: {stage}", loc="left", fontsize=10)
         axes.set_xlabel("step")
         axes.grid(True, color="#e5e7eb", linewidth=0.8)
-    figure.savefig(path)
+    figure.savefig(path, pil_kwargs=dict(LOSSLESS))

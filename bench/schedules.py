@@ -1,6 +1,6 @@
-"""The WebUI's own schedule types (A1111 v1.10.1), for comparison, and Stable Diffusion's noise table.
+"""The WebUI's schedule types (A1111 v1.10.1), for comparison, and Stable Diffusion's noise table.
 
-Written from the published formulas; a test in a running WebUI holds them to its own.
+They are written from the published formulas; a test in a running WebUI compares them with its own.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ __all__ = ["SCHEDULES", "stable_diffusion_noise"]
 Schedule = Callable[[NoiseModel, int], torch.Tensor]
 
 ALIGN_YOUR_STEPS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
-"""Of SD 1.5, as its authors publish them (arXiv 2404.14507)."""
+"""The sigmas for SD 1.5 as published by its authors (arXiv 2404.14507)."""
 
 
 def stable_diffusion_noise() -> NoiseModel:
-    """Stable Diffusion's own noise table: scaled-linear betas from 0.00085 to 0.012."""
+    """Stable Diffusion's noise table: scaled-linear betas from 0.00085 to 0.012."""
     return NoiseModel.of_stable_diffusion()
 
 
@@ -52,8 +52,8 @@ def sgm_uniform(noise: NoiseModel, steps: int) -> torch.Tensor:
 
 
 def align_your_steps(noise: NoiseModel, steps: int) -> torch.Tensor:
-    at = np.linspace(0, 1, len(ALIGN_YOUR_STEPS))
-    return _to_zero(np.exp(np.interp(np.linspace(0, 1, steps), at, np.log(ALIGN_YOUR_STEPS))))
+    positions = np.linspace(0, 1, len(ALIGN_YOUR_STEPS))
+    return _to_zero(np.exp(np.interp(np.linspace(0, 1, steps), positions, np.log(ALIGN_YOUR_STEPS))))
 
 
 def simple(noise: NoiseModel, steps: int) -> torch.Tensor:
@@ -85,4 +85,4 @@ SCHEDULES: Mapping[str, Schedule] = MappingProxyType(
         "KL Optimal": kl_optimal,
     }
 )
-"""By the WebUI's names."""
+"""The schedules by the WebUI's names."""

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["Row", "distinct", "error_text", "frechet_text", "method_of", "share_text", "table", "three"]
+__all__ = ["Row", "distinct", "error_text", "frechet_text", "method_of", "share_text", "table", "tiny_figures"]
 
 Row = Mapping[str, str]
 
 
 def distinct(rows: Iterable[Row], column: str) -> list[str]:
-    """The numbers in a column, in order."""
+    """The distinct numbers in a column, sorted."""
     return sorted({row[column] for row in rows}, key=float)
 
 
-def three(row: Row) -> list[str]:
-    """Fréchet distance, captions and distance of a cell."""
+def tiny_figures(row: Row) -> list[str]:
+    """Fréchet distance, caption accuracy and distance of a cell on the tiny model, as text."""
     return [frechet_text(float(row["frechet"])), share_text(float(row["accuracy"])), share_text(float(row["distance"]))]
 
 
@@ -40,5 +40,6 @@ def error_text(value: float) -> str:
 
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in body])

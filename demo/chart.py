@@ -8,8 +8,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bench.calibrated import NAME as CALIBRATED
-from bench.methods import AUTO, KARRAS
+from bench.methods import AUTO, KARRAS, SGM
 from bench.runs import Run
+from bench.webp import LOSSLESS
 from hpsampler.noise import NoiseModel
 from hpsampler.recipes import Recipe
 from hpsampler.schedule import base_karras
@@ -24,11 +25,11 @@ TICKS = (0.03, 0.1, 0.3, 1, 3, 10)
 CUT = "the cut: HP spreads its steps nearly\nevenly in time, from the start to here"
 
 KARRAS_SHADES, HP_SHADES = ("#d97706", "#92400e"), ("#60a5fa", "#2563eb", "#1e3a8a")
-CALIBRATED_SHADES = ("#be185d",)
+SGM_SHADES, CALIBRATED_SHADES = ("#6ee7b7", "#10b981", "#047857"), ("#be185d",)
 
 
 def draw_schedules(runs: list[Run], noise: NoiseModel, path: Path) -> None:
-    """Write the plot of the runs' schedules as PNG."""
+    """Write the plot of the runs' schedules as WebP."""
     figure = Figure(figsize=(11, 4.6), dpi=110, facecolor="white", layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
     _sigmas_per_step(left, [run for run in runs if run.plan])
@@ -42,12 +43,13 @@ def draw_schedules(runs: list[Run], noise: NoiseModel, path: Path) -> None:
     for axes in (left, right):
         axes.grid(True, color="#e5e7eb", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+    figure.savefig(path, pil_kwargs=dict(LOSSLESS))
 
 
 def _sigmas_per_step(axes: Any, runs: list[Run]) -> None:
     shades = {
         KARRAS.name: iter(KARRAS_SHADES),
+        SGM.name: iter(SGM_SHADES),
         AUTO.name: iter(HP_SHADES),
         CALIBRATED: iter(CALIBRATED_SHADES),
     }

@@ -1,7 +1,7 @@
 """``python -m demo.controls``: what each number of the accordion does, in pictures of the tiny model.
 
-Writes one strip for each control, docs/images/control_<name>.png: same captions and seeds, the control at a few values,
-all else at its default. A picture is drawn as the demonstration page draws it, and so as the WebUI does.
+Writes one strip for each control, docs/images/control_<name>.webp: same captions and seeds, the control at a few
+values, all else at its default. A picture is drawn as the demonstration page draws it, and so as the WebUI does.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from bench.runs import REFERENCE_STEPS, SHOWN, reference_endpoint
+from bench.webp import LOSSY
 from hpsampler.settings import FIELDS, Settings
 from tiny_model.model import TinyModel, seeded_noise
 from tiny_model.pictures import captioned
@@ -38,8 +39,6 @@ ROWS = (6, 5)
 CELL, GAP, BLOCK_GAP = 112, 6, 20
 MARGIN, LABELS = 16, 112
 HEADER, FOOTER = 62, 106
-ROUNDED_TO = 8
-"""Of 256 shades: halves the files, and no colour is off by more than half of it. A palette bends the rare colours."""
 
 OURS_COLOUR = "#1d4ed8"
 
@@ -148,6 +147,15 @@ STRIPS: tuple[Strip, ...] = (
             )
         ),
     ),
+    Strip(
+        "guidance",
+        "Guidance",
+        "HP Auto, 5 steps, CFG 7.5",
+        tuple(
+            Column(str(value), _request({"guidance": value}, cfg_scale=7.5))
+            for value in ("As set", "Recipe", "0.9", "0.7", "0.5", "0.35")
+        ),
+    ),
     _strip("ending", ("Keep noise", "To zero", "Extrapolated", "One more call")),
     _strip("base_steps", (7, 8, 9, 10, 12)),
     _strip("rho", (1, 2, 3, 5, 7, 12)),
@@ -155,6 +163,7 @@ STRIPS: tuple[Strip, ...] = (
     _strip("time_rho", (0.6, 1, 1.2, 1.6, 2.5, 5)),
     _strip("end_sigma", (0.03, 0.13, 0.3, 0.7, 1.5)),
     _strip("end_sigma", (0.03, 0.13, 0.3, 0.7, 1.5), file="end_sigma_kept", beside={"ending": "Keep noise"}),
+    _over("bend", ("Recipe", "0", "0.2", "0.5"), [(5, 5.0), (8, 5.0)]),
     Strip(
         "freeu",
         "Free-U",
@@ -293,10 +302,6 @@ def _paste(sheet: Image.Image, pictures: torch.Tensor, left: int) -> None:
         sheet.paste(enlarged, (left, HEADER + row * (CELL + GAP)))
 
 
-def _rounded(shade: int) -> int:
-    return min(round(shade / ROUNDED_TO) * ROUNDED_TO, 255)
-
-
 def is_default(request: Request) -> bool:
     """Whether it comes to what the sampler does with nothing set."""
 
@@ -319,16 +324,16 @@ def _chosen(names: Sequence[str]) -> Iterator[Strip]:
 def main(argv: Sequence[str] | None = None) -> list[Path]:
     """Draw the strips; returns their files."""
     parser = argparse.ArgumentParser(prog="python -m demo.controls", description="Draw what each control does.")
-    parser.add_argument("names", nargs="*", help="only these strips")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to")
+    parser.add_argument("names", nargs="*", help="only these strips (default: all)")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to (default: docs/images)")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     painter = Painter(TinyModel.load())
     options.out.mkdir(parents=True, exist_ok=True)
     written = []
     for strip in _chosen(options.names):
-        path = options.out / f"control_{strip.name}.png"
-        painter.strip(strip).point(_rounded).save(path, optimize=True)
+        path = options.out / f"control_{strip.name}.webp"
+        painter.strip(strip).save(path, **LOSSY)
         print(f"{path}  {path.stat().st_size >> 10} kB")
         for column in strip.columns:
             drawn = painter.draw(column.request)

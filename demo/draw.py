@@ -16,6 +16,7 @@ from tqdm import tqdm
 from bench.calibrated import SHIPPED, calibrated, made_for, profile_of
 from bench.methods import Method
 from bench.runs import REFERENCE_STEPS, Comparison, compare, runs_of
+from bench.webp import LOSSY
 from tiny_model.model import TinyModel
 from tiny_model.networks import WEIGHTS
 
@@ -38,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     sheet, schedules, index, numbers = (
-        out / name for name in ("sheet.png", "schedules.png", "index.html", "numbers.json")
+        out / name for name in ("sheet.webp", "schedules.webp", "index.html", "numbers.json")
     )
-    contact_sheet(comparison).save(sheet, optimize=True)
+    contact_sheet(comparison).save(sheet, **LOSSY)
     draw_schedules(comparison.shown, model.noise, schedules)
     weights = sum(weight.numel() for weight in model.diffusion.parameters())
     index.write_text(page(comparison, weights, sheet, schedules), encoding="utf-8")
@@ -76,7 +77,8 @@ def _numbers(comparison: Comparison) -> dict[str, Any]:
         }
         for run in comparison.runs
     ]
-    return {"cfg_scale": comparison.cfg_scale, "seed": comparison.seed, "images": len(comparison.told), "runs": runs}
+    images = len(comparison.descriptions)
+    return {"cfg_scale": comparison.cfg_scale, "seed": comparison.seed, "images": images, "runs": runs}
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:

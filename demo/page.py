@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
-from bench.methods import AUTO
+from bench.methods import AUTO, SGM
 from bench.runs import Comparison, Run
 
-__all__ = ["page"]
+__all__ = ["page", "ranking"]
 
 TEMPLATE = """<!doctype html>
 <html lang="en">
@@ -41,10 +41,10 @@ is that of the latents to where the guided equation itself leads, relative to it
 
 
 def page(comparison: Comparison, weights: int, sheet: Path, schedules: Path) -> str:
-    """The page as HTML; the two PNG files are embedded."""
+    """The page as HTML; the two WebP files are embedded."""
     return TEMPLATE.format(
         weights=weights / 1e6,
-        images=len(comparison.told),
+        images=len(comparison.descriptions),
         cfg=comparison.cfg_scale,
         sheet=_embedded(sheet),
         schedules=_embedded(schedules),
@@ -54,13 +54,21 @@ def page(comparison: Comparison, weights: int, sheet: Path, schedules: Path) -> 
 
 
 def ranking(comparison: Comparison) -> str:
-    """Which came nearest at every NFE that Auto was run with, in a sentence."""
+    """Which came nearest at every NFE that Auto was run with, and where Auto is behind its best rival, in words."""
     runs = [run for run in comparison.runs if run.plan]
-    nearer = []
-    for nfe in [run.nfe for run in runs if run.name == AUTO.name]:
-        nearest = min((run for run in runs if run.nfe == nfe), key=lambda run: run.error)
-        nearer.append(f"{nearest.name} at {nfe} steps")
-    return f"Nearest to the reference at equal steps: {', '.join(nearer)}."
+    nearest, behind = [], []
+    for auto in [run for run in runs if run.name == AUTO.name]:
+        same = [run for run in runs if run.nfe == auto.nfe]
+        best = min(same, key=lambda run: run.error)
+        nearest.append(f"{best.name} at {auto.nfe} steps")
+        if min(run.error for run in same if run.name == SGM.name) < auto.error:
+            behind.append(str(auto.nfe))
+    told = f"Nearest to the reference at equal steps: {', '.join(nearest)}."
+    rival = f"{SGM.name}, the WebUI's best at so few steps,"
+    if not behind:
+        return f"{told} {rival} is nowhere nearer than {AUTO.name}."
+    steps = " and ".join(filter(None, [", ".join(behind[:-1]), behind[-1]]))
+    return f"{told} {rival} is nearer than {AUTO.name} at {steps} steps."
 
 
 def _row(run: Run) -> str:
@@ -71,5 +79,5 @@ def _row(run: Run) -> str:
     return "<tr>" + "".join(f"<td>{cell}" for cell in cells) + "</tr>"
 
 
-def _embedded(png: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(png.read_bytes()).decode()
+def _embedded(webp: Path) -> str:
+    return "data:image/webp;base64," + base64.b64encode(webp.read_bytes()).decode()

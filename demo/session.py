@@ -11,7 +11,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Optional
 
@@ -19,14 +19,18 @@ import torch
 
 from bench.oracles_import import k_diffusion, k_diffusion_sampling
 from bench.schedules import SCHEDULES as WEBUI_SCHEDULES
-from hpsampler import __version__
+from hpsampler import plan as planning
+from hpsampler.effects import AUTOMATIC, Use
+from hpsampler.effects import SAMPLERS as HP_SAMPLERS
+from hpsampler.effects import SCHEDULES as HP_SCHEDULES
 from hpsampler.freeu import FreeUPlan
 from hpsampler.golden.search import CALLS as GOLDEN_CALLS
-from hpsampler.golden.search import Form, golden_latent, sigma_below
+from hpsampler.golden.search import GoldenForm, golden_latent, sigma_below
+from hpsampler.guidance import with_guidance
 from hpsampler.noise import NoiseModel
-from hpsampler.recipes import AUTO, PRESETS, Recipe, shifted
-from hpsampler.schedule import insert_first_midpoint
-from hpsampler.settings import NO_STATISTICS, OFF, SCHEDULE_FIELDS, Settings, SettingsError
+from hpsampler.plan import VERSION_KEY, LoadedModel, Pass, misfit_note, parameters
+from hpsampler.recipes import AUTO
+from hpsampler.settings import OFF, Settings, SettingsError
 from hpsampler.solvers import SOLVERS
 from tiny_model.model import Denoiser, TinyModel, noise_sampler, seeded_noise
 from tiny_model.pictures import COLOURS, SHAPES, SIDE
@@ -40,12 +44,10 @@ __all__ = [
 FAMILY = "sd1"
 """The tiny model has Stable Diffusion 1.x's layout."""
 
-AUTOMATIC, HP = "Automatic", "HP"
+HP = HP_SCHEDULES["hp"]
 MAX_STEPS, MAX_CFG, MAX_PICTURES, MAX_SEED = 150, 30.0, 16, 2**32 - 1
 
-OURS: Mapping[str, Optional[str]] = MappingProxyType(
-    {"HP Auto": None, "HP DPM++ 1S": "dpmpp_1s", "HP DPM++ 2M": "dpmpp_2m", "HP UniPC": "unipc", "HP DPM-v3": "dpm_v3"}
-)
+OURS = HP_SAMPLERS
 """The extension's samplers and the solver behind each; None is the recipe's own."""
 
 
@@ -142,7 +144,7 @@ class Plan:
     calls: int
     freeu: tuple[FreeUPlan, ...] = ()
     notes: tuple[str, ...] = ()
-    golden: Optional[Form] = None
+    golden: Optional[GoldenForm] = None
 
 
 @dataclass(frozen=True)
@@ -177,44 +179,41 @@ def plan(request: Request, noise: NoiseModel) -> Plan:
     Raises:
         SettingsError: settings that cannot be used together, or with this noise table.
     """
-    settings, sampler, schedule = request.settings, request.sampler, request.schedule_used
-    # as in the WebUI, a wrong recipe is an error only where something of it is used
-    recipe = _resolve(request) if sampler in OURS or schedule == HP or settings.freeu == "On" else None
-    if recipe is not None and schedule == HP:
-        try:
-            sigmas = recipe.sigmas(noise)
-        except ValueError as error:
-            raise SettingsError(f"HP Sampler: {error}") from None
+    notes: list[str] = []
+    this, sampler = _pass_of(request, noise, notes), request.sampler
+    notes += filter(None, [misfit_note(request.settings, this.request.use, request.steps)])
+    this.begin()
+    if request.schedule_used == HP:
+        sigmas = this.schedule(request.steps)
     else:
-        sigmas = _OTHER_SCHEDULES[schedule](noise, request.steps)
-    notes = _notes(request)
-    freeu = _freeu(request, recipe)
+        sigmas = _OTHER_SCHEDULES[request.schedule_used](noise, request.steps)
     if sampler not in OURS:
         built_in = _BUILT_IN[sampler]
         # Heun makes no second call at sigma 0
         calls = built_in.calls * (len(sigmas) - 1) - (built_in.calls - 1) * (float(sigmas[-1]) == 0)
         function = getattr(k_diffusion_sampling(), built_in.function)
-        return Plan(sigmas, lambda model, x, sigmas: function(model, x, sigmas, disable=True), calls, freeu, notes)
+        plans = this.freeu_plans(built_in.calls * request.steps)
+        return Plan(
+            sigmas, lambda model, x, sigmas: function(model, x, sigmas, disable=True), calls, plans, tuple(notes)
+        )
 
-    assert recipe is not None
-    if schedule != HP:
-        # what belongs to the HP schedule's ends has nothing to act on
-        recipe = replace(recipe, ending="keep", analytical_first_step=0.0)
-    recipe = replace(recipe, solver=OURS[sampler] or recipe.solver)
-    options = recipe.options()
-    calls = len(sigmas) - 1
-    if options.get("analytical_first_step"):
-        sigmas = insert_first_midpoint(noise, sigmas)
-    notes += tuple(filter(None, [settings.ending_unmet(recipe)]))
-    if recipe.solver == "dpm_v3":
-        options["corrector"] = False
-        if settings.statistics != OFF:
-            notes += (NO_STATISTICS,)
+    calls = len(sigmas) - 1 + (GOLDEN_CALLS if this.golden else 0)
+    run = this.solve(OURS[sampler], sigmas)
+    options = run.options
     if options.get("noise_level"):
         options["noise_sampler"] = noise_sampler(request.seeds)
-    solver, golden = SOLVERS[recipe.solver], settings.golden_form
-    calls += GOLDEN_CALLS if golden else 0
-    return Plan(sigmas, lambda model, x, sigmas: solver(model, x, sigmas, **options), calls, freeu, notes, golden)
+    solver = SOLVERS[run.recipe.solver]
+    return Plan(
+        run.sigmas, lambda model, x, sigmas: solver(with_guidance(model, run.guidance), x, sigmas, **options), calls,
+        this.freeu_plans(request.steps), tuple(notes), this.golden,
+    )  # fmt: skip
+
+
+def _pass_of(request: Request, noise: NoiseModel, notes: list[str]) -> Pass:
+    """The request as the extension's own code plans it; what it tells is added to ``notes``."""
+    use = Use.of(request.sampler, request.schedule_used)
+    wanted = planning.Request(use, request.cfg_scale, steps=request.steps, width=SIDE, height=SIDE)
+    return Pass(request.settings, wanted, LoadedModel(FAMILY, noise), tell=notes.append)
 
 
 def first_latent(
@@ -306,48 +305,12 @@ def _asked(prompt: str, lists: Mapping[str, Sequence[str]]) -> dict[str, str]:
     return {name: words[0] for name, words in named.items() if len(words) == 1}
 
 
-def _resolve(request: Request) -> Recipe:
-    return request.settings.resolve(FAMILY, request.steps, request.cfg_scale)
-
-
-def _freeu(request: Request, recipe: Optional[Recipe]) -> tuple[FreeUPlan, ...]:
-    """Free-U of a request, its windows counted in UNet calls: "late" is late in a second-order sampler too."""
-    settings, ours = request.settings, request.sampler in OURS
-    coupled = request.schedule_used == HP and (ours or settings.enabled)
-    if recipe is None or not (coupled or settings.freeu == "On"):
-        return ()
-    total = request.steps * (1 if ours else _BUILT_IN[request.sampler].calls)
-    if request.schedule_used != HP:
-        # no schedule was coupled to a number of steps: what runs are the calls
-        return settings.freeu_plans((), FAMILY, total)
-    return recipe.freeu if settings.counts_calls else shifted(recipe.freeu, total - recipe.steps)
-
-
 def _settings_used(request: Request) -> dict[str, Any]:
-    settings, schedule = request.settings, request.schedule_used == HP
-    if not (settings.freeu == "On" or schedule or request.sampler in OURS):
-        return {}
-    if not settings.enabled:
-        return {"HP version": __version__}
-    solver = (OURS[request.sampler] or _resolve(request).solver) if request.sampler in OURS else ""
+    settings = request.settings
+    used = parameters(settings, [Use.of(request.sampler, request.schedule_used)])
+    version = {VERSION_KEY: used.pop(VERSION_KEY)} if used else {}
     golden = {"HP Golden noise": settings.golden_noise} if settings.golden_form and request.sampler in OURS else {}
-    used = settings.infotext(schedule, settings.freeu == "On" or schedule, [solver])
-    return {**used, **golden, "HP version": __version__}
-
-
-def _notes(request: Request) -> tuple[str, ...]:
-    settings, ours = request.settings, request.sampler in OURS
-    preset, notes = PRESETS.get(settings.recipe), []
-    if request.schedule_used == HP:
-        if settings.enabled and preset is not None and preset.steps != request.steps:
-            notes.append(f"the recipe {preset.name} is made for {preset.steps} steps; it ran with {request.steps}")
-    else:
-        idle = settings.changed(SCHEDULE_FIELDS | {"analytical_first_step"})
-        if idle and ours:
-            labels = ", ".join(field.label for field in idle)
-            notes.append(f"{labels} had no effect, as the schedule type was {request.schedule_used} and not HP")
-    golden = settings.golden_idle(ours, from_noise=True)
-    return (*notes, golden) if golden else tuple(notes)
+    return {**used, **golden, **version}
 
 
 def _quoted(value: Any) -> str:

@@ -10,22 +10,26 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from bench.calibrated import NAME as CALIBRATED
-from bench.methods import AUTO, KARRAS
+from bench.methods import AUTO, KARRAS, SGM
 from bench.runs import REFERENCE, SHOWN, Comparison, Run
+
+from .page import ranking
 
 __all__ = ["COLOURS", "contact_sheet"]
 
-COLOURS = {REFERENCE: "#4b5563", KARRAS.name: "#b45309", AUTO.name: "#1d4ed8", CALIBRATED: "#be185d"}
+COLOURS = {
+    REFERENCE: "#4b5563", KARRAS.name: "#b45309", SGM.name: "#047857", AUTO.name: "#1d4ed8", CALIBRATED: "#be185d",
+}  # fmt: skip
 INK, MUTED, PAPER = "#1f2937", "#6b7280", "#ffffff"
 
 CELL, GAP, BLOCK_GAP = 144, 6, 26
 MARGIN, LABELS = 24, 150
-HEADER, FOOTER = 132, 156
+HEADER, FOOTER = 132, 174
 
 
 def contact_sheet(comparison: Comparison) -> Image.Image:
     """The sheet of the first image of every caption."""
-    rows = min(len(comparison.told), len(SHOWN))
+    rows = min(len(comparison.descriptions), len(SHOWN))
     lefts = _lefts(comparison.shown)
     width = lefts[-1] + CELL + MARGIN
     sheet = Image.new("RGB", (width, HEADER + rows * (CELL + GAP) + FOOTER), PAPER)
@@ -35,7 +39,7 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
     _row_labels(pen, comparison, rows)
     for left, run in zip(lefts, comparison.shown, strict=True):
         _column(sheet, pen, comparison, run, left, rows)
-    _footnotes(pen, comparison, sheet.height - 36)
+    _footnotes(pen, comparison, sheet.height - 54)
     return sheet
 
 
@@ -64,7 +68,7 @@ def _block_headers(pen: ImageDraw.ImageDraw, runs: list[Run], lefts: list[int]) 
 
 
 def _row_labels(pen: ImageDraw.ImageDraw, comparison: Comparison, rows: int) -> None:
-    for row, picture in enumerate(comparison.told[:rows]):
+    for row, picture in enumerate(comparison.descriptions[:rows]):
         middle = HEADER + row * (CELL + GAP) + CELL / 2
         lines = textwrap.wrap(picture.caption(), 18)
         top = middle - 9 * len(lines)
@@ -94,7 +98,8 @@ def _footnotes(pen: ImageDraw.ImageDraw, comparison: Comparison, top: int) -> No
     notes = [
         "NFE: guided calls of the network.  Reads: a classifier finds colour and shape of the caption in the picture.",
         "Distance: of the latents to where the guided equation itself leads, relative to its size. "
-        f"Over {len(comparison.told)} images.",
+        f"Over {len(comparison.descriptions)} images.",
+        ranking(comparison),
     ]
     for i, note in enumerate(notes):
         pen.text((MARGIN, top + 18 * i), note, MUTED, _font(12), anchor="ls")

@@ -17,7 +17,7 @@ import gradio as gr
 import torch
 from PIL import Image
 
-from hpsampler.panel import panel_data
+from hpsampler.panel import Known
 from hpsampler.presets import PresetStore, built_in
 from hpsampler.settings import ENABLED, Settings, SettingsError
 from hpsampler.webui.accordion import PageContext, build
@@ -26,7 +26,7 @@ from tiny_model.networks import WEIGHTS
 from tiny_model.pictures import SIDE
 from tiny_model.words import WORDS, unknown_words
 
-from .session import FAMILY, HP, MAX_PICTURES, MAX_SEED, OURS, SAMPLERS, SCHEDULES, Drawing, Reading, Request, draw
+from .session import FAMILY, MAX_PICTURES, MAX_SEED, SAMPLERS, SCHEDULES, Drawing, Reading, Request, draw
 
 __all__ = ["main", "page"]
 
@@ -40,30 +40,30 @@ PAGE = MappingProxyType(
 )
 """Where the accordion's panel finds the page's own controls."""
 
-SCRIPTS = tuple(
-    Path(__file__).parents[1] / "javascript" / name for name in ("hpsampler_schedule.js", "hpsampler_panel.js")
-)
+ROOT = Path(__file__).parents[1]
+SCRIPT, STYLE = ROOT / "javascript" / "hpsampler_panel.js", ROOT / "style.css"
+"""What the WebUI loads of an extension by itself."""
 
 
 def page(model: TinyModel, presets: Path) -> gr.Blocks:
     """The page, ready to launch; it draws with ``model`` and keeps presets in the folder ``presets``."""
     store = PresetStore(presets)
 
-    def panel() -> dict[str, Any]:
-        return panel_data(
-            "the tiny model", FAMILY, model.noise, OURS, [HP], presets=[*built_in(), *store.read()[0]]
-        )  # fmt: skip
+    def known() -> Known:
+        return Known(FAMILY, model.noise, "the tiny model", presets=(*built_in(), *store.read()[0]))
 
     # fonts of the reader's own machine: the usual theme asks a CDN for them
     theme = gr.themes.Default(font="system-ui", font_mono="monospace")
-    with gr.Blocks(title="HP Sampler", theme=theme, analytics_enabled=False) as blocks:
+    style = STYLE.read_text(encoding="utf-8")
+    with gr.Blocks(title="HP Sampler", theme=theme, css=style, analytics_enabled=False) as blocks:
         gr.Markdown(
             "# HP Sampler\nA tiny Stable Diffusion, trained on drawn shapes. It knows these words: " + ", ".join(WORDS)
         )
         with gr.Row():
             with gr.Column():
                 controls = _controls()
-                accordion = build(PREFIX, _switched, PageContext(PAGE, panel, store))
+                accordion = build(PREFIX, _switched, PageContext(PAGE, known, store))
+                accordion.connect(*controls[2:4])
             with gr.Column():
                 button = gr.Button("Generate", variant="primary", elem_id="demo_generate")
                 gallery = gr.Gallery(
@@ -81,8 +81,7 @@ def page(model: TinyModel, presets: Path) -> gr.Blocks:
             return _gallery(drawing), drawing.infotext, _facts(drawing, unknown)
 
         button.click(generate, [*controls, *accordion.inputs], [gallery, text, facts], api_name="generate")
-        # the WebUI loads an extension's scripts by itself
-        blocks.load(None, None, None, _js=f"() => {{{''.join(each.read_text(encoding='utf-8') for each in SCRIPTS)}}}")
+        blocks.load(None, None, None, _js=f"() => {{{SCRIPT.read_text(encoding='utf-8')}}}")
     return blocks
 
 
@@ -171,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="The extension's controls on a page of its own.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--port", type=int, default=7870)
+    parser.add_argument("--port", type=int, default=7870, help="port of the page on this machine")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the tiny model's weights")
     parser.add_argument("--presets", type=Path, default=Path("out/presets"), help="folder where presets are kept")
     options = parser.parse_args(argv)

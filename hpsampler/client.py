@@ -1,7 +1,7 @@
-"""The HTTP client of a running WebUI, and what its command lines share.
+"""The HTTP client for a running WebUI, and the common part of the command lines that use it.
 
 The WebUI holds the model, so calibrations, statistics and pictures are made there; a command line starts the work,
-follows it, and fetches what came of it.
+follows it, and fetches the results.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 __all__ = [
-    "Client", "ClientError", "RequestRefused", "add_commands", "add_config_options", "make_parser", "run_command",
-    "start_job",
+    "Client", "ClientError", "RequestRefused", "add_commands", "add_config_options", "make_parser", "print_remarks",
+    "run_command", "start_job",
 ]  # fmt: skip
 
-EVERY_SECONDS = 1.0
+POLL_SECONDS = 1.0
 
 
 class ClientError(Exception):
-    """The WebUI cannot be reached, or does not let us in; the message is for people."""
+    """The WebUI cannot be reached, or refuses the login; the message is meant for the user."""
 
 
 class RequestRefused(ClientError):
     """The WebUI answered a request with an error.
 
     Attributes:
-        status: of the HTTP answer.
+        status: the HTTP status code.
     """
 
     def __init__(self, message: str, status: int = 0) -> None:
@@ -43,23 +43,23 @@ class RequestRefused(ClientError):
 
 
 class Client:
-    """A running WebUI.
+    """The HTTP client for a running WebUI.
 
     Args:
-        url: such as ``http://127.0.0.1:7860``.
-        auth: ``user:password`` where it was started with ``--api-auth``.
-        timeout: seconds that one request may take.
+        url: address such as ``http://127.0.0.1:7860``.
+        auth: ``user:password``, if the WebUI was started with ``--api-auth``.
+        timeout: time limit of a request in seconds.
     """
 
     def __init__(self, url: str, auth: Optional[str] = None, timeout: float = 120) -> None:
         self.url, self.auth, self.timeout = url.rstrip("/"), auth, timeout
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """The JSON that the WebUI answers.
+        """Send a request; returns the JSON of the response.
 
         Raises:
-            RequestRefused: it answered with an error; the message has its words.
-            ClientError: it cannot be reached, or does not let us in.
+            RequestRefused: the WebUI answered with an error, which the message quotes.
+            ClientError: the WebUI cannot be reached, or refuses the login.
         """
         try:
             request = Request(self.url + path, method=method)
@@ -69,44 +69,44 @@ class Client:
             if body is not None:
                 request.add_header("Content-Type", "application/json")
                 data = json.dumps(body).encode()
-            with urlopen(request, data, timeout=self.timeout) as answer:
-                return json.load(answer)
+            with urlopen(request, data, timeout=self.timeout) as response:
+                return json.load(response)
         except HTTPError as error:
             if error.code in (401, 403):
-                raise ClientError(f"{self.url} wants another user and password: --auth user:password") from None
+                raise ClientError(f"{self.url} requires another user and password: --auth user:password") from None
             if error.code == 404:
-                raise ClientError(_missing(self.url, path)) from None
-            raise RequestRefused(_words_of(error), error.code) from None
+                raise ClientError(_missing_route(self.url, path)) from None
+            raise RequestRefused(_message_of(error), error.code) from None
         except (URLError, OSError, ValueError, http.client.HTTPException) as error:
             raise ClientError(f"no answer from {self.url}: {getattr(error, 'reason', None) or error}") from None
 
 
-def _missing(url: str, path: str) -> str:
-    """What a 404 means: the WebUI's own routes are there with ``--api``, ours with the extension too."""
+def _missing_route(url: str, path: str) -> str:
+    """What a 404 means: the WebUI's routes need ``--api``, and ours the extension as well."""
     if path.startswith("/hpsampler"):
         return f"{url} has no HP Sampler, or was started without --api"
     return f"{url} has no {path.partition('?')[0]}; start the WebUI with --api"
 
 
-def _words_of(error: HTTPError) -> str:
-    """What an error's body says: FastAPI's ``detail``, or the ``errors`` and ``error`` of A1111."""
+def _message_of(error: HTTPError) -> str:
+    """The message in an error's body: FastAPI's ``detail``, or A1111's ``errors`` or ``error``."""
     try:
-        found = json.load(error)
+        body = json.load(error)
     except (ValueError, OSError, http.client.HTTPException):
         return f"the WebUI answered {error}"
-    if not isinstance(found, dict):
-        return f"the WebUI answered {error.code}: {found}"
-    detail = found.get("detail")
+    if not isinstance(body, dict):
+        return f"the WebUI answered {error.code}: {body}"
+    detail = body.get("detail")
     if isinstance(detail, list):
-        detail = "; ".join(f"{'.'.join(map(str, each.get('loc', ())))}: {each.get('msg')}" for each in detail)
-    return f"the WebUI answered {error.code}: {found.get('errors') or detail or found.get('error') or found}"
+        detail = "; ".join(f"{'.'.join(map(str, item.get('loc', ())))}: {item.get('msg')}" for item in detail)
+    return f"the WebUI answered {error.code}: {body.get('errors') or detail or body.get('error') or body}"
 
 
 # ---- command lines ---------------------------------------------------------------------------------------------------
 
 
 def make_parser(program: str, description: str) -> argparse.ArgumentParser:
-    """The parser that every command line begins with: which WebUI, and how it lets us in."""
+    """A parser with the options of every command line: the WebUI's address and login."""
     parser = argparse.ArgumentParser(
         prog=f"python -m hpsampler.{program}", description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -117,32 +117,32 @@ def make_parser(program: str, description: str) -> argparse.ArgumentParser:
 
 
 def add_config_options(start: argparse.ArgumentParser, numbers: dict[str, str]) -> None:
-    """The options that describe any job: its name, prompts, and whole numbers by name with their help."""
+    """Add the options that all jobs have: name, prompts, and whole numbers, given by name with their help texts."""
     start.add_argument("name", help="name of the result, as menus and pictures show it")
-    start.add_argument("--prompts", type=Path, help="text file with one prompt on each line (default: those built in)")
+    start.add_argument("--prompts", type=Path, help="text file with a prompt on each line (default: the built-in ones)")
     start.add_argument("--negative", help="negative prompt (default: none)")
     for name, text in numbers.items():
         start.add_argument(f"--{name}", type=int, help=text)
 
 
 def add_commands(commands: Any) -> None:
-    """The commands that :func:`run_command` carries out."""
-    named = {
-        "resume": "go on with an unfinished job",
-        "discard": "forget an unfinished job; what it has finished stays",
+    """Add the commands that :func:`run_command` carries out."""
+    with_name = {
+        "resume": "continue an unfinished job",
+        "discard": "delete an unfinished job; finished results stay",
         "delete": "delete a result",
     }
-    for name, text in named.items():
+    for name, text in with_name.items():
         commands.add_parser(name, help=text).add_argument("name", help="as `list` shows it")
-    for name, text in (("watch", "follow the job under way"), ("stop", "stop it; it can be resumed")):
+    for name, text in (("watch", "follow the running job"), ("stop", "stop the running job; it can be resumed")):
         commands.add_parser(name, help=text)
     rename = commands.add_parser("rename", help="rename a result")
     rename.add_argument("name", help="as `list` shows it")
-    rename.add_argument("new_name", help="the name it shall have")
+    rename.add_argument("new_name", help="its new name")
 
 
 def start_job(client: Client, jobs: str, args: argparse.Namespace, fields: tuple[str, ...]) -> None:
-    """Start the job that ``args`` describe (those of ``fields`` that were given), and follow it."""
+    """Start the job that ``args`` describe by those of ``fields`` that were given, and follow it."""
     config = {name: getattr(args, name) for name in fields if getattr(args, name) is not None}
     if args.prompts is not None:
         config["prompts"] = args.prompts.read_text(encoding="utf-8-sig")
@@ -170,8 +170,17 @@ def run_command(client: Client, args: argparse.Namespace, jobs: str, results: st
         print(f"Deleted: {args.name}")
 
 
+def print_remarks(client: Client, jobs: str, problems: list[str]) -> None:
+    """Print the end of a list of results: files that cannot be read, and unfinished jobs."""
+    for problem in problems:
+        print(problem)
+    unfinished = client.ask("GET", jobs)["unfinished"]
+    if unfinished:
+        print(f"Unfinished: {', '.join(unfinished)}")
+
+
 def follow(client: Client, jobs: str) -> None:
-    """Print what happens until the job under way ends. Raises SystemExit: it failed."""
+    """Print the progress of the running job until it ends. Raises SystemExit: the job failed."""
     printed = 0
     while True:
         status = client.ask("GET", jobs)
@@ -180,11 +189,11 @@ def follow(client: Client, jobs: str) -> None:
         printed = len(status["log"])
         if status["state"] != "running":
             break
-        left = status["seconds_left"]
+        seconds_left = status["seconds_left"]
         progress = f"{status['calls']} of at most {status['of']} UNet calls"
-        progress += f", at most {left / 60:.1f} min of drawing left" if left is not None else ""
+        progress += f", at most {seconds_left / 60:.1f} min of drawing left" if seconds_left is not None else ""
         print(f"\r{progress}".ljust(79), end="", file=sys.stderr, flush=True)
-        time.sleep(EVERY_SECONDS)
+        time.sleep(POLL_SECONDS)
     print(status["message"])
     if status["state"] == "failed":
         raise SystemExit(1)

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Optional
 
 from .recipes import AUTO, SOLVER_LABELS, Recipe
-from .settings import FIELDS, FREEU_FIELDS, SCHEDULE_FIELDS, SOLVERS_OF, Settings
+from .settings import ENDING_LABELS, FIELDS, FREEU_FIELDS, SCHEDULE_FIELDS, SOLVERS_OF, Settings
 
-__all__ = ["Use", "idle"]
+__all__ = ["AUTOMATIC", "CALIBRATED_LABEL", "OWN_SAMPLER", "SAMPLERS", "SCHEDULES", "Use", "idle"]
+
+SCHEDULES: Mapping[str, str] = MappingProxyType({"hp": "HP", "hp_calibrated": "HP calibrated"})
+"""Our schedule types: name and label."""
+
+CALIBRATED_LABEL = SCHEDULES["hp_calibrated"]
+
+SAMPLERS: Mapping[str, Optional[str]] = MappingProxyType(
+    {"HP Auto": None, "HP DPM++ 1S": "dpmpp_1s", "HP DPM++ 2M": "dpmpp_2m", "HP UniPC": "unipc", "HP DPM-v3": "dpm_v3"}
+)
+"""Our samplers and the solver behind each; None is the recipe's own. No aliases: the WebUI resolves none of them, it
+would silently run another sampler."""
+
+OWN_SAMPLER = "HP Auto"
+AUTOMATIC = "Automatic"
+"""The schedule type that is each sampler's own: for ours, HP."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +46,18 @@ class Use:
     solver: Optional[str]
     coupled: bool
     from_noise: bool = True
+
+    @classmethod
+    def of(cls, sampler: str, schedule: Optional[str], from_noise: bool = True) -> Use:
+        """Of a sampler and the label of a schedule type, as the page shows them; None is Automatic."""
+        own, label = sampler in SAMPLERS, schedule or AUTOMATIC
+        coupled = own if label == AUTOMATIC else label in SCHEDULES.values()
+        return cls(sampler, label, own, SAMPLERS.get(sampler), coupled, from_noise)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the schedule type asks for a calibrated schedule."""
+        return self.schedule == CALIBRATED_LABEL
 
     def runs(self, recipe: Recipe) -> str:
         """The solver of ours that runs; empty for a sampler of the host's."""
@@ -62,7 +90,10 @@ def idle(settings: Settings, use: Use, recipe: Recipe) -> dict[str, str]:
     for name, owners in SOLVERS_OF.items():
         if solver not in owners:
             told = " and ".join(SOLVER_LABELS[each] for each in owners)
-            rest(frozenset({name}), f"it belongs to {told}, and another solver is in use")
+            whose = "HP samplers" if len(owners) == len(SOLVER_LABELS) else told
+            rest(frozenset({name}), f"it belongs to {whose}, and another solver is in use")
+    if ENDING_LABELS.get(settings.ending, recipe.ending) not in ("zero", "extrapolate"):
+        rest(frozenset({"bend"}), "the schedule does not end at zero")
     if not use.from_noise:
         rest(frozenset({"analytical_first_step", "golden_noise"}), "img2img does not start from pure noise")
     if settings.golden_form and not use.own:

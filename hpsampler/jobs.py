@@ -18,13 +18,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Optional, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Optional, Protocol, TypeVar
 
 import torch
 
-from .noise import NoiseModel
-from .solvers._core import Model
 from .store import Store, StoreError, abbreviated, clean_name, write_atomically
+
+if TYPE_CHECKING:
+    from .noise import NoiseModel
+    from .solvers._core import Model
 
 __all__ = [
     "DEFAULT_PROMPTS", "Cancelled", "Exclusively", "Job", "JobConfig", "JobRunner", "ModelSource", "Progress", "Status",

@@ -57,7 +57,7 @@ class Preset:
         """Every field of the accordion by name."""
         return {each.name: self.settings.get(each.name, each.default) for each in FIELDS}
 
-    def misfit(self, family: str, steps: int) -> str:
+    def mismatch(self, family: str, steps: int) -> str:
         """Why it is not made for models of that family at so many steps; empty where it is.
 
         SD 2.x has no presets of its own, and takes SD 1.x's.

@@ -11,6 +11,9 @@ steps   schedule                              solver and ending, by guidance sca
 9-150   the same spacing, not cut, to 0       the same
 ======  ====================================  =======================================================
 
+With few calls Auto gives each less than the CFG scale (:mod:`~hpsampler.guidance`), and bends the schedule towards
+Karras' where there are calls enough for small sigmas (:func:`auto_bend`). The paper's presets take guidance as set.
+
 Cuts (base steps, rho, index): 1-6 steps (8, 5, 6); 7-8 steps SD1/SD2 (12, 7, 9), SDXL (12, 12, 10). Their last point
 is replaced by 0. Free-U is off.
 
@@ -27,11 +30,13 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Optional
 
+import numpy as np
 import torch
 
 from .freeu import FreeUPlan
+from .guidance import effective_guidance
 from .noise import NoiseModel
-from .schedule import base_karras, coupled_sigmas
+from .schedule import base_karras, bent_towards_karras, coupled_sigmas, started_at_strength
 
 __all__ = [
     "AUTO", "ENDINGS", "FAMILIES", "MAX_STEPS", "PRESETS", "Recipe", "counterpart", "family_of", "measured_form",
@@ -98,6 +103,10 @@ class Recipe:
             multistep solver; a point is added so that the calls stay.
         noise_level: of UniPC's stochastic corrector; 0 is none.
         freeu: plans in force, none overlapping; empty is off.
+        guidance: the guidance scale of each call, ``steps`` of them; empty is as it was set. See
+            :mod:`~hpsampler.guidance`.
+        bend: how far a schedule that ends at 0 is drawn towards Karras', see
+            :func:`~hpsampler.schedule.bent_towards_karras`.
         levels: a schedule calibrated to a model, ``steps + 1`` sigmas that stand in place of all those numbers.
         factors: DPM++ 2M's, one per step, that were calibrated with it.
         calibration: the name by which ``levels`` can be found again; empty where there are none.
@@ -118,12 +127,19 @@ class Recipe:
     analytical_first_step: float = 0.0
     noise_level: float = 0.0
     freeu: tuple[FreeUPlan, ...] = ()
+    guidance: tuple[float, ...] = ()
+    bend: float = 0.0
     levels: tuple[float, ...] = ()
     factors: tuple[float, ...] = ()
     calibration: str = ""
 
     def sigmas(
-        self, noise: NoiseModel, sigma_min: Optional[float] = None, sigma_max: Optional[float] = None
+        self,
+        noise: NoiseModel,
+        sigma_min: Optional[float] = None,
+        sigma_max: Optional[float] = None,
+        first: int = 0,
+        strength: float = 1.0,
     ) -> torch.Tensor:
         """The schedule on a model's noise table; ``steps + 1`` values, or one more with ``ending="extra_call"``.
 
@@ -131,19 +147,28 @@ class Recipe:
         the schedule ends at the sigma that the cut means on Stable Diffusion's own table.
 
         Calibrated levels belong to one model's table, and are given as they are.
+
+        Args:
+            sigma_min, sigma_max: ends of the base schedule where they are not the table's own.
+            first, strength: of img2img: the entry that the host starts at, and the strength that it shall mean, see
+                :func:`~hpsampler.schedule.started_at_strength`.
         """
         if self.levels:
             return torch.tensor(self.levels, dtype=torch.float32)
         end_sigma = self.end_sigma
         if end_sigma is None and noise.zero_terminal_snr:
             end_sigma = max(self.cut_sigma(), noise.sigma_min)
-        finish = "zero" if self.ending in ("zero", "extrapolate") else "keep"
         sigmas = coupled_sigmas(
-            noise, self.steps, self.base_steps, self.rho, self.truncation_index, self.time_rho, finish,
+            noise, self.steps, self.base_steps, self.rho, self.truncation_index, self.time_rho,
             end_sigma=end_sigma, sigma_min=sigma_min, sigma_max=sigma_max,
         )  # fmt: skip
+        sigmas = started_at_strength(noise, sigmas, first, strength, self.time_rho)
         if self.ending == "extra_call":
-            sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
+            return torch.cat([sigmas, sigmas.new_zeros(1)])
+        if self.ending in ("zero", "extrapolate"):
+            sigmas[-1] = 0.0
+            low = noise.sigma_min if sigma_min is None else sigma_min
+            sigmas[first:] = bent_towards_karras(sigmas[first:], self.bend, low, float(sigmas[first]))
         return sigmas
 
     def options(self) -> dict[str, Any]:
@@ -176,6 +201,11 @@ class Recipe:
         """The sigma at ``truncation_index`` of the base schedule, on Stable Diffusion's noise table."""
         return float(base_karras(self.base_steps, self.rho, *_SD_SIGMAS)[self.truncation_index])
 
+    def base(self, noise: NoiseModel) -> np.ndarray:
+        """The base schedule, ``base_steps`` sigmas, that the cut is measured on; see :meth:`sigmas`."""
+        ends = _SD_SIGMAS if noise.zero_terminal_snr else (noise.sigma_min, noise.sigma_max)
+        return base_karras(self.base_steps, self.rho, *ends)
+
     def with_steps(self, steps: int) -> Recipe:
         """The same hyperparameters at another number of steps; Free-U keeps its distance from the end.
 
@@ -185,7 +215,9 @@ class Recipe:
         if not shift:
             return self
         freeu = shifted(self.freeu, shift)
-        return replace(self, steps=steps, freeu=freeu, levels=(), factors=(), calibration="")
+        # guidance fitted call by call belongs to its own number of steps, a single scale to any
+        guidance = self.guidance[:1] * steps if len(set(self.guidance)) == 1 else ()
+        return replace(self, steps=steps, freeu=freeu, guidance=guidance, levels=(), factors=(), calibration="")
 
 
 def shifted(plans: tuple[FreeUPlan, ...], by: int) -> tuple[FreeUPlan, ...]:
@@ -232,7 +264,22 @@ def recipe_for(family: str, steps: int, cfg_scale: float) -> Recipe:
     else:
         cut = (8, 5.0, 6)
     ending = "extrapolate" if cfg_scale <= LOW_GUIDANCE else "zero"
-    return Recipe(AUTO, steps, *cut, ending=ending, solver="dpmpp_2m")
+    acting = effective_guidance(cfg_scale, steps)
+    guidance = (acting,) * steps if acting != cfg_scale else ()
+    return Recipe(
+        AUTO, steps, *cut, ending=ending, solver="dpmpp_2m", guidance=guidance, bend=auto_bend(steps, cfg_scale)
+    )
+
+
+def auto_bend(steps: int, cfg_scale: float) -> float:
+    """How far Auto bends its schedule: not at all up to a number of calls that rises with guidance, then to a quarter.
+
+    Few calls at high guidance are needed at large sigmas, so it grows more slowly there. It was decided on the exact
+    problems and on two trained models, which agree from 6 calls on and not at 5 (``docs/measurements.md``).
+    """
+    straight = min(2 + 0.6 * cfg_scale, 5.0)
+    growth = 0.4 / max(cfg_scale, 4.0)
+    return round(min(max(growth * (steps - straight), 0.0), 0.25), 3)
 
 
 def _is_number(value: Any) -> bool:

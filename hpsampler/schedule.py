@@ -1,13 +1,14 @@
-"""The coupled schedule: a base Karras schedule, cut early, its span refilled evenly in (warped) time.
+"""The coupled schedule: a Karras schedule is truncated, and its range is divided again, evenly in (warped) time.
 
-arXiv 2510.02390, with n = ``base_steps``, k = ``truncation_index``::
+As in arXiv 2510.02390, with n = ``base_steps``, k = ``truncation_index``::
 
     base_i = (smax^(1/rho) + i/(n-1) (smin^(1/rho) - smax^(1/rho)))^rho          i = 0 .. n-1
     t_0, t_end = t(base_0), t(base_k)                                            the truncation
     t_j = (t_0^(1/p) + j/steps (t_end^(1/p) - t_0^(1/p)))^p,  p = time_rho       j = 0 .. steps
     sigma_j = sigma(t_j)
 
-so ``base_steps``, ``rho`` and ``truncation_index`` only decide where the schedule ends; ``end_sigma`` says it directly.
+So ``base_steps``, ``rho`` and ``truncation_index`` only determine where the schedule ends; ``end_sigma`` states it
+directly.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ import torch
 
 from .noise import NoiseModel
 
-__all__ = ["FINISHES", "base_karras", "coupled_sigmas", "insert_first_midpoint"]
+__all__ = [
+    "FINISHES",
+    "base_karras",
+    "bent_towards_karras",
+    "coupled_sigmas",
+    "insert_first_midpoint",
+    "started_at_strength",
+]
 
 FINISHES = ("keep", "zero")
 
@@ -52,12 +60,12 @@ def coupled_sigmas(
         steps: number of steps, at least 1.
         base_steps: number of points of the base Karras schedule (the paper's n), at least 2.
         rho: rho of the base schedule (the paper's p2), > 0.
-        truncation_index: the base point to stop at, 1 to ``base_steps - 1`` (the paper's k).
-        time_rho: exponent of the spacing in time (the paper's p1), > 0; 1 is uniform timesteps.
-        finish: ``"keep"`` ends at the truncated sigma (its noise is left for the decoder),
-            ``"zero"`` replaces that last sigma by 0.
-        end_sigma: where to end, instead of base_steps, rho and truncation_index. Within the table.
-        sigma_min, sigma_max: ends of the base schedule where they are not the table's own.
+        truncation_index: index of the base point to stop at, 1 to ``base_steps - 1`` (the paper's k).
+        time_rho: exponent of the spacing in time (the paper's p1), > 0; 1 gives uniform timesteps.
+        finish: ``"keep"`` ends at the truncated sigma and leaves that noise to the decoder; ``"zero"`` replaces the
+            last sigma by 0.
+        end_sigma: the last sigma, given instead of base_steps, rho and truncation_index. Must be within the table.
+        sigma_min, sigma_max: ends of the base schedule; the table's ends by default.
 
     Returns:
         float32 tensor on the CPU, shape (steps + 1,).
@@ -78,19 +86,19 @@ def coupled_sigmas(
     t_start = float(noise.sigma_to_t(high))
     if end_sigma is not None:
         t_end = _t_of_end_sigma(noise, end_sigma, high)
-        asked = f"end_sigma={end_sigma:g}"
+        end = f"end_sigma={end_sigma:g}"
     else:
         t_end = float(noise.sigma_to_t(_truncated_sigma(base_steps, rho, truncation_index, low, high)))
-        asked = f"base_steps={base_steps}, rho={rho:g}, truncation_index={truncation_index}"
+        end = f"base_steps={base_steps}, rho={rho:g}, truncation_index={truncation_index}"
     if not t_end < t_start:
         raise ValueError(
-            f"the schedule must end below its start: {asked} ends at timestep {t_end:g}, the start is {t_start:g}"
+            f"the schedule must end below its start: {end} ends at timestep {t_end:g}, the start is {t_start:g}"
         )
 
     sigmas = torch.tensor(noise.t_to_sigma(_warped(t_start, t_end, int(steps), time_rho)), dtype=torch.float32)
     if not (sigmas.diff() < 0).all():
         raise ValueError(
-            f"the schedule's {steps} steps must stay apart, and some fall together with {asked}, "
+            f"the schedule's {steps} steps must stay apart, and some fall together with {end}, "
             f"time_rho={time_rho:g}; choose a time_rho nearer to 1.2, or another end"
         )
     if finish == "zero":
@@ -103,16 +111,88 @@ def _warped(start: float, end: float, steps: int, rho: float) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         first, last = np.float64(start) ** (1 / rho), np.float64(end) ** (1 / rho)
         values = (first + np.linspace(0, 1, steps + 1) * (last - first)) ** rho
-    # a small rho loses the lesser end among the digits of the greater
+    # with a small rho the smaller end is lost to rounding
     values[-1] = end if steps else start
     return values
 
 
-def insert_first_midpoint(noise: NoiseModel, sigmas: torch.Tensor) -> torch.Tensor:
-    """``sigmas`` with one point more, halfway in time between the first two.
+def bent_towards_karras(sigmas: torch.Tensor, bend: float, sigma_min: float, sigma_max: float) -> torch.Tensor:
+    """A schedule that ends at 0, drawn towards Karras' of as many steps; same shape, still strictly decreasing.
 
-    The analytical first step calls no model; the point added here spends that call, so the number of calls
-    stays (method of the paper's UniPC scripts). Shape (n,) -> (n + 1,).
+    log sigma_i' = (1 - bend) log sigma_i + bend log karras_i, so 0 leaves it as it is and 1 is Karras' (rho 7).
+    The time-spaced schedule ends in one long jump to 0 over all fine detail; bending it shortens that jump and spends
+    the calls at small sigmas instead.
+
+    Args:
+        sigmas: shape (steps + 1,), decreasing, the last 0.
+        bend: from 0 to 1.
+        sigma_min, sigma_max: ends of Karras' schedule.
+
+    Raises:
+        ValueError: a bend outside 0 to 1, or a schedule that does not end at 0.
+    """
+    if not 0 <= bend <= 1:
+        raise ValueError(f"bend must be a number from 0 to 1, got {bend!r}")
+    if float(sigmas[-1]) != 0:
+        raise ValueError(f"bend is for a schedule that ends at 0, this one ends at {float(sigmas[-1]):g}")
+    if bend == 0 or len(sigmas) < 3:
+        return sigmas
+    points = sigmas[:-1].double().numpy()
+    karras = base_karras(len(points), 7.0, sigma_min, sigma_max)
+    bent = np.exp((1 - bend) * np.log(points) + bend * np.log(karras))
+    bent[0] = points[0]
+    return torch.tensor([*bent, 0.0], dtype=sigmas.dtype)
+
+
+def started_at_strength(
+    noise: NoiseModel, sigmas: torch.Tensor, first: int, strength: float, time_rho: float = 1.2
+) -> torch.Tensor:
+    """A schedule whose entry ``first`` is the noise level that an img2img strength means; same shape, still decreasing.
+
+    A host runs the last part of a schedule for img2img. With few steps its entries are far apart, so every strength in
+    a wide range would start at the same one. Here the start is that of a schedule with very many steps: the point at
+    ``1 - strength`` of the warped time from the schedule's start to the table's smallest sigma. The calls from there on
+    are spaced evenly in warped time down to the schedule's end. So the change grows with strength, and 0 leaves the
+    picture as good as it was; 1 is the schedule itself.
+
+    Args:
+        sigmas: shape (n,), decreasing, the last above 0.
+        first: index at which the host starts, from 0 to n - 2.
+        strength: from 0 (nothing changes) to 1 (from pure noise).
+        time_rho: exponent of the spacing in time, see :func:`coupled_sigmas`.
+
+    Raises:
+        ValueError: an index or a strength out of range.
+    """
+    if not 0 <= first <= len(sigmas) - 2:
+        raise ValueError(f"first must be a whole number from 0 to {len(sigmas) - 2}, got {first!r}")
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be a number from 0 to 1, got {strength!r}")
+    if strength == 1 and first == 0:
+        return sigmas
+    top, bottom = (noise.t_of_end(float(level)) for level in (sigmas[0], sigmas[-1]))
+    calls = len(sigmas) - 1 - first
+    # a hundredth of a table entry for every call keeps all points apart
+    start = min(max(_warped_at(top, 0.0, 1 - strength, time_rho), 0.01 * (calls + 1)), top)
+    before = _warped(top, start, first, time_rho)[:-1] if first else np.empty(0)
+    times = np.concatenate([before, _warped(start, min(bottom, start / 2), calls, time_rho)])
+    return torch.tensor(noise.t_to_sigma(times), dtype=sigmas.dtype)
+
+
+def _warped_at(start: float, end: float, share: float, rho: float) -> float:
+    """One point of :func:`_warped`, at ``share`` of the way."""
+    first, last = start ** (1 / rho), end ** (1 / rho)
+    return float((first + share * (last - first)) ** rho)
+
+
+def insert_first_midpoint(noise: NoiseModel, sigmas: torch.Tensor) -> torch.Tensor:
+    """Insert a point halfway in time between the first two sigmas.
+
+    The analytical first step makes no model call. The point added here uses that call, so the number of calls stays the
+    same (as in the paper's UniPC scripts). Shape (n,) -> (n + 1,).
+
+    Raises:
+        ValueError: fewer than 2 sigmas.
     """
     if len(sigmas) < 2:
         raise ValueError(f"sigmas must hold at least 2 entries, got {len(sigmas)}")
@@ -126,7 +206,7 @@ def _truncated_sigma(
 ) -> float:
     for name, value in (("base_steps", base_steps), ("rho", rho), ("truncation_index", truncation_index)):
         if value is None:
-            raise ValueError(f"{name} is needed unless end_sigma is given")
+            raise ValueError(f"{name} is required unless end_sigma is given")
     assert base_steps is not None and rho is not None and truncation_index is not None
     if not _is_whole(base_steps) or base_steps < 2:
         raise ValueError(f"base_steps must be a whole number of at least 2, got {base_steps!r}")
@@ -143,7 +223,7 @@ def _truncated_sigma(
 
 
 def _t_of_end_sigma(noise: NoiseModel, end_sigma: float, high: float) -> float:
-    # a hair of tolerance: the table's own smallest sigma, rounded for display, must be accepted
+    # with a small tolerance, as the table's smallest sigma must be accepted as it is displayed, rounded
     if not noise.sigma_min * (1 - 1e-4) <= _check_positive("end_sigma", end_sigma) < high:
         raise ValueError(
             f"end_sigma must be from {noise.sigma_min:.4g} (the model's smallest) to below {high:.4g}, "

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Optional
 
 from .freeu import FreeUPlan
-from .golden.search import Form
+from .golden.search import GoldenForm
 from .recipes import AUTO, MAX_STEPS, PRESETS, Recipe, counterpart, late_start, recipe_for
 from .solvers.unipc import MAX_ORDER, PREDICTIONS, VARIANTS
 
@@ -23,9 +23,10 @@ __all__ = [
 ]  # fmt: skip
 
 AS_RECIPE = "Recipe"
+AS_SET = "As set"
 OFF = "Off"
 SAME = "Same"
-GOLDEN_FORMS = tuple(form.value for form in Form)
+GOLDEN_FORMS = tuple(form.value for form in GoldenForm)
 
 NO_STATISTICS = "there are no statistics of this model, so DPM-v3 ran without them, as a plain multistep solver"
 LONGEST_TEXT = 400
@@ -45,7 +46,11 @@ ANALYTICAL = MappingProxyType({"On": 1.0, "0.975": 0.975, "Off": 0.0})
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be used; the message is for people."""
+    """A setting that cannot be used; the message is for people, ``names`` are the fields that it is about."""
+
+    def __init__(self, message: str, *names: str) -> None:
+        super().__init__(message)
+        self.names = names
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ class Field:
 
     ``name`` is the API's; ``label`` the page's, and with "HP " before it the infotext's. A number is a whole one where
     ``whole``; ``neutral`` is allowed beside the range ``low`` to ``high``, and means "as the recipe says". A text
-    without ``choices`` is any name, or one of ``words``. ``formerly`` is what older pictures call it.
+    without ``choices`` is one of ``words`` or, where there is a range, a number in it; else it is any name.
+    ``formerly`` is what older pictures call it; ``suggestions`` are numbers that a menu offers beside the words.
     """
 
     name: str
@@ -69,6 +75,7 @@ class Field:
     aliases: Mapping[str, str] = field(default_factory=dict)
     words: tuple[str, ...] = ()
     formerly: str = ""
+    suggestions: tuple[str, ...] = ()
 
     @property
     def infotext(self) -> str:
@@ -77,6 +84,11 @@ class Field:
     @property
     def whole(self) -> bool:
         return isinstance(self.default, int) and not isinstance(self.default, bool)
+
+    @property
+    def ranged(self) -> bool:
+        """Whether it is a number within a range, or a word in its place."""
+        return self.high > self.low
 
     def parse(self, value: Any) -> Any:
         """The value in its proper type.
@@ -90,12 +102,14 @@ class Field:
             raise self.error(value, "true or false")
         if self.choices:
             return self._choice(value)
-        return self._text(value) if isinstance(self.default, str) else self._number(value)
+        if not isinstance(self.default, str):
+            return self._number(value)
+        return self._word_or_number(value) if self.ranged else self._text(value)
 
     def error(self, value: Any, allowed: str) -> SettingsError:
         shown = repr(value)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return SettingsError(f"HP Sampler: {self.label} ({self.name}) must be {allowed}, got {shown}")
+        return SettingsError(f"HP Sampler: {self.label} ({self.name}) must be {allowed}, got {shown}", self.name)
 
     def _choice(self, value: Any) -> str:
         if isinstance(value, (str, int)) and not isinstance(value, bool):
@@ -110,6 +124,20 @@ class Field:
             text = value.strip()
             return next((word for word in self.words if word.lower() == text.lower()), text)
         raise self.error(value, f"{', '.join(self.words)} or a name of at most {LONGEST_TEXT} characters")
+
+    def _word_or_number(self, value: Any) -> str:
+        """One of the words, or the shortest text of a number within the range."""
+        if isinstance(value, str):
+            for word in self.words:
+                if word.lower() == value.strip().lower():
+                    return word
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not self.low <= number <= self.high:
+            raise self.error(value, f"{', '.join(self.words)} or a number from {self.low:g} to {self.high:g}")
+        return f"{number:.4g}"
 
     def _number(self, value: Any) -> float:
         allowed = f"a {'whole ' if self.whole else ''}number from {self.low:g} to {self.high:g}"
@@ -200,6 +228,16 @@ FIELDS: tuple[Field, ...] = (
         "txt2img: a better first noise. A, B: two UNet calls more. Or NPNet's weights by name (SDXL, 1024 x 1024).",
         words=(OFF, *GOLDEN_FORMS),
     ),
+    Field(
+        "guidance", "Guidance", AS_RECIPE,
+        "Recipe: few calls get less than the CFG scale. As set: all of it in every call. Or a factor on it.",
+        low=0.2, high=1.5, step=0.05, words=(AS_RECIPE, AS_SET), suggestions=("0.5", "0.6", "0.7", "0.8", "0.9"),
+    ),
+    Field(
+        "bend", "Bend", AS_RECIPE,
+        "How far a schedule that ends at zero is drawn towards Karras'. Or a number: 0 not at all, 1 all the way.",
+        low=0, high=1, step=0.05, words=(AS_RECIPE,), suggestions=("0", "0.1", "0.2", "0.35", "0.5"),
+    ),
 )  # fmt: skip
 """Every control of the accordion but its switch, in the order of the page and of the API's positional list."""
 
@@ -233,6 +271,8 @@ class Settings:
     noise_level: float = 0.0
     statistics: str = AUTO
     golden_noise: str = OFF
+    guidance: str = AS_RECIPE
+    bend: str = AS_RECIPE
 
     @classmethod
     def of(cls, args: Sequence[Any]) -> Settings:
@@ -272,12 +312,14 @@ class Settings:
         if self.end_sigma and named:
             raise SettingsError(
                 f"HP Sampler: End sigma (end_sigma={self.end_sigma:g}) and {', '.join(named)} both say where the "
-                "schedule ends; set one of them to 0"
-            )
+                "schedule ends; set one of them to 0",
+                "end_sigma", *named,
+            )  # fmt: skip
         if self.freeu_last and self.freeu_last < self.freeu_first:
             raise SettingsError(
                 f"HP Sampler: Free-U last call (freeu_last) must be 0 or at least Free-U first call = "
-                f"{self.freeu_first}, got {self.freeu_last}"
+                f"{self.freeu_first}, got {self.freeu_last}",
+                "freeu_last",
             )
         if self.recipe != AUTO:
             self._cut_of(PRESETS[self.recipe])
@@ -287,15 +329,17 @@ class Settings:
                 listed = ", ".join(f"{each.label} ({each.name}={getattr(self, each.name)})" for each in others)
                 raise SettingsError(
                     f"HP Sampler: Calibration (calibration={self.calibration!r}) and {listed} both say what the "
-                    "schedule is; leave one of them at its default"
-                )
+                    "schedule is; leave one of them at its default",
+                    "calibration", *(each.name for each in others),
+                )  # fmt: skip
 
     def _cut_of(self, recipe: Recipe) -> Recipe:
         base_steps = self.base_steps or recipe.base_steps
         index = self.truncation_index or recipe.truncation_index
         if not self.end_sigma and index >= base_steps:
             raise SettingsError(
-                f"HP Sampler: Truncation index (truncation_index) must be below Base steps = {base_steps}, got {index}"
+                f"HP Sampler: Truncation index (truncation_index) must be below Base steps = {base_steps}, got {index}",
+                *(name for name in ("truncation_index", "base_steps") if getattr(self, name)),
             )
         return replace(recipe, base_steps=base_steps, truncation_index=index)
 
@@ -323,8 +367,18 @@ class Settings:
             order=self.order or recipe.order,
             analytical_first_step=ANALYTICAL.get(self.analytical_first_step, recipe.analytical_first_step),
             noise_level=self.noise_level,
+            bend=recipe.bend if self.bend == AS_RECIPE else float(self.bend),
+            guidance=self.guidance_scales(recipe, cfg_scale),
             freeu=self.freeu_plans(recipe.freeu, family, steps),
         )
+
+    def guidance_scales(self, recipe: Recipe, cfg_scale: float) -> tuple[float, ...]:
+        """The guidance scale of every call of a recipe under these settings; empty is ``cfg_scale`` in all."""
+        if self.guidance == AS_RECIPE:
+            return recipe.guidance
+        if self.guidance == AS_SET:
+            return ()
+        return (float(self.guidance) * cfg_scale,) * recipe.steps
 
     def of_second_pass(self) -> Settings:
         """The settings of hires fix's second pass: these, or a recipe of its own with nothing set beside it."""
@@ -378,9 +432,9 @@ class Settings:
         return self.freeu == "On" and bool(self.freeu_first or self.freeu_last)
 
     @property
-    def golden_form(self) -> Optional[Form]:
+    def golden_form(self) -> Optional[GoldenForm]:
         """Which golden noise without a network, if any."""
-        return Form(self.golden_noise) if self.golden_noise in GOLDEN_FORMS else None
+        return GoldenForm(self.golden_noise) if self.golden_noise in GOLDEN_FORMS else None
 
     @property
     def npnet(self) -> str:
@@ -438,7 +492,7 @@ class Settings:
         return {each.infotext: getattr(self, each.name) for each in (FIELDS[0], *self.changed(used))}
 
 
-SCHEDULE_FIELDS = frozenset({"base_steps", "rho", "truncation_index", "time_rho", "ending", "end_sigma"})
+SCHEDULE_FIELDS = frozenset({"base_steps", "rho", "truncation_index", "time_rho", "ending", "end_sigma", "bend"})
 FREEU_FIELDS = frozenset({"freeu", "freeu_version", "b1", "b2", "s1", "s2", "freeu_first", "freeu_last"})
 SOLVERS_OF = MappingProxyType(
     {
@@ -447,6 +501,7 @@ SOLVERS_OF = MappingProxyType(
         "order": ("unipc", "dpm_v3"),
         "noise_level": ("unipc",),
         "statistics": ("dpm_v3",),
+        "guidance": ("dpmpp_1s", "dpmpp_2m", "unipc", "dpm_v3"),
         "analytical_first_step": ("dpmpp_2m", "unipc", "dpm_v3"),
     }
 )

@@ -1,7 +1,7 @@
-"""A folder in which people keep named things, one small JSON file each.
+"""A folder of named items that users save, each in a small JSON file.
 
-There is no other state: what another process changed is seen at once. An interrupted write leaves the file as it was,
-and a file that cannot be read is left as it is and told of; nothing is ever written over it.
+There is no other state, so changes by another process are seen at once. An interrupted write leaves the file as it was.
+A file that cannot be read is reported and left as it is; it is never overwritten.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Generic, Optional, Protocol, TypeVar
 __all__ = [
     "MAX_FILE",
     "MAX_NAME",
+    "RESERVED",
     "Item",
     "Reader",
     "Store",
@@ -35,13 +36,16 @@ __all__ = [
 MAX_FILE = 4 * 2**20
 MAX_NAME = 60
 
+RESERVED = ("Auto", "Off")
+"""Names that mean something else in the menus of calibrations and statistics."""
+
 
 class StoreError(ValueError):
-    """A file or a name that cannot be kept or used; the message is for people."""
+    """A file, name or value that cannot be stored or used; the message is meant for the user."""
 
 
 class Item(Protocol):
-    """What a store keeps: a frozen dataclass."""
+    """What a store holds: a frozen dataclass with a name and a JSON form."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -55,26 +59,26 @@ T = TypeVar("T", bound=Item)
 
 
 def abbreviated(value: Any) -> str:
-    """A value as messages show it, cut short whatever it is."""
+    """The text of a value for messages, at most 60 characters long."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = 60
     try:
         text = short.repr(value)
-    except ValueError:  # Python refuses to write out huge whole numbers
+    except ValueError:  # Python refuses to convert huge integers to text
         text = "a huge number"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def parse_json(text: str, kind: str, form: str, version: int) -> dict[str, Any]:
-    """The object in a file's text, of the right format and version.
+    """The object in a file's text, after a check of its format and version.
 
     Raises:
-        StoreError: it is none.
+        StoreError: the text is not such an object.
     """
     if not isinstance(text, str) or len(text) > MAX_FILE:
-        raise StoreError(f"not a JSON file: it must be a text of at most {MAX_FILE >> 20} MB")
+        raise StoreError(f"not a JSON file: it must be text of at most {MAX_FILE >> 20} MB")
     try:
-        # some editors begin a file with a byte order mark
+        # some editors put a byte order mark at the beginning
         data = json.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
         raise StoreError(f"not a JSON file: {str(error)[:80]}") from None
@@ -87,7 +91,7 @@ def parse_json(text: str, kind: str, form: str, version: int) -> dict[str, Any]:
 
 
 class Reader:
-    """Typed access to parsed JSON, with the path of each field in the messages."""
+    """Typed access to parsed JSON; messages name the field by its path. All methods raise StoreError."""
 
     def __init__(self, data: Any, path: str = "") -> None:
         self.data, self.path = data, path
@@ -104,75 +108,75 @@ class Reader:
         return StoreError(f"{self.path} must be {allowed}, got {abbreviated(self.data)}")
 
     def text(self, name: str = "") -> str:
-        here = self.at(name) if name else self
+        field = self.at(name) if name else self
         if (
-            not isinstance(here.data, str)
-            or not here.data.strip()
-            or len(here.data) > 4096
-            or has_lone_surrogate(here.data)
+            not isinstance(field.data, str)
+            or not field.data.strip()
+            or len(field.data) > 4096
+            or has_lone_surrogate(field.data)
         ):
-            raise here.error("a text of 1 to 4096 characters")
-        return here.data
+            raise field.error("a text of 1 to 4096 characters")
+        return field.data
 
     def number(self, name: str, low: float, high: float) -> float:
         return (self.at(name) if name else self).as_number(low, high)
 
     def as_number(self, low: float, high: float) -> float:
-        right = isinstance(self.data, (int, float)) and not isinstance(self.data, bool)
-        if not right or not low <= self.data <= high:
+        is_number = isinstance(self.data, (int, float)) and not isinstance(self.data, bool)
+        if not is_number or not low <= self.data <= high:
             raise self.error(f"a number from {low:g} to {high:g}")
         return float(self.data)
 
     def whole(self, name: str, low: int, high: int) -> int:
-        here = self.at(name)
-        if not isinstance(here.data, int) or isinstance(here.data, bool) or not low <= here.data <= high:
-            raise here.error(f"a whole number from {low} to {high}")
-        return here.data
+        field = self.at(name)
+        if not isinstance(field.data, int) or isinstance(field.data, bool) or not low <= field.data <= high:
+            raise field.error(f"a whole number from {low} to {high}")
+        return field.data
 
     def items(self, name: str, read: Callable[[Reader], Any], most: int = 4096) -> list[Any]:
-        here = self.at(name)
-        if not isinstance(here.data, list) or len(here.data) > most:
-            raise here.error(f"a list of at most {most}")
-        return [read(Reader(value, f"{here.path}[{index}]")) for index, value in enumerate(here.data)]
+        field = self.at(name)
+        if not isinstance(field.data, list) or len(field.data) > most:
+            raise field.error(f"a list of at most {most}")
+        return [read(Reader(value, f"{field.path}[{index}]")) for index, value in enumerate(field.data)]
 
     def numbers(self, name: str, low: float, high: float) -> tuple[float, ...]:
         return tuple(self.items(name, lambda row: row.as_number(low, high)))
 
 
 def has_lone_surrogate(text: str) -> bool:
-    """Whether a text holds halves of surrogate pairs, which JSON can say and no page can show."""
+    """Whether a text has halves of surrogate pairs, which JSON can express but no page can display."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def clean_name(name: str, reserved: Collection[str] = ()) -> str:
-    """A name as it may be kept.
+    """A name in the form in which it is stored.
 
     Raises:
-        StoreError: empty, too long, with characters that a picture's text does not carry, or one of ``reserved``.
+        StoreError: it is empty, too long, one of ``reserved``, or has characters that a picture's infotext cannot hold.
     """
     given = name
-    # one spelling of what looks the same
+    # names that look the same are spelled the same
     name = unicodedata.normalize("NFC", " ".join(name.split())) if isinstance(name, str) else ""
-    # marks are vowels in some scripts
-    allowed = all(each.isalnum() or each in "_ .()+-" or unicodedata.category(each)[0] == "M" for each in name)
+    # combining marks are allowed, as some scripts write vowels with them
+    allowed = all(char.isalnum() or char in "_ .()+-" or unicodedata.category(char)[0] == "M" for char in name)
     if not allowed or not 1 <= len(name) <= MAX_NAME or not name[0].isalnum():
         raise StoreError(
             f"name must be 1 to {MAX_NAME} letters, digits, blanks or . ( ) + - _, and begin with a letter or digit; "
             f"got {abbreviated(given)}"
         )
-    if name.lower() in {each.lower() for each in reserved}:
+    if name.lower() in {word.lower() for word in reserved}:
         raise StoreError(f"name must be one that has no other meaning here, got {name!r}")
     return name
 
 
 class Store(ABC, Generic[T]):
-    """The things in a folder. A subclass says what they are, and how one is read."""
+    """The items in a folder. A subclass defines what they are and how one is read."""
 
     kind: ClassVar[str]
-    """What people call one of them."""
+    """The user's word for an item."""
 
     reserved: ClassVar[tuple[str, ...]] = ()
-    """Names that none may have, as they mean something else in menus; in any case."""
+    """Names that no item may have, in upper or lower case, as they mean something else in menus."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -180,30 +184,30 @@ class Store(ABC, Generic[T]):
     @staticmethod
     @abstractmethod
     def parse(text: str) -> T:
-        """One of them from a file's text.
+        """An item from a file's text.
 
         Raises:
             StoreError: naming the field, its value and what is allowed.
         """
 
     def read(self) -> tuple[list[T], list[str]]:
-        """All of them by name, and a sentence for every file that cannot be read; such a file is left as it is."""
-        found: dict[str, T] = {}
+        """All items sorted by name, and a sentence for every file that cannot be read."""
+        items: dict[str, T] = {}
         problems = []
         for path, item in self._files():
             if isinstance(item, StoreError):
                 problems.append(f"{path.name}: {item}")
-            elif item.name in found:
+            elif item.name in items:
                 problems.append(f"{path.name}: another file holds a {self.kind} named {item.name!r}")
             else:
-                found[item.name] = item
-        return sorted(found.values(), key=lambda each: each.name.lower()), problems
+                items[item.name] = item
+        return sorted(items.values(), key=lambda item: item.name.lower()), problems
 
     def names(self) -> list[str]:
         return [item.name for item in self.read()[0]]
 
     def get(self, name: str) -> T:
-        """The one of that name.
+        """The item of that name.
 
         Raises:
             StoreError: there is none.
@@ -216,10 +220,13 @@ class Store(ABC, Generic[T]):
         raise StoreError(f"there is no {self.kind} named {name!r}; there are: {listed}")
 
     def save(self, item: T, replacing: bool = False) -> T:
-        """Write it; where its name is taken (and not ``replacing``) under the next free one, which it returns.
+        """Write an item; unless ``replacing``, it gets the next free name if its own is taken.
+
+        Returns:
+            The item, with the name under which it was stored.
 
         Raises:
-            StoreError: a name or a value that could not be read again.
+            StoreError: a name or a value that could not be read back.
             OSError: the folder cannot be written.
         """
         with _WRITING:
@@ -234,7 +241,7 @@ class Store(ABC, Generic[T]):
         return item
 
     def rename(self, name: str, new_name: str) -> T:
-        """Raises StoreError: no such one, or the new name is taken or cannot be kept."""
+        """Rename an item. Raises StoreError: there is no such item, or the new name is taken or not allowed."""
         with _WRITING:
             item, new_name = self.get(name), clean_name(new_name, self.reserved)
             if new_name != name and new_name in self.names():
@@ -244,7 +251,7 @@ class Store(ABC, Generic[T]):
         return item
 
     def delete(self, name: str) -> None:
-        """Raises StoreError: no such one."""
+        """Delete an item. Raises StoreError: there is no such item."""
         with _WRITING:
             self.get(name)
             path = self._path_of(name)
@@ -252,14 +259,14 @@ class Store(ABC, Generic[T]):
                 path.unlink(missing_ok=True)
 
     def import_json(self, text: str) -> T:
-        """Import one from the text of another one's file. Raises StoreError: see :meth:`parse`."""
+        """Add the item in the text of a file. Raises StoreError: see :meth:`parse`."""
         return self.save(self.parse(text))
 
     def _files(self) -> Iterator[tuple[Path, T | StoreError]]:
-        """Every file with what it holds, or why it cannot be read."""
+        """Every file with its item, or with the error that says why it cannot be read."""
         for path in sorted(self.folder.glob("*.json")):
             try:
-                yield path, self.parse(_text_of(path))
+                yield path, self.parse(_read_text(path))
             except FileNotFoundError:
                 continue  # deleted since the folder was listed
             except (OSError, UnicodeError) as error:
@@ -269,26 +276,26 @@ class Store(ABC, Generic[T]):
 
     def _path_of(self, name: str) -> Optional[Path]:
         return next(
-            (path for path, each in self._files() if not isinstance(each, StoreError) and each.name == name), None
+            (path for path, item in self._files() if not isinstance(item, StoreError) and item.name == name), None
         )
 
     def _new_path(self, name: str) -> Path:
         stem = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() or self.kind
         if re.fullmatch(r"con|prn|aux|nul|(com|lpt)\d", stem):
-            stem = f"{self.kind}-{stem}"  # Windows takes these for devices
-        # on some systems two names that differ in case are one file
+            stem = f"{self.kind}-{stem}"  # on Windows these are devices
+        # on some systems names that differ only in case are the same file
         taken = {path.stem.lower() for path in self.folder.glob("*.[jJ][sS][oO][nN]")}
         return self.folder / f"{self.free_name(stem, taken, '-')}.json"
 
     @staticmethod
     def free_name(name: str, taken: Collection[str], joint: str = " ") -> str:
-        """``name``, or with the first number that is not taken, no longer than a name may be."""
-        numbered = (f"{joint}{number}" for number in range(2, len(taken) + 3))
-        names = (name[: MAX_NAME - len(end)].rstrip() + end for end in numbered)
-        return name if name not in taken else next(each for each in names if each not in taken)
+        """``name``, or if it is taken, ``name`` with the first free number, shortened to MAX_NAME characters."""
+        numbers = (f"{joint}{number}" for number in range(2, len(taken) + 3))
+        numbered = (name[: MAX_NAME - len(number)].rstrip() + number for number in numbers)
+        return name if name not in taken else next(other for other in numbered if other not in taken)
 
 
-def _text_of(path: Path) -> str:
+def _read_text(path: Path) -> str:
     if not path.is_file() and path.exists():
         raise StoreError("not a file")
     if path.stat().st_size > MAX_FILE:
@@ -297,26 +304,29 @@ def _text_of(path: Path) -> str:
 
 
 _WRITING = threading.RLock()
-"""One at a time, so that two threads never choose the same free name."""
+"""Only one thread writes at a time, so that two never choose the same free name."""
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """So that an interrupted write leaves the file as it was."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write to a temporary file first, so that an interrupted write leaves the file as it was. Raises OSError."""
     part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
-        part.write_text(text, encoding="utf-8")
-        _replaced(part, path)
+        if isinstance(content, bytes):
+            part.write_bytes(content)
+        else:
+            part.write_text(content, encoding="utf-8")
+        _replace_file(part, path)
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
 
 
-def _replaced(part: Path, path: Path, patience: int = 10) -> None:
-    for left in reversed(range(patience)):
+def _replace_file(part: Path, path: Path, attempts: int = 10) -> None:
+    for attempts_left in reversed(range(attempts)):
         try:
             return os.replace(part, path)
         except PermissionError:
-            # Windows refuses while somebody reads the file
-            if not left:
+            # Windows refuses while another process reads the file
+            if not attempts_left:
                 raise
             time.sleep(0.02)

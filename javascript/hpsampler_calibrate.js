@@ -1,22 +1,36 @@
-// Keeps the Calibrate tab's status fresh: once when a part of it is opened, then for as long as something is under way.
+// Keeps the Calibrate tab's status fresh: once when the tab is opened, then for as long as something is under way.
+// What is started comes into view, as on a narrow page its progress is far below the button.
 (() => {
     const EVERY_MS = 1500;
-    const PARTS = ["hpsampler_calibrate", "hpsampler_statistics"];
-    const opened = new Set();
+    const TAB = "hpsampler_calibrate";
+    const STARTERS = ["start", "resume"];
+    let opened = false;
 
-    function look(part) {
-        const shown = gradioApp().querySelector(`#${part}_status`);
-        const visible = shown && shown.offsetParent !== null && !document.hidden;
-        if (!visible) {
-            opened.delete(part);
+    const find = (name) => gradioApp().querySelector(`#${TAB}_${name}`);
+
+    function refresh() {
+        const shown = find("status");
+        if (!shown || shown.offsetParent === null || document.hidden) {
+            opened = false;
             return;
         }
-        const status = shown.querySelector(".hpsampler-status");
-        if (opened.has(part) && status && status.dataset.state !== "running") return;
-        opened.add(part);
-        const button = gradioApp().querySelector(`#${part}_look`);
+        const told = shown.querySelector(".hpsampler-status");
+        if (opened && told && !["running", "unknown"].includes(told.dataset.state)) return;
+        opened = true;
+        const button = find("refresh");
         if (button) button.click();
     }
 
-    onUiLoaded(() => setInterval(() => PARTS.forEach(look), EVERY_MS));
+    function intoView(event) {
+        const names = STARTERS.map((name) => `#${TAB}_${name}`).join(", ");
+        const shown = find("status");
+        if (shown && event.target.closest && event.target.closest(names)) {
+            shown.scrollIntoView({ block: "nearest", behavior: "smooth" });
+        }
+    }
+
+    onUiLoaded(() => {
+        gradioApp().addEventListener("click", intoView);
+        setInterval(refresh, EVERY_MS);
+    });
 })();

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +30,14 @@ torch.set_num_threads(1)  # small tensors: more threads only add noise
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="device of the solver and Free-U tests")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Why tests were skipped, each reason once."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count} skipped: {reason}")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Free-U: the filter against an FFT, the hooks against a UNet whose concatenations are edited by other means."""
+"""Free-U: the filter compared with an FFT, the hooks with a UNet whose concatenations are patched."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def random_maps(*shape, seed=0, dtype=torch.float32):
 
 
 def rounding(dtype):
-    """What two ways of computing may differ by, on numbers of size 1: the half types round the input's size twice."""
+    """Allowed difference of two computations on numbers of size 1; half precision rounds twice."""
     return {torch.float32: 1e-5, torch.float64: 1e-10}.get(dtype, 4 * torch.finfo(dtype).eps)
 
 
@@ -59,7 +59,7 @@ def test_every_reference_filter(vectors, device):
 @example(dtype=torch.float32, height=47, width=33, batch=1, channels=2, scale=2.5)
 @example(dtype=torch.float64, height=3, width=400, batch=2, channels=2, scale=0.9)
 @example(dtype=torch.float32, height=600, width=2, batch=1, channels=2, scale=0.9)
-def test_the_filter_is_the_fft_s_for_every_size_and_type(device, dtype, height, width, batch, channels, scale):
+def test_the_filter_agrees_with_an_fft_for_every_size_and_dtype(device, dtype, height, width, batch, channels, scale):
     x = random_maps(batch, channels, height, width, seed=height * 37 + width, dtype=dtype).to(device)
     ours = scale_low_frequencies(x, scale)
     assert ours.shape == x.shape and ours.dtype == dtype
@@ -81,7 +81,7 @@ VIEWS = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
 @pytest.mark.parametrize("size", [(9, 8), (40, 36)], ids=["by pixels", "by row and column"])
-def test_the_filter_of_a_view_leaves_the_original_alone(view, dtype, device, size):
+def test_the_filter_of_a_view_does_not_change_the_original(view, dtype, device, size):
     whole = random_maps(2, 6, *size, dtype=dtype).to(device)
     x = view(whole)
     before, whole_before = x.clone(), whole.clone()
@@ -100,7 +100,7 @@ def test_scale_1_is_the_identity_and_scale_0_removes_the_mean():
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_the_backbone_s_second_half_stays(version):
+def test_the_second_half_of_the_backbone_stays(version):
     x = random_maps(2, 6, 4, 4)
     scaled = x.clone()
     scale_backbone_(scaled, 1.4, version)
@@ -123,7 +123,7 @@ def test_version_1_scales_evenly_and_version_2_by_the_normalised_mean():
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.0])
 @pytest.mark.parametrize("size", [(1, 1), (4, 4)])
 def test_version_2_on_a_constant_map_changes_nothing(dtype, value, size):
-    """A 1x1 map, the deepest of a 64 pixel image, is constant: the plain formula is 0/0 there."""
+    """A 1x1 map, the deepest of a 64 pixel image, is constant, and the formula gives 0/0 there."""
     x = torch.full((2, 4, *size), value, dtype=dtype)
     scaled = x.clone()
     scale_backbone_(scaled, 1.4, 2)
@@ -189,7 +189,7 @@ def run_with_edited_concatenations(unet, plan, size, monkeypatch):
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-def test_the_hooked_unet_is_the_one_with_edited_concatenations(unet, plan, size, monkeypatch):
+def test_the_hooked_unet_agrees_with_edited_concatenations(unet, plan, size, monkeypatch):
     plain = run(unet, size)
     expected = run_with_edited_concatenations(unet, plan, size, monkeypatch)
     FreeU.attach(unet, plan)
@@ -219,7 +219,7 @@ def test_only_blocks_of_four_and_two_times_the_model_channels_are_hooked(unet):
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in others)
 
 
-def test_sdxl_s_layout():
+def test_the_layout_of_sdxl():
     """Three levels, no attention at the first: 4 concatenations at 1280 channels, 3 at 640, 2 at 320."""
     unet = openaimodel.UNetModel(
         image_size=8, in_channels=4, out_channels=4, model_channels=32, attention_resolutions=[4, 2],
@@ -269,7 +269,7 @@ def test_detaching_restores_every_bit_and_may_be_repeated(unet):
         assert torch.equal(run(unet), plain)
 
 
-def test_detaching_leaves_other_people_s_hooks(unet):
+def test_detaching_leaves_the_hooks_of_others(unet):
     calls = []
     handle = unet.output_blocks[0].register_forward_pre_hook(lambda module, args: calls.append(1))
     try:
@@ -307,7 +307,7 @@ def test_two_unets_do_not_share_their_state(unet):
 
 
 class Transformer(nn.Module):
-    """A flow model's shape: a width, no decoder."""
+    """A model with a width but no decoder, as flow models are."""
 
     def __init__(self):
         super().__init__()
@@ -316,7 +316,7 @@ class Transformer(nn.Module):
 
 
 @pytest.mark.parametrize("module", [nn.Linear(3, 3), nn.Module(), nn.Sequential(nn.ReLU()), Transformer()])
-def test_another_module_is_refused_with_words_and_left_untouched(module):
+def test_another_module_is_refused_with_a_message_and_not_changed(module):
     with pytest.raises(ValueError, match=rf"Stable Diffusion UNet.*{type(module).__name__}"):
         FreeU.attach(module, FreeUPlan(0))
     assert not FreeU.attached(module)

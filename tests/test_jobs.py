@@ -12,7 +12,7 @@ from hpsampler.calibration.job import CalibrationRunner
 from hpsampler.calibration.profile import ProfileStore
 from hpsampler.jobs import Cancelled
 from hpsampler.store import StoreError
-from tests.calibration.test_job import Exact, order, tuned
+from tests.calibration.test_job import Exact, calibrated, config_of
 
 QUICK = {"steps": (4, 5), "runs": 40}
 
@@ -26,15 +26,15 @@ class Gate:
     def __call__(self, calls):
         if calls >= self.calls:
             self.reached.set()
-            assert self.opened.wait(60)
+            assert self.opened.wait(900)
 
 
 def workshop(tmp_path, source=None, **own):
-    return CalibrationRunner(ProfileStore(tmp_path / "calibrations"), lambda order: source or Exact(), **own)
+    return CalibrationRunner(ProfileStore(tmp_path / "calibrations"), lambda config: source or Exact(), **own)
 
 
 def ended(shop, state):
-    assert shop.wait(120)
+    assert shop.wait(900)
     assert shop.status().state == state, shop.status().message
     return shop.status()
 
@@ -42,9 +42,9 @@ def ended(shop, state):
 def test_it_makes_what_a_tuning_makes_and_leaves_nothing_unfinished(tmp_path):
     shop = workshop(tmp_path)
     assert shop.status().state == "idle" and not shop.running
-    assert shop.start(order(**QUICK)).name == "exact"
+    assert shop.start(config_of(**QUICK)).name == "exact"
     status = ended(shop, "finished")
-    assert shop.profiles.get("exact") == tuned(**QUICK)
+    assert shop.profiles.get("exact") == calibrated(**QUICK)
     made = shop.profiles.get("exact")
     assert status.message == f"exact is ready: {len(made.fitted)} calibrated, {len(made.refused)} refused."
     assert shop.unfinished() == [] and list((tmp_path / "calibrations" / "unfinished").iterdir()) == []
@@ -53,7 +53,7 @@ def test_it_makes_what_a_tuning_makes_and_leaves_nothing_unfinished(tmp_path):
 def test_a_name_that_is_taken_gets_the_next_free_one(tmp_path):
     shop = workshop(tmp_path)
     for name in ("exact", "exact 2"):
-        assert shop.start(order(steps=(4,), runs=30)).name == name
+        assert shop.start(config_of(steps=(4,), runs=30)).name == name
         ended(shop, "finished")
     assert shop.profiles.names() == ["exact", "exact 2"]
 
@@ -61,10 +61,10 @@ def test_a_name_that_is_taken_gets_the_next_free_one(tmp_path):
 def test_stopped_and_resumed_by_another_process_it_is_the_same(tmp_path):
     gate = Gate(6 * 200)
     shop = workshop(tmp_path, Exact(before=gate))
-    shop.start(order(**QUICK))
-    assert gate.reached.wait(60)
+    shop.start(config_of(**QUICK))
+    assert gate.reached.wait(900)
     with pytest.raises(StoreError, match="'exact' is under way; stop it first, or let it end"):
-        shop.start(order(name="other"))
+        shop.start(config_of(name="other"))
     for act in (lambda: shop.rename("exact", "new"), lambda: shop.delete("exact"), lambda: shop.discard("exact")):
         with pytest.raises(StoreError, match="'exact' is under way; stop it first"):
             act()
@@ -77,27 +77,27 @@ def test_stopped_and_resumed_by_another_process_it_is_the_same(tmp_path):
 
     later = workshop(tmp_path)
     assert [each.name for each in later.unfinished()] == ["exact"]
-    assert later.resume("exact") == order(**QUICK)
+    assert later.resume("exact") == config_of(**QUICK)
     ended(later, "finished")
-    assert later.profiles.get("exact") == tuned(**QUICK) and later.unfinished() == []
+    assert later.profiles.get("exact") == calibrated(**QUICK) and later.unfinished() == []
 
 
 def test_stopped_while_it_waits_for_its_first_turn_it_makes_no_call(tmp_path):
     held, source = threading.Event(), Exact()
 
     def turn(work):
-        assert held.wait(60)
+        assert held.wait(900)
         return work()
 
     shop = workshop(tmp_path, source, queue=lambda: turn)
-    shop.start(order(**QUICK))
+    shop.start(config_of(**QUICK))
     shop.stop()
     held.set()
     ended(shop, "stopped")
     assert source.calls == 0
 
 
-def test_every_order_has_turns_of_its_own(tmp_path):
+def test_every_job_has_its_own_queue(tmp_path):
     made = []
 
     def turns():
@@ -106,7 +106,7 @@ def test_every_order_has_turns_of_its_own(tmp_path):
 
     shop = workshop(tmp_path, queue=turns)
     for _ in range(2):
-        shop.start(order(steps=(4,), runs=30))
+        shop.start(config_of(steps=(4,), runs=30))
         ended(shop, "finished")
     assert len(made) == 2
 
@@ -114,8 +114,8 @@ def test_every_order_has_turns_of_its_own(tmp_path):
 def test_another_model_cannot_go_on_with_it(tmp_path):
     gate = Gate(6 * 100)
     shop = workshop(tmp_path, Exact(before=gate))
-    shop.start(order(**QUICK))
-    assert gate.reached.wait(60)
+    shop.start(config_of(**QUICK))
+    assert gate.reached.wait(900)
     shop.stop()
     gate.opened.set()
     ended(shop, "stopped")
@@ -142,7 +142,7 @@ def test_whatever_ends_it_is_said_and_can_be_resumed(tmp_path, error, state, wor
             raise error
 
     shop = workshop(tmp_path, Exact(before=fail))
-    shop.start(order(**QUICK))
+    shop.start(config_of(**QUICK))
     status = ended(shop, state)
     assert re.search(words, status.message)
     assert [each.name for each in shop.unfinished()] == ["exact"]
@@ -151,24 +151,24 @@ def test_whatever_ends_it_is_said_and_can_be_resumed(tmp_path, error, state, wor
     ended(later, "finished")
 
 
-def test_an_order_that_cannot_begin_leaves_nothing(tmp_path):
-    def refuse(order):
+def test_a_job_that_cannot_start_leaves_nothing(tmp_path):
+    def refuse(config):
         raise StoreError("prompts must not call extra networks")
 
     shop = CalibrationRunner(ProfileStore(tmp_path / "calibrations"), refuse)
-    shop.start(order(**QUICK))
+    shop.start(config_of(**QUICK))
     assert "must not call extra networks" in ended(shop, "failed").message
     assert shop.unfinished() == [] and shop.profiles.names() == []
 
 
 def test_rename_delete_and_discard_reach_what_is_unfinished(tmp_path):
     shop = workshop(tmp_path)
-    shop.start(order(steps=(4,), runs=30))
+    shop.start(config_of(steps=(4,), runs=30))
     ended(shop, "finished")
     gate = Gate(6 * 100)
     half = workshop(tmp_path, Exact(before=gate))
-    half.start(order(name="half"))
-    assert gate.reached.wait(60)
+    half.start(config_of(name="half"))
+    assert gate.reached.wait(900)
     half.stop()
     gate.opened.set()
     ended(half, "stopped")

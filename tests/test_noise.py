@@ -11,7 +11,7 @@ from tests.conftest import sd_alphas_cumprod, zero_terminal_snr
 from tests.oracles import k_diffusion
 
 
-def test_stable_diffusion_s_table(noise):
+def test_the_table_of_stable_diffusion(noise):
     assert len(noise) == 1000
     assert noise.sigma_min == pytest.approx(0.0291671582, rel=1e-6)
     assert noise.sigma_max == pytest.approx(14.6146412, rel=1e-6)
@@ -54,8 +54,8 @@ def test_interpolation_between_entries(t):
     assert model.t_of_end(float(model.t_to_sigma(t))) == pytest.approx(t, abs=1e-5)
 
 
-def test_sigma_to_t_is_k_diffusion_s(noise, zsnr_noise):
-    """Its DiscreteSchedule, un-quantised, over the table and beyond both ends."""
+def test_sigma_to_t_agrees_with_k_diffusion(noise, zsnr_noise):
+    """Its DiscreteSchedule without rounding, within the table and beyond both ends."""
     external = k_diffusion("external")
     for table in (noise, zsnr_noise):
         sigmas = np.geomspace(table.sigma_min / 2, table.sigma_max * 2, 500)
@@ -76,7 +76,7 @@ def test_both_directions_increase_on_any_table(low, apart, parts):
     t = np.sort(parts) * (len(table) - 1)
     sigmas = table.t_to_sigma(t)
     assert (np.diff(sigmas) >= 0).all() and (np.diff(table.sigma_to_t(sigmas)) >= -1e-9).all()
-    # from the noisy side, where 1 - alphas_cumprod loses nothing
+    # built from the noisy end, where 1 - alphas_cumprod is computed without loss
     np.testing.assert_allclose([table.t_to_sigma(table.t_of_end(sigma)) for sigma in sigmas], sigmas, rtol=1e-6)
 
 
@@ -87,7 +87,7 @@ def test_the_maps_keep_the_shape_of_arrays_and_tensors(noise, shape):
         assert noise.sigma_to_t(values).dtype == np.float64
 
 
-def test_building_leaves_its_input_alone():
+def test_the_input_is_not_changed():
     alphas_cumprod = zero_terminal_snr(sd_alphas_cumprod())
     before = alphas_cumprod.copy()
     table = NoiseModel.from_alphas_cumprod(alphas_cumprod)
@@ -120,12 +120,12 @@ def test_outside_the_table_is_clamped(noise):
         ([0.9, 0.5, 0.5, 0.1], "index 1"),
     ],
 )
-def test_a_bad_table_is_refused_with_words(table, words):
+def test_a_bad_table_is_refused_with_a_message(table, words):
     with pytest.raises(ValueError, match=words):
         NoiseModel.from_alphas_cumprod(table)
 
 
 @pytest.mark.parametrize("table", [[1.0, 1.0, 2.0], [0.0, 1.0], [-1.0, 1.0, 2.0], [1.0, float("inf")]])
-def test_bad_sigmas_are_refused_with_words(table):
+def test_bad_sigmas_are_refused_with_a_message(table):
     with pytest.raises(ValueError, match="sigmas"):
         NoiseModel.from_sigmas(table)

@@ -176,7 +176,7 @@ def test_two_at_once_do_not_write_over_each_other(shelf):
 class TestBuiltIn:
     def test_they_are_auto_and_the_paper_s(self):
         auto, *papers = built_in()
-        assert auto.name == AUTO and auto.settings == {} and auto.misfit("sdxl", 20) == ""
+        assert auto.name == AUTO and auto.settings == {} and auto.mismatch("sdxl", 20) == ""
         assert [each.name for each in papers] == list(PRESETS)
         for each in papers:
             recipe = Settings.of([each.values()]).resolve("sd1", each.steps, 7)
@@ -186,11 +186,11 @@ class TestBuiltIn:
     def test_what_each_is_made_for(self):
         found = {each.name: each for each in built_in()}
         eight = found["SDXL 8 steps"]
-        assert eight.misfit("sdxl", 8) == "" and eight.misfit("sdxl", 6) == "made for 8 steps"
-        assert eight.misfit("sd1", 8) == "made for SDXL"
-        assert eight.misfit("sd2", 5) == "made for SDXL and made for 8 steps"
-        assert found["SD1.5 5 steps"].misfit("sd2", 5) == "", "SD 2.x has none of its own"
-        assert found["SD1.5 5 steps"].misfit("sdxl", 5) == "made for SD 1.x"
+        assert eight.mismatch("sdxl", 8) == "" and eight.mismatch("sdxl", 6) == "made for 8 steps"
+        assert eight.mismatch("sd1", 8) == "made for SDXL"
+        assert eight.mismatch("sd2", 5) == "made for SDXL and made for 8 steps"
+        assert found["SD1.5 5 steps"].mismatch("sd2", 5) == "", "SD 2.x has none of its own"
+        assert found["SD1.5 5 steps"].mismatch("sdxl", 5) == "made for SD 1.x"
 
     def test_they_are_found_beside_one_s_own_and_cannot_be_taken(self, shelf):
         shelf.save(mine())

@@ -27,7 +27,7 @@ def test_every_reference_schedule(noise, vectors):
 
 
 def test_the_midpoint_of_the_analytical_first_step(noise, vectors):
-    """method.md section 1.4: XL 6 + AFS, unshifted."""
+    """The SDXL schedule of 6 steps with an analytical first step, arXiv 2510.02390."""
     sigmas = insert_first_midpoint(noise, coupled_sigmas(noise, 6, 12, 12, 10))
     golden = [14.6146, 8.4192, 5.2124, 2.4311, 1.3238, 0.756, 0.3937, 0.0600]
     np.testing.assert_allclose(sigmas, golden, rtol=1e-3)
@@ -62,7 +62,7 @@ def test_the_invariant(table, steps, base_steps, rho, part, time_rho, finish):
     try:
         sigmas = coupled_sigmas(noise, steps, base_steps, rho, index, time_rho, finish)
     except ValueError as error:
-        # a cut that leaves nothing of the schedule, or a spacing too steep for float32, has a message of its own
+        # a truncation that leaves no schedule, and a spacing too steep for float32, have messages of their own
         assert "must end below its start" in str(error) or "must stay apart" in str(error)
         assume(False)
     assert len(sigmas) == steps + 1 and sigmas.dtype == torch.float32
@@ -73,7 +73,7 @@ def test_the_invariant(table, steps, base_steps, rho, part, time_rho, finish):
 
 @settings(max_examples=100, deadline=None)
 @given(table=st.sampled_from(sorted(TABLES)), steps=st.integers(1, 60), end=st.floats(0.03, 10))
-def test_the_end_may_be_asked_for_as_a_sigma(table, steps, end):
+def test_the_end_may_be_given_as_a_sigma(table, steps, end):
     sigmas = coupled_sigmas(TABLES[table], steps, end_sigma=end)
     assert float(sigmas[-1]) == pytest.approx(end, rel=1e-4)
     assert len(sigmas) == steps + 1 and (sigmas.diff() < 0).all()
@@ -105,7 +105,7 @@ def test_the_invariant_on_any_table(noise, steps, base_steps, rho, part, time_rh
 @pytest.mark.parametrize("name", ["rho", "time_rho"])
 @pytest.mark.parametrize("value", [1e-300, 1e-3, 1e-2, 0.1, 10.0, 50.0, 1e3, 1e17, 1e300])
 def test_an_extreme_exponent_gives_a_decreasing_schedule_or_is_refused_by_name(table, name, value):
-    """Exponents that the documentation allows: no overflow, no equal neighbours."""
+    """Exponents within the documented range give no overflow and no equal neighbours."""
     hyper = {"base_steps": 12, "rho": 7.0, "truncation_index": 11, "time_rho": 1.2, name: value}
     for steps in (1, 5, 20, 150):
         try:
@@ -117,7 +117,7 @@ def test_an_extreme_exponent_gives_a_decreasing_schedule_or_is_refused_by_name(t
 
 
 @pytest.mark.parametrize("short_of", [1e-9, 1e-7, 1e-6, 1e-5])
-def test_an_end_a_hair_below_the_start_is_refused_unless_the_steps_fit_between(noise, short_of):
+def test_an_end_just_below_the_start_is_refused_unless_the_steps_fit_between(noise, short_of):
     end = noise.sigma_max * (1 - short_of)
     try:
         sigmas = coupled_sigmas(noise, 10, end_sigma=end)
@@ -132,16 +132,16 @@ def test_zero_replaces_the_last_sigma_only(noise):
     assert torch.equal(keep[:-1], zero[:-1]) and zero[-1] == 0
 
 
-def test_no_truncation_ends_at_the_table_s_smallest_sigma(noise):
+def test_without_truncation_it_ends_at_the_smallest_sigma(noise):
     assert float(coupled_sigmas(noise, 9, 12, 7, 11)[-1]) == pytest.approx(noise.sigma_min, rel=1e-4)
 
 
-def test_ends_other_than_the_table_s_are_honoured(noise):
+def test_other_ends_than_those_of_the_table(noise):
     sigmas = coupled_sigmas(noise, 5, 8, 5, 7, sigma_min=0.1, sigma_max=10.0)
     assert float(sigmas[0]) == pytest.approx(10, rel=1e-3) and float(sigmas[-1]) == pytest.approx(0.1, rel=1e-2)
 
 
-def test_base_karras_is_k_diffusion_s():
+def test_base_karras_agrees_with_k_diffusion():
     from tests.oracles import k_diffusion_sampling
 
     expected = k_diffusion_sampling().get_sigmas_karras(12, 0.03, 14.6, rho=7.0)
@@ -157,7 +157,7 @@ GOOD = {"steps": 5, "base_steps": 8, "rho": 5.0, "truncation_index": 6}
         ({"steps": 0}, "steps.*0"),
         ({"steps": 2.5}, "steps.*2.5"),
         ({"base_steps": 1}, "base_steps.*1"),
-        ({"base_steps": None}, "base_steps is needed"),
+        ({"base_steps": None}, "base_steps is required"),
         ({"rho": 0}, "rho.*0"),
         ({"rho": float("nan")}, "rho.*nan"),
         ({"truncation_index": 8}, "truncation_index.*7.*8"),
@@ -172,9 +172,9 @@ GOOD = {"steps": 5, "base_steps": 8, "rho": 5.0, "truncation_index": 6}
         ({"steps": float("nan")}, "steps.*nan"),
         ({"steps": float("inf")}, "steps.*inf"),
         ({"base_steps": 7.5}, "base_steps.*7.5"),
-        ({"rho": None}, "rho is needed"),
+        ({"rho": None}, "rho is required"),
         ({"rho": float("inf")}, "rho.*inf"),
-        ({"truncation_index": None}, "truncation_index is needed"),
+        ({"truncation_index": None}, "truncation_index is required"),
         ({"truncation_index": 2.5}, "truncation_index.*2.5"),
         ({"time_rho": float("nan")}, "time_rho.*nan"),
         ({"end_sigma": float("nan")}, "end_sigma.*nan"),

@@ -5,13 +5,13 @@ Into the folder ``--out`` (best the WebUI's own ``models/Stable-diffusion``) it 
 * ``hps-tiny.safetensors``: UNet, autoencoder and text encoder under the names of SD 1.x checkpoints, half precision;
 * ``hps-tiny.yaml``: the networks' widths, which the WebUI reads from beside a checkpoint;
 * ``hps-tiny-clip/``: CLIP's tokenizer and the text encoder's configuration. The ``.yaml`` names this folder by its full
-  path, so write the files where they shall stay.
+  path, so write the files where they will stay.
 
-The tokenizer follows from CLIP's vocabulary, which the WebUI brings: ``--webui`` says where the WebUI is (its ``venv``
-is searched), ``--bpe`` names the file itself, ``bpe_simple_vocab_16e6.txt.gz``.
+The tokenizer is made from CLIP's vocabulary, which comes with the WebUI: ``--webui`` says where the WebUI is (its
+``venv`` is searched), and ``--bpe`` names the file itself, ``bpe_simple_vocab_16e6.txt.gz``.
 
 The model was trained for pictures of 96x96 pixels and knows the words in ``tiny_model.words.WORDS``, as in "a large red
-heart on a striped teal background at the left". All other words are one and the same word to it, punctuation too.
+heart on a striped teal background at the left". It reads all other words, and punctuation, as one unknown word.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ BPE = "bpe_simple_vocab_16e6.txt.gz"
 
 CLIP_VOCABULARY = 49408
 _MERGES = CLIP_VOCABULARY - 2 * 256 - 2
-"""CLIP's words are the 256 bytes, the same at a word's end, what its merges make, and the two that end a prompt."""
+"""CLIP's words are the 256 bytes, these at the end of a word, the results of its merges, and the prompt's two ends."""
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 class CheckpointError(Exception):
-    """A file or folder that is needed is missing or is not what it should be; the message says which."""
+    """A required file or folder is missing or wrong; the message says which."""
 
 
 def vocabulary(merges: Sequence[str]) -> dict[str, int]:
-    """CLIP's words and their numbers, from its merges, a pair of words with a blank between each.
+    """CLIP's words and their numbers, from its merges, each of which is two words with a space between them.
 
     Raises:
-        ValueError: the words of the tiny model do not have their numbers there.
+        ValueError: the words of the tiny model do not have their numbers in it.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    # the bytes that cannot be shown are written as the first characters behind them
+    # bytes that cannot be printed are represented by the first characters after the printable ones
     characters = [chr(code) for code in [*printable, *range(0x100, 0x200 - len(printable))]]
     merged = ("".join(pair.split()) for pair in merges)
     words = [*characters, *(character + "</w>" for character in characters), *merged, START, END]
@@ -99,7 +99,7 @@ def write_tokenizer(folder: Path, bpe: Path) -> None:
     """
     try:
         _, *lines = gzip.decompress(bpe.read_bytes()).decode("utf-8").split("\n")
-        # more follow, which CLIP does not use
+        # the file has more merges, which CLIP does not use
         merges = lines[:_MERGES]
         numbers = vocabulary(merges)
     except (OSError, EOFError, ValueError) as error:
@@ -147,17 +147,19 @@ def ldm_config(
 
 
 def write_checkpoint(path: Path, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
-    """The weights, and beside them the configuration as ``.yaml``."""
+    """Write the weights, and beside them the configuration as ``.yaml``."""
     save_file({key: value.contiguous().clone() for key, value in weights.items()}, path, metadata={"format": "pt"})
     path.with_suffix(".yaml").write_text(json.dumps({"model": config}, indent=1), "utf-8")  # JSON is YAML
 
 
 def clip_embedding(small: torch.Tensor) -> torch.Tensor:
-    """The rows of the small embedding, (len(CLIP_ROWS), width), at their places among CLIP's, (49408, width); all rows
-    that were not trained are the unknown word's."""
+    """The small embedding's rows, (len(CLIP_ROWS), width), at their places in CLIP's embedding, (49408, width).
+
+    All other rows are that of the unknown word.
+    """
     large = small[CLIP_ROWS.index(-1)].repeat(CLIP_VOCABULARY, 1)
-    named = [(here, row) for here, row in enumerate(CLIP_ROWS) if row >= 0]
-    large[[row for _, row in named]] = small[[here for here, _ in named]]
+    rows = [(small_row, row) for small_row, row in enumerate(CLIP_ROWS) if row >= 0]
+    large[[row for _, row in rows]] = small[[small_row for small_row, _ in rows]]
     return large
 
 
@@ -172,7 +174,7 @@ def tensors(folder: Path) -> tuple[dict[str, torch.Tensor], float]:
     embeddings = "text_model.embeddings"
     token_embedding = f"{embeddings}.token_embedding.weight"
     text[token_embedding] = clip_embedding(text[token_embedding])
-    # newer transformers count by themselves and do not store this; the WebUI's reads it, as SD 1.x checkpoints have it
+    # newer versions of transformers do not store this, but the WebUI's reads it, as SD 1.x checkpoints have it
     text[f"{embeddings}.position_ids"] = torch.arange(CONTEXT)[None]
     parts = {"model.diffusion_model": unet, "first_stage_model": vae, "cond_stage_model.transformer": text}
     return {f"{prefix}.{key}": value for prefix, part in parts.items() for key, value in part.items()}, scale_factor
@@ -186,19 +188,19 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def write(out: Path, bpe: Path, weights: Path) -> Path:
-    """Write all files into ``out``, which is made where it is missing; returns the checkpoint's path.
+    """Write all files into ``out``, which is created if missing; returns the checkpoint's path.
 
     Raises:
         CheckpointError: the vocabulary or the weights are missing or broken.
     """
-    # these want ldm, which the WebUI's Python, that shares the functions above, finds only later
+    # imported late, as this needs ldm, which the WebUI's Python cannot import when it uses the functions above
     from .networks import UNET, VAE, text_config
 
     state, scale_factor = tensors(weights)
     clip = out.resolve() / f"{NAME}-clip"
     write_tokenizer(clip, bpe)
     text = text_config(CLIP_VOCABULARY)
-    # the small embedding numbers its rows in another way
+    # the small embedding has other numbers for these
     end = CLIP_VOCABULARY - 1
     text.update({"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end})
     text.save_pretrained(clip)
@@ -212,10 +214,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--webui", type=Path, metavar="FOLDER", help="the WebUI's folder")
-    source.add_argument("--bpe", type=Path, metavar="FILE", help="CLIP's vocabulary, where the WebUI has no venv")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, metavar="DIR", help="trained weights other than ours")
+    source.add_argument("--webui", type=Path, metavar="FOLDER", help="the WebUI's folder (no default: this or --bpe)")
+    source.add_argument(
+        "--bpe", type=Path, metavar="FILE", help="CLIP's vocabulary, if the WebUI has no venv (no default)"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder in which the files are written")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=WEIGHTS,
+        metavar="DIR",
+        help="folder of the trained weights (default: those that come along)",
+    )
     args = parser.parse_args(argv)
     try:
         path = write(args.out, args.bpe or find_bpe(args.webui), args.weights)

@@ -116,13 +116,16 @@ class Denoiser:
         self.contexts = torch.cat([conditions, empty.expand_as(conditions)]) if self.guided else conditions
 
     @torch.no_grad()
-    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, /, **_: Any) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, sigma: torch.Tensor, /, cond_scale: Optional[float] = None, **_: Any
+    ) -> torch.Tensor:
+        """``cond_scale`` is the guidance scale of this call, where it is another than that of the run."""
         unet = self.model.diffusion.unet
         plan = self.plan_of(self.calls)
         if plan is not None:
             FreeU.attach(unet, plan)
         try:
-            denoised = self._denoise(unet, x, sigma)
+            denoised = self._denoise(unet, x, sigma, self.cfg_scale if cond_scale is None else cond_scale)
         finally:
             FreeU.detach(unet)
         self.calls += 1
@@ -134,7 +137,7 @@ class Denoiser:
         """Free-U at the call of that index."""
         return next((plan for plan in self.freeu if plan.covers(call)), None)
 
-    def _denoise(self, unet: torch.nn.Module, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    def _denoise(self, unet: torch.nn.Module, x: torch.Tensor, sigma: torch.Tensor, cfg_scale: float) -> torch.Tensor:
         level = sigma.to(x).view(-1, 1, 1, 1)
         timestep = torch.from_numpy(self.model.noise.sigma_to_t(sigma)).to(x)
         scale = (1 + level**2).sqrt()
@@ -142,7 +145,7 @@ class Denoiser:
         if self.guided:
             both = unet(torch.cat([scaled, scaled]), torch.cat([timestep, timestep]), context=self.contexts)
             conditional, unconditional = both.chunk(2)
-            predicted = unconditional + self.cfg_scale * (conditional - unconditional)
+            predicted = unconditional + cfg_scale * (conditional - unconditional)
         else:
             predicted = unet(scaled, timestep, context=self.contexts)
         if self.model.description.prediction == "v":

@@ -1,1 +1,1 @@
-"""Schedules fitted to one checkpoint: the fit, the profile that keeps it, the job that makes it."""
+"""Schedules fitted to one checkpoint: the fit, the profile that stores it, and the job that runs it."""

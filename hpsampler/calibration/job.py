@@ -1,9 +1,8 @@
-"""A whole calibration: several numbers of steps at several guidance scales, one after the other.
+"""Calibration jobs: several numbers of steps at several guidance scales, one after the other.
 
-:class:`CalibrationConfig` says what is wanted. :class:`CalibrationJob` makes a
-:class:`~hpsampler.calibration.profile.Profile` of it and hands the profile over after every cell (one number of steps
-at one guidance scale), so whatever stops it costs one cell at most. :class:`CalibrationRunner` runs such jobs in the
-background.
+:class:`~hpsampler.calibration.config.CalibrationConfig` describes a job. :class:`CalibrationJob` builds a
+:class:`~hpsampler.calibration.profile.Profile` and saves it after every cell (one number of steps at one guidance
+scale), so that an interruption costs at most one cell. :class:`CalibrationRunner` runs such jobs in the background.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -19,130 +18,45 @@ import numpy as np
 import torch
 
 from ..jobs import (
-    DEFAULT_PROMPTS,
     Exclusively,
     Job,
     JobRunner,
     ModelSource,
     Progress,
     at_once,
-    checked_fields,
-    number,
     started_with_another_model,
 )
 from ..noise import NoiseModel
 from ..recipes import AUTO, recipe_for
 from ..schedule import base_karras
 from ..solvers import sample_dpmpp_2m
-from ..store import StoreError, abbreviated
-from .decoder import decoder_curve, noise_tolerance, with_best_final_sigma
-from .fit import MAX_RUNS, CalibrationRefused, calibrate
-from .profile import ERRORS, Fitted, Profile, ProfileStore, Refused, sigmas_of
-from .trajectories import REFERENCE_CALLS, MultistepSchedule, Trajectories
+from .config import BASELINE_STEPS, REFERENCE_CALLS, CalibrationConfig
+from .decoder import decoder_curve, with_best_final_sigma
+from .fit import CalibrationRefused, calibrate
+from .profile import ERRORS, Fitted, Profile, ProfileStore, Refused, noise_tolerance, rounded
+from .trajectories import MultistepSchedule, Trajectories
 
-__all__ = ["CalibrationConfig", "CalibrationJob", "CalibrationRunner", "initial_schedules"]
+__all__ = ["CalibrationJob", "CalibrationRunner", "initial_schedules"]
 
-BASELINE_STEPS = 20
-DECODED = 8
-"""Latents on which the decoder's tolerance is measured."""
+BASELINE = f"{BASELINE_STEPS} steps of DPM++ 2M Karras"
 
-
-@dataclass(frozen=True)
-class CalibrationConfig:
-    """What is to be calibrated.
-
-    Attributes:
-        steps: numbers of steps.
-        cfg_scales: guidance scales; a calibration is worth nothing at one far from its own.
-        prompts: every second one goes to the held-out trajectories.
-        trajectories: how many to fit to; as many are held out.
-        runs: budget of one cell in runs of the sampler over the calibration set, its reference included.
-        batch: how many pictures the model draws at once; memory grows with it, the result does not depend on it.
-    """
-
-    name: str
-    steps: tuple[int, ...] = (5, 6, 8)
-    cfg_scales: tuple[float, ...] = (7.0,)
-    width: int = 512
-    height: int = 512
-    prompts: tuple[str, ...] = DEFAULT_PROMPTS
-    negative: str = ""
-    trajectories: int = 24
-    runs: int = MAX_RUNS
-    seed: int = 1
-    batch: int = 4
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> CalibrationConfig:
-        """From named values, as the page, the API and the command line give them; texts of numbers are split.
-
-        Raises:
-            StoreError: naming the field, its value and what is allowed.
-        """
-        checked = checked_fields(cls, values, ProfileStore.reserved, _WHOLE)
-        if "steps" in values:
-            checked["steps"] = tuple(
-                sorted({int(number("steps", each, 2, 20, whole=True)) for each in _several("steps", values["steps"])})
-            )
-        if "cfg_scales" in values:
-            scales = _several("cfg_scales", values["cfg_scales"])
-            checked["cfg_scales"] = tuple(sorted({float(number("cfg_scales", each, 1, 30)) for each in scales}))
-        return cls(**checked)
-
-    @property
-    def cells(self) -> list[tuple[float, int]]:
-        """(guidance scale, steps), in the config in which they are calibrated."""
-        return [(cfg_scale, steps) for cfg_scale in self.cfg_scales for steps in self.steps]
-
-    def most_calls(self, without: Sequence[tuple[float, int]] = ()) -> int:
-        """UNet calls, each for one picture, that the config takes at most; ``without`` the cells that are done."""
-        left = [cell for cell in self.cells if cell not in without]
-        references = len({cfg_scale for cfg_scale, _ in left})
-        calls = references * (2 * REFERENCE_CALLS + BASELINE_STEPS)
-        return calls * self.trajectories + sum(self.most_calls_of(steps) for _, steps in left)
-
-    def most_calls_of(self, steps: int) -> int:
-        """Of one cell, its references aside."""
-        return (max(self.runs * steps - REFERENCE_CALLS, _least_calls(steps)) + _LOOKS * steps) * self.trajectories
-
-
-_WHOLE = {
-    "width": (64, 4096), "height": (64, 4096), "trajectories": (2, 1024), "runs": (25, 1000), "seed": (0, 2**32 - 1),
-    "batch": (1, 256),
-}  # fmt: skip
-
-_LOOKS = 6
-"""Runs of the held-out trajectories: four starts, what was calibrated, and one for the end."""
-
-
-def _least_calls(steps: int) -> int:
-    """What a fit takes of the calibration set however small its budget: starts, derivatives once, result, end."""
-    return (4 + 1 + 1 + 1) * steps + (steps - 1) ** 2
-
-
-def _several(name: str, value: Any) -> list[Any]:
-    if isinstance(value, str):
-        value = value.replace(",", " ").split()
-    elif isinstance(value, (int, float)):
-        value = [value]
-    if not isinstance(value, Sequence) or isinstance(value, (bytes, bytearray)) or not 1 <= len(value) <= 32:
-        raise StoreError(f"{name} must be 1 to 32 numbers, got {abbreviated(value)}")
-    return list(value)
+DECODER_LATENTS = 8
+"""Number of latents on which the decoder's tolerance is measured."""
 
 
 class CalibrationJob(Job):
     """Makes the profile that a config describes.
 
     Args:
-        config: what is to be calibrated.
+        config: what to calibrate.
         source: the model.
-        profile: what an earlier, interrupted job of the same config left; its cells are not made again.
-        keep: called with the profile after every cell.
-        cache: folder where reference endpoints are kept until the end; None keeps none.
+        profile: the profile of an earlier, interrupted job of the same config; its cells are not calibrated again.
+        save: called with the profile after every cell.
+        cache: folder where reference endpoints are saved until the end; with None they are not saved.
         exclusively: how the job gets the model to itself.
 
     Raises:
-        StoreError: a model of which no profile can be kept, such as one without a hash.
+        StoreError: no profile of this model can be stored, for example because it has no hash.
     """
 
     def __init__(
@@ -150,15 +64,15 @@ class CalibrationJob(Job):
         config: CalibrationConfig,
         source: ModelSource,
         profile: Optional[Profile] = None,
-        keep: Callable[[Profile], object] = lambda profile: None,
+        save: Callable[[Profile], object] = lambda profile: None,
         cache: Optional[Path] = None,
         exclusively: Exclusively = at_once,
     ) -> None:
         super().__init__(exclusively)
-        self.config, self.source, self.keep, self.cache = config, source, keep, cache
+        self.config, self.source, self.save, self.cache = config, source, save, cache
         self.profile = profile or Profile(
             name=config.name,
-            # a file's name may hold bytes that no text has
+            # a file name may have bytes that are not valid text
             model=source.model_name.encode("utf-8", "replace").decode(),
             hashes=tuple(source.hashes),
             family=source.family,
@@ -170,124 +84,127 @@ class CalibrationJob(Job):
             held_out=config.trajectories,
             seed=config.seed,
         )
-        # before any call is paid for
+        # an invalid profile must fail before the first model call
         Profile.from_json(self.profile.to_json())
-        self.progress = Progress(of=config.most_calls(self._done()))
+        self.progress = Progress(of=config.most_calls(self._finished_cells()))
 
-    def _done(self) -> list[tuple[float, int]]:
-        profile = self.profile
-        fitted = [(each.cfg_scale, each.steps) for each in profile.fitted]
-        return fitted + [(each.cfg_scale, each.steps) for each in profile.refused]
+    def _finished_cells(self) -> list[tuple[float, int]]:
+        cells: list[Fitted | Refused] = [*self.profile.fitted, *self.profile.refused]
+        return [(cell.cfg_scale, cell.steps) for cell in cells]
 
     def run(self) -> Profile:
-        """Calibrate all cells that are not done yet.
+        """Calibrate all remaining cells.
 
         Raises:
-            Cancelled: after :meth:`cancel`; the profile that ``keep`` had last holds what is finished.
+            Cancelled: after :meth:`cancel`; the profile that was saved last has all finished cells.
             ValueError: a model whose output is not finite, or nothing but zeros.
         """
         for cfg_scale in self.config.cfg_scales:
-            done = self._done()
-            todo = [steps for steps in self.config.steps if (cfg_scale, steps) not in done]
-            if not todo:
+            finished = self._finished_cells()
+            remaining = [steps for steps in self.config.steps if (cfg_scale, steps) not in finished]
+            if not remaining:
                 continue
-            self.progress.cell, self.progress.curve, self.progress.lines = (cfg_scale, todo[0]), [], {}
+            self.progress.cell, self.progress.curve, self.progress.lines = (cfg_scale, remaining[0]), [], {}
             fit, held_out = self._trajectories(cfg_scale, 0), self._trajectories(cfg_scale, 1)
             baseline = self._baseline_error(held_out)
             if not self.profile.decoder:
                 self._measure_decoder(fit.endpoints)
-            for steps in todo:
-                self._cell(cfg_scale, steps, fit, held_out, baseline)
+            for steps in remaining:
+                self._calibrate_cell(cfg_scale, steps, fit, held_out, baseline)
         self.progress.cell = None
         return self.profile
 
     def _measure_decoder(self, latents: torch.Tensor) -> None:
         config = self.config
-        few = latents[:DECODED]
-        seeds = range(config.seed + 2 * config.trajectories, config.seed + 2 * config.trajectories + len(few))
-        noise = self._start(seeds)
-        curve = decoder_curve(self._decode, few, noise)
-        # a picture that is not finite is as far from another as two can be
+        latents = latents[:DECODER_LATENTS]
+        first_seed = config.seed + 2 * config.trajectories
+        noise = self._unit_noise(range(first_seed, first_seed + len(latents)))
+        curve = decoder_curve(self._decode, latents, noise)
+        # where pictures are not finite, the largest possible change is stored
         changes = [(sigma, float(f"{rms:.5g}") if rms <= 1 else 1.0) for sigma, rms in curve]
         self.profile = replace(self.profile, decoder=tuple(changes))
         self.progress.log.append(_decoder_sentence(self.profile))
 
-    def _cell(self, cfg_scale: float, steps: int, fit: Trajectories, held_out: Trajectories, baseline: float) -> None:
-        progress, before = self.progress, self.progress.calls
+    def _calibrate_cell(
+        self, cfg_scale: float, steps: int, fit: Trajectories, held_out: Trajectories, baseline: float
+    ) -> None:
+        progress, calls_before = self.progress, self.progress.calls
         progress.cell, progress.curve = (cfg_scale, steps), []
-        progress.lines = {f"{BASELINE_STEPS} steps of DPM++ 2M Karras": baseline}
-        known = initial_schedules(self.source.family, steps, cfg_scale, self.source.noise)
-        names = iter(known)
+        progress.lines = {BASELINE: baseline}
+        schedules = initial_schedules(self.source.family, steps, cfg_scale, self.source.noise)
+        names = iter(schedules)
 
         def report(calls: int, error: float) -> None:
             name = next(names, None)
             if not math.isfinite(error):
                 return
-            # new ones each time, as those who watch may be reading
+            # replaced, not changed, as another thread may be reading them
             if name is not None:
                 progress.lines = {**progress.lines, name: error}
             progress.curve = [*progress.curve, (calls / steps, error)]
 
         largest = noise_tolerance(self.profile.decoder)
         try:
-            # the look at the end is paid from the same budget
-            found = calibrate(fit, held_out, known, self.config.runs - (largest > 0), report)
+            # the run for the last sigma is paid from the same budget
+            calibration = calibrate(fit, held_out, schedules, self.config.runs - (largest > 0), report)
         except CalibrationRefused as refusal:
-            self._keep(replace(self.profile, refused=(*self.profile.refused, Refused(steps, cfg_scale, str(refusal)))))
+            refused = Refused(steps, cfg_scale, str(refusal))
+            self._save(replace(self.profile, refused=(*self.profile.refused, refused)))
             progress.log.append(f"CFG {cfg_scale:g}, {steps} steps: refused, {refusal}")
-            progress.of += progress.calls - before - self.config.most_calls_of(steps)
+            progress.of += progress.calls - calls_before - self.config.most_calls_of(steps)
             return
-        before_end = progress.calls
-        schedule = with_best_final_sigma(found.schedule, fit, held_out, self._decode, largest)
-        fit_calls = found.calls + (steps if progress.calls > before_end else 0)
-        progress.of += progress.calls - before - self.config.most_calls_of(steps)
+        calls_of_fit = progress.calls
+        schedule = with_best_final_sigma(calibration.schedule, fit, held_out, self._decode, largest)
+        fit_calls = calibration.calls + (steps if progress.calls > calls_of_fit else 0)
+        progress.of += progress.calls - calls_before - self.config.most_calls_of(steps)
         fitted = Fitted(
-            steps, cfg_scale, sigmas_of(schedule.sigmas), sigmas_of(schedule.factors), found.start,
-            {name: _error_of(error) for name, error in found.held_out.items()}, _error_of(baseline),
+            steps, cfg_scale, rounded(schedule.sigmas), rounded(schedule.factors), calibration.start,
+            {name: _stored_error(error) for name, error in calibration.held_out.items()}, _stored_error(baseline),
             fit_calls * self.config.trajectories,
         )  # fmt: skip
-        self._keep(replace(self.profile, fitted=(*self.profile.fitted, fitted)))
+        self._save(replace(self.profile, fitted=(*self.profile.fitted, fitted)))
         progress.log.append(
             f"CFG {cfg_scale:g}, {steps} steps: held-out error {fitted.held_out['calibrated']:.4g}; "
-            f"{AUTO} has {fitted.held_out[AUTO]:.4g}, {BASELINE_STEPS} steps of DPM++ 2M Karras {baseline:.4g} "
+            f"{AUTO} has {fitted.held_out[AUTO]:.4g}, {BASELINE} {baseline:.4g} "
             f"({fit_calls / steps:.0f} runs, {fitted.calls} UNet calls)"
         )
 
-    def _keep(self, profile: Profile) -> None:
+    def _save(self, profile: Profile) -> None:
         self.profile = profile
-        self.keep(profile)
+        self.save(profile)
 
     def _trajectories(self, cfg_scale: float, part: int) -> Trajectories:
-        """The calibration set (part 0) or the held-out one (1): other prompts where there are several, other noise."""
+        """The calibration set (part 0) or the held-out set (part 1), with different noise and, if possible, prompts."""
         config, count = self.config, self.config.trajectories
-        own = config.prompts[part::2] or config.prompts
-        prompts = [own[index % len(own)] for index in range(count)]
+        choice = config.prompts[part::2] or config.prompts
+        prompts = [choice[index % len(choice)] for index in range(count)]
         first = config.seed + part * count
-        noise = self._start(range(first, first + count))
+        noise = self._unit_noise(range(first, first + count))
         model = self._counted(self._on_model(lambda: self.source.denoiser(prompts, config.negative, cfg_scale)))
         path = None if self.cache is None else self.cache / f"cfg{cfg_scale!r}-{part}.npy"
         stored = _stored_endpoints(path, noise)
         if stored is not None:
             self.progress.of -= REFERENCE_CALLS * count
             return Trajectories(model, noise, stored, REFERENCE_CALLS)
-        found = Trajectories.of(model, noise, self.source.noise)
-        if not found.scale > 0:
+        trajectories = Trajectories.of(model, noise, self.source.noise)
+        if not trajectories.scale > 0:
             raise ValueError("the model's output is nothing but zeros; nothing can be calibrated to it")
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             part_path = path.with_suffix(".part.npy")
-            # double holds every other precision exactly, so that a resumed fit is the same to the last bit
-            np.save(part_path, found.endpoints.cpu().double().numpy())
+            # float64 represents every other precision exactly, so a resumed fit is identical
+            np.save(part_path, trajectories.endpoints.cpu().double().numpy())
             os.replace(part_path, path)
-        return found
+        return trajectories
 
-    def _start(self, seeds: Sequence[int]) -> torch.Tensor:
+    def _unit_noise(self, seeds: Sequence[int]) -> torch.Tensor:
         return self._on_model(lambda: self.source.start(seeds, self.config.width, self.config.height))
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         return self._on_model(lambda: self.source.decode(latents))
 
     def _baseline_error(self, held_out: Trajectories) -> float:
+        """The error of the baseline, 20 steps of DPM++ 2M Karras."""
         noise = self.source.noise
         sigmas = torch.tensor([*base_karras(BASELINE_STEPS, 7.0, noise.sigma_min, noise.sigma_max), 0.0])
         ends = sample_dpmpp_2m(held_out.model, held_out.noise * noise.sigma_max, sigmas)
@@ -295,26 +212,26 @@ class CalibrationJob(Job):
 
 
 def initial_schedules(family: str, steps: int, cfg_scale: float, noise: NoiseModel) -> dict[str, MultistepSchedule]:
-    """The schedules a fit may start from and is compared to: the recipe first, then the best of the usual ones."""
+    """The schedules that a fit may start from and is compared with: the recipe first, then common schedules."""
     recipe = recipe_for(family, steps, cfg_scale)
-    own = recipe.sigmas(noise).double().tolist()
+    coupled = recipe.sigmas(noise).double().tolist()
     even = noise.t_to_sigma(np.linspace(len(noise) - 1, 0, steps + 1)).tolist()
     karras = [*base_karras(steps, 7.0, noise.sigma_min, noise.sigma_max).tolist(), 0.0]
     return {
-        AUTO: MultistepSchedule.of(own, last=1.0 if recipe.ending == "extrapolate" else 0.0),
-        "first order": MultistepSchedule.of(own, 0.0),
+        AUTO: MultistepSchedule.of(coupled, last=1.0 if recipe.ending == "extrapolate" else 0.0),
+        "first order": MultistepSchedule.of(coupled, 0.0),
         "SGM Uniform": MultistepSchedule.of(even, last=0.0),
         "Karras": MultistepSchedule.of(karras, last=0.0),
     }
 
 
 def _stored_endpoints(path: Optional[Path], noise: torch.Tensor) -> Optional[torch.Tensor]:
-    """What an interrupted job left, if it is whole."""
+    """The endpoints that an interrupted job saved, if the file is complete and fits the noise."""
     if path is None or not path.exists():
         return None
     try:
         endpoints = np.load(path, allow_pickle=False)
-    except Exception:  # a broken file fails in more ways than can be listed; it is made anew
+    except Exception:  # a damaged file can raise anything; the endpoints are then computed again
         return None
     if not isinstance(endpoints, np.ndarray) or endpoints.dtype != np.float64:
         return None
@@ -323,20 +240,22 @@ def _stored_endpoints(path: Optional[Path], noise: torch.Tensor) -> Optional[tor
     return torch.from_numpy(endpoints).to(noise.dtype).to(noise.device)
 
 
-def _error_of(error: float) -> float:
-    """As a file keeps it."""
+def _stored_error(error: float) -> float:
+    """An error as a profile file stores it: rounded, and limited to ``ERRORS``."""
     return float(f"{min(max(error, ERRORS[0]), ERRORS[1]):.6g}")
 
 
 def _decoder_sentence(profile: Profile) -> str:
     largest = noise_tolerance(profile.decoder)
-    told = ", ".join(f"{sigma:g}: {change:.3f}" for sigma, change in profile.decoder)
-    said = f"tolerates noise up to sigma {largest:g}" if largest else "tolerates no residual noise; schedules end at 0"
-    return f"the decoder {said} (RMS change of its pictures by sigma: {told})"
+    changes = ", ".join(f"{sigma:g}: {change:.3f}" for sigma, change in profile.decoder)
+    result = (
+        f"tolerates noise up to sigma {largest:g}" if largest else "tolerates no residual noise; schedules end at 0"
+    )
+    return f"the decoder {result} (RMS change of its pictures by sigma: {changes})"
 
 
 class CalibrationRunner(JobRunner[CalibrationConfig]):
-    """Runs calibrations in the background; ``profiles`` is where they are kept."""
+    """Runs calibrations in the background; their profiles are stored in ``profiles``."""
 
     kind = "a calibration"
 
@@ -359,7 +278,7 @@ class CalibrationRunner(JobRunner[CalibrationConfig]):
     def _prepare(
         self, config: CalibrationConfig, source: ModelSource, folder: Path, exclusively: Exclusively
     ) -> tuple[Job, Callable[[], str]]:
-        job = CalibrationJob(config, source, self._kept(config, source), self._keep, folder, exclusively)
+        job = CalibrationJob(config, source, self._saved_profile(config, source), self._save, folder, exclusively)
 
         def run() -> str:
             profile = job.run()
@@ -373,11 +292,11 @@ class CalibrationRunner(JobRunner[CalibrationConfig]):
     def _delete_result(self, name: str) -> None:
         self.profiles.delete(name)
 
-    def _keep(self, profile: Profile) -> None:
+    def _save(self, profile: Profile) -> None:
         self.profiles.save(profile, replacing=True)
 
-    def _kept(self, config: CalibrationConfig, source: ModelSource) -> Optional[Profile]:
-        """The profile that an earlier, interrupted run of the same job left, if any.
+    def _saved_profile(self, config: CalibrationConfig, source: ModelSource) -> Optional[Profile]:
+        """The profile of an earlier, interrupted run of the same job, if there is one.
 
         Raises:
             StoreError: it is of another model.

@@ -1,8 +1,8 @@
-"""Calibrations as people keep them: for which model they were made, what they hold, when one fits, where they lie.
+"""Calibration profiles: their content, their files, and the choice of a schedule for a picture.
 
-A :class:`Profile` is one small JSON file with one :class:`Fitted` schedule for each number of steps and guidance scale
-that was calibrated. A picture names the schedule it was drawn with by the hash of its numbers, so it can be made again
-after the profile was renamed, or has grown.
+A :class:`Profile` is a small JSON file with one :class:`Fitted` schedule for each number of steps and guidance scale
+that was calibrated. A picture names its schedule by a hash of the numbers, so it can be drawn again after the profile
+was renamed or extended.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any, Optional
 
 from ..noise import NoiseModel
 from ..recipes import FAMILIES, MAX_STEPS, Recipe
-from ..store import Reader, Store, StoreError, abbreviated, clean_name, has_lone_surrogate, parse_json
+from ..store import RESERVED, Reader, Store, StoreError, abbreviated, clean_name, has_lone_surrogate, parse_json
 
-__all__ = ["Fitted", "Profile", "ProfileStore", "Refused", "Target"]
+__all__ = ["Fitted", "Profile", "ProfileStore", "Refused", "Target", "noise_tolerance"]
 
 FORMAT, VERSION = "hpsampler calibration", 1
 
@@ -27,23 +27,26 @@ MAX_SIGMA = 1e4
 MAX_FACTOR = 10.0
 SIDES = (64, 8192)
 
-LEAST_SIGMA = 1e-6
-LEAST_FALL = 1e-6
-"""Relative: pictures are drawn in single precision, where two points may not become one, nor any become 0."""
+MIN_SIGMA = 1e-6
+MIN_DECREASE = 1e-6
+"""Smallest relative decrease: in single precision two sigmas must not become equal, and none may become 0."""
 
 ERRORS = (1e-12, 1e12)
-"""What an error may be; the last stands for that of a schedule that blew up, as a file holds no infinity."""
+"""Smallest and largest error in a file; the largest stands for infinity, which JSON cannot express."""
 
 CFG_REACH = 1.5
-"""A schedule is used at guidance scales up to this factor from its own, see docs/calibration.md."""
+"""Largest ratio between a picture's guidance scale and the schedule's, see docs/calibration.md."""
 
 AREA_REACH = 1.8
-"""And for pictures of up to this many times its own area, or as many times less."""
+"""Largest ratio between a picture's area and the profile's."""
+
+TOLERATED_CHANGE = 0.02
+"""RMS change of pixels (0 to 1) below which residual noise is lost on the eye: 5 of 255."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a schedule is wanted for: a model, a picture's size in pixels, a guidance scale."""
+    """What a schedule is needed for: a model, a picture's size in pixels, and a guidance scale."""
 
     hashes: frozenset[str]
     family: str
@@ -60,10 +63,10 @@ class Fitted:
     Invariant: ``len(sigmas) == steps + 1``, decreasing, last 0 or above; ``len(factors) == steps``, the first 0.
 
     Attributes:
-        start: name of the schedule that the fit began from.
-        held_out: errors on trajectories the fit has not seen, by name of schedule; ``"calibrated"`` is this one's.
-        baseline: the error of 20 steps of DPM++ 2M Karras there; files and the API call it ``yardstick``.
-        calls: UNet calls on the calibration set that the fit took, the reference included.
+        start: name of the initial schedule that the fit started from.
+        held_out: errors on held-out trajectories by name of schedule; ``"calibrated"`` is this schedule's.
+        baseline: held-out error of 20 steps of DPM++ 2M Karras; files and the API call it ``yardstick``.
+        calls: UNet calls of the fit on the calibration set, including the reference.
     """
 
     steps: int
@@ -76,26 +79,25 @@ class Fitted:
     calls: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As files and the API have it."""
-        found = asdict(self)
-        return {("yardstick" if name == "baseline" else name): value for name, value in found.items()}
+        """The form in files and in the API."""
+        return {("yardstick" if name == "baseline" else name): value for name, value in asdict(self).items()}
 
     @property
     def hash(self) -> str:
-        """Eight hexadecimal digits of the numbers that make the picture."""
+        """Eight hexadecimal digits of a hash of the numbers that determine the picture."""
         numbers = json.dumps([[float(value) for value in row] for row in (self.sigmas, self.factors)]).encode()
         return hashlib.sha256(numbers).hexdigest()[:8]
 
     @property
     def gain(self) -> float:
-        """Held-out error of the best schedule there was over that of this one."""
+        """Held-out error of the best other schedule divided by that of this one."""
         others = [error for name, error in self.held_out.items() if name != "calibrated"]
         return min(others) / self.held_out["calibrated"]
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A fit that gave nothing, and why."""
+    """A fit that was refused, and why."""
 
     steps: int
     cfg_scale: float
@@ -104,16 +106,16 @@ class Refused:
 
 @dataclass(frozen=True)
 class Profile:
-    """All that was calibrated to one model.
+    """The calibrations of one model.
 
     Attributes:
-        name: shown to people, and part of the file's name.
+        name: the name that users see; the file's name is derived from it.
         model: the checkpoint's name.
-        hashes: by any of which the checkpoint is known.
-        width, height: pixels of the pictures it was calibrated on.
+        hashes: the checkpoint's hashes; any of them identifies it.
+        width, height: size in pixels of the pictures it was calibrated on.
         sigma_min, sigma_max: ends of the model's noise table.
-        trajectories, held_out: how many it was fitted to and judged on.
-        decoder: (sigma, RMS change of the decoded pictures from 0 to 1) as the loaded VAE gave it; may be empty.
+        trajectories, held_out: numbers of trajectories for fitting and for the held-out errors.
+        decoder: pairs of sigma and RMS change of the decoded pictures (0 to 1) with the loaded VAE; may be empty.
     """
 
     name: str
@@ -131,43 +133,43 @@ class Profile:
     refused: tuple[Refused, ...] = ()
     decoder: tuple[tuple[float, float], ...] = ()
 
-    def unlike(self, hashes: Collection[str], noise: NoiseModel) -> str:
-        """Why it is not of the model with one of these hashes and this noise table; empty where it is."""
+    def model_mismatch(self, hashes: Collection[str], noise: NoiseModel) -> str:
+        """Why it was not made for the model with these hashes and this noise table; empty if it was."""
         if not set(self.hashes) & set(hashes):
             return f"it was made for the model {self.model}"
         ends = ((self.sigma_min, noise.sigma_min), (self.sigma_max, noise.sigma_max))
-        if any(not math.isclose(own, there, rel_tol=1e-3) for own, there in ends):
+        if any(not math.isclose(stored, current, rel_tol=1e-3) for stored, current in ends):
             return "the model's noise table has changed since"
         return ""
 
-    def misfit(self, target: Target) -> str:
-        """Why nothing of this profile can be used for ``target``; empty where something may be."""
-        other = self.unlike(target.hashes, target.noise)
-        if other:
-            return other
+    def mismatch(self, target: Target) -> str:
+        """Why no schedule of this profile can be used for ``target``; empty if one may be."""
+        reason = self.model_mismatch(target.hashes, target.noise)
+        if reason:
+            return reason
         ratio = (target.width * target.height) / (self.width * self.height)
         if not 1 / AREA_REACH - 1e-9 <= ratio <= AREA_REACH + 1e-9:
             return f"it was made at {self.width}x{self.height}, the picture is {target.width}x{target.height}"
         return ""
 
     def find(self, steps: int, target: Target) -> Optional[Fitted]:
-        """The schedule of that many steps nearest in guidance scale, if this profile has a near one for ``target``."""
-        if self.misfit(target) or not 0 < target.cfg_scale < math.inf:
+        """The schedule with that many steps nearest in guidance scale, if there is one near enough for ``target``."""
+        if self.mismatch(target) or not 0 < target.cfg_scale < math.inf:
             return None
-        near = [
-            (abs(math.log(each.cfg_scale / target.cfg_scale)), index)
-            for index, each in enumerate(self.fitted)
-            if each.steps == steps
+        candidates = [
+            (abs(math.log(fitted.cfg_scale / target.cfg_scale)), index)
+            for index, fitted in enumerate(self.fitted)
+            if fitted.steps == steps
         ]
-        distance, index = min(near, default=(math.inf, 0))
+        distance, index = min(candidates, default=(math.inf, 0))
         return self.fitted[index] if distance <= math.log(CFG_REACH) + 1e-9 else None
 
     def label(self, fitted: Fitted) -> str:
-        """By which a picture names one schedule: ``my model 1a2b3c4d``."""
+        """The label by which a picture names a schedule: ``my model 1a2b3c4d``."""
         return f"{self.name} {fitted.hash}"
 
     def recipe(self, fitted: Fitted, base: Recipe) -> Recipe:
-        """``base`` with its schedule, solver and ending replaced by a calibrated one."""
+        """``base`` with its schedule, solver and ending replaced by the calibrated ones."""
         return replace(
             base,
             steps=fitted.steps,
@@ -175,19 +177,22 @@ class Profile:
             ending="keep" if fitted.sigmas[-1] > 0 else "zero",
             levels=fitted.sigmas,
             factors=fitted.factors,
+            # it was fitted with guidance as set, and says every point itself
+            guidance=(),
+            bend=0.0,
             calibration=self.label(fitted),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As files and the API have it."""
-        return {**asdict(self), "fitted": [each.to_dict() for each in self.fitted]}
+        """The form in files and in the API."""
+        return {**asdict(self), "fitted": [fitted.to_dict() for fitted in self.fitted]}
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, "version": VERSION, **self.to_dict()}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Profile:
-        """Read and check every number.
+        """From the text of a file, with every value checked.
 
         Raises:
             StoreError: naming the field, its value and what is allowed.
@@ -225,10 +230,10 @@ def _family(name: str) -> str:
 def _fitted(row: Reader) -> Fitted:
     errors = row.at("held_out")
     if not isinstance(errors.data, dict) or "calibrated" not in errors.data or not 2 <= len(errors.data) <= 64:
-        raise errors.error("2 to 64 errors by name, of what there was and of what is calibrated")
+        raise errors.error("2 to 64 errors by name of schedule, among them calibrated")
     if any(not name.strip() or len(name) > 100 or has_lone_surrogate(name) for name in errors.data):
-        raise errors.error("errors by names of 1 to 100 characters")
-    found = Fitted(
+        raise errors.error("errors by name, with names of 1 to 100 characters")
+    fitted = Fitted(
         steps=row.whole("steps", 2, MAX_STEPS),
         cfg_scale=row.number("cfg_scale", 0.01, 1000),
         sigmas=row.numbers("sigmas", 0, MAX_SIGMA),
@@ -238,15 +243,15 @@ def _fitted(row: Reader) -> Fitted:
         baseline=row.number("yardstick", 0, ERRORS[1]),
         calls=row.whole("calls", 0, 10**12),
     )
-    falling = all(low < high * (1 - LEAST_FALL) for high, low in pairwise(found.sigmas))
-    above = all(sigma >= LEAST_SIGMA for sigma in found.sigmas if sigma != 0) and all(found.sigmas[:-1])
-    if len(found.sigmas) != found.steps + 1 or not falling or not above:
+    decreasing = all(low < high * (1 - MIN_DECREASE) for high, low in pairwise(fitted.sigmas))
+    positive = all(sigma >= MIN_SIGMA for sigma in fitted.sigmas if sigma != 0) and all(fitted.sigmas[:-1])
+    if len(fitted.sigmas) != fitted.steps + 1 or not decreasing or not positive:
         raise row.at("sigmas").error(
-            f"{found.steps + 1} numbers from {LEAST_SIGMA:g}, each below the one before; only the last may be 0"
+            f"{fitted.steps + 1} numbers from {MIN_SIGMA:g}, each below the one before; only the last may be 0"
         )
-    if len(found.factors) != found.steps or found.factors[0] != 0:
-        raise row.at("factors").error(f"{found.steps} numbers, the first 0")
-    return found
+    if len(fitted.factors) != fitted.steps or fitted.factors[0] != 0:
+        raise row.at("factors").error(f"{fitted.steps} numbers, the first 0")
+    return fitted
 
 
 def _refused(row: Reader) -> Refused:
@@ -260,69 +265,81 @@ def _pair(row: Reader) -> tuple[float, float]:
     return first, second
 
 
+def noise_tolerance(curve: Sequence[tuple[float, float]]) -> float:
+    """The largest sigma of a decoder's curve up to which pictures change by at most ``TOLERATED_CHANGE``, or 0."""
+    found = 0.0
+    for sigma, change in curve:
+        if not change <= TOLERATED_CHANGE:
+            break
+        found = sigma
+    return found
+
+
 class ProfileStore(Store[Profile]):
     """The profiles in a folder."""
 
     kind = "calibration"
-    reserved = ("Auto", "Off")
+    reserved = RESERVED
 
     @staticmethod
     def parse(text: str) -> Profile:
         return Profile.from_json(text)
 
     def best(self, steps: int, target: Target) -> Optional[tuple[Profile, Fitted]]:
-        """The schedule that fits best: nearest in guidance scale, then with the greatest gain."""
-        found = [(profile, each) for profile in self.read()[0] if (each := profile.find(steps, target))]
+        """The best schedule for ``target``: the nearest in guidance scale, then the one with the greatest gain."""
+        candidates = [(profile, fitted) for profile in self.read()[0] if (fitted := profile.find(steps, target))]
         return min(
-            found,
+            candidates,
             key=lambda pair: (abs(math.log(pair[1].cfg_scale / target.cfg_scale)), -pair[1].gain),
             default=None,
         )
 
     def by_label(self, label: str) -> Optional[tuple[Profile, Fitted]]:
-        """The schedule that a picture names, by the hash at the end of its label; the rest may have been renamed."""
-        name, _, wanted = label.strip().rpartition(" ")
-        found = [(profile, each) for profile in self.read()[0] for each in profile.fitted if each.hash == wanted]
-        # copies of one schedule draw the same, so the name only says which is spoken of
-        return min(found, key=lambda pair: pair[0].name != name, default=None)
+        """The schedule with a picture's label, by the hash at its end, as the profile may have been renamed."""
+        name, _, digest = label.strip().rpartition(" ")
+        candidates = [
+            (profile, fitted) for profile in self.read()[0] for fitted in profile.fitted if fitted.hash == digest
+        ]
+        # equal hashes draw equal pictures, so the name only decides which profile is named
+        return min(candidates, key=lambda pair: pair[0].name != name, default=None)
 
-    def pick(self, wanted: str, steps: int, target: Target) -> tuple[Optional[tuple[Profile, Fitted]], str]:
-        """What a person named: a profile, or schedules by their labels (``"; "`` between several, as a picture has it).
+    def pick(self, name_or_labels: str, steps: int, target: Target) -> tuple[Optional[tuple[Profile, Fitted]], str]:
+        """The schedule that a user chose by a profile's name, or by labels as in a picture, separated by ``"; "``.
 
         Returns:
-            The schedule of that many steps, or None and the reason why there is none.
+            The profile and its schedule with that many steps and an empty text, or None and the reason.
 
         Raises:
-            StoreError: nothing here has that name or label.
+            StoreError: no profile has that name, and no schedule that label.
         """
-        named = self.named(wanted)
+        named = self.named(name_or_labels)
         if isinstance(named, Profile):
             fitted = named.find(steps, target)
             if fitted is not None:
                 return (named, fitted), ""
-            return None, named.misfit(target) or f"it has no {steps} steps near CFG {target.cfg_scale:g}"
+            return None, named.mismatch(target) or f"it has no {steps} steps near CFG {target.cfg_scale:g}"
         for pair in named:
             if pair[1].steps == steps:
                 return pair, ""
         return None, f"it is for {named[0][1].steps} steps, not {steps}"
 
-    def named(self, wanted: str) -> Profile | list[tuple[Profile, Fitted]]:
-        """The profile of a name, or the schedules of labels.
+    def named(self, name_or_labels: str) -> Profile | list[tuple[Profile, Fitted]]:
+        """The profile with a name, or the schedules with labels that are separated by ``"; "``.
 
         Raises:
             StoreError: there is none.
         """
         profiles = self.read()[0]
         for profile in profiles:
-            if profile.name == wanted:
+            if profile.name == name_or_labels:
                 return profile
-        found = [pair for label in wanted.split("; ") if (pair := self.by_label(label))]
-        if not found:
+        schedules = [pair for label in name_or_labels.split("; ") if (pair := self.by_label(label))]
+        if not schedules:
             listed = ", ".join(profile.name for profile in profiles) or "none yet"
-            raise StoreError(f"there is no calibration {wanted!r} here; there are: {listed}")
-        return found
+            raise StoreError(f"there is no calibration {name_or_labels!r} here; there are: {listed}")
+        return schedules
 
 
-def sigmas_of(values: Sequence[float]) -> tuple[float, ...]:
-    """Numbers as a file keeps them: rounded to eight digits, single precision's, so a file gives the same picture."""
+def rounded(values: Sequence[float]) -> tuple[float, ...]:
+    """Sigmas or factors as a file stores them: eight digits are enough for single precision, so pictures are equal."""
     return tuple(float(f"{value:.8g}") for value in values)

@@ -1,4 +1,4 @@
-"""Reference trajectories of a model, and the multistep schedules that are compared to them."""
+"""Reference endpoints of a model's trajectories, and the multistep schedules that are fitted to them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ..noise import NoiseModel
 from ..schedule import base_karras
 from ..solvers import sample_dpmpp_2m
 from ..solvers._core import Model
+from .config import REFERENCE_CALLS
 
 __all__ = ["MultistepSchedule", "Trajectories"]
-
-REFERENCE_CALLS = 60
 
 
 @dataclass(frozen=True)
 class MultistepSchedule:
-    """What is fitted. Invariant: ``len(sigmas) == steps + 1``, decreasing, last >= 0; ``len(factors) == steps``.
+    """A schedule of DPM++ 2M with one factor per step, see :mod:`hpsampler.calibration.fit`.
 
-    The first factor has no past to scale and is 0.
+    Invariant: ``len(sigmas) == steps + 1``, decreasing, last >= 0; ``len(factors) == steps``. The first factor is 0, as
+    the first step has no past output.
     """
 
     sigmas: tuple[float, ...]
@@ -34,29 +34,29 @@ class MultistepSchedule:
         return len(self.factors)
 
     def sample(self, model: Model, noise: torch.Tensor) -> torch.Tensor:
-        """From unit noise (n, ...) to the last sigma, ``steps`` calls."""
+        """Sample from unit noise (n, ...) to the last sigma, with ``steps`` calls."""
         sigmas = torch.tensor(self.sigmas, dtype=torch.float64)
         return sample_dpmpp_2m(model, noise * self.sigmas[0], sigmas, factors=self.factors)
 
     @classmethod
     def of(cls, sigmas: Sequence[float], factor: float = 1.0, last: Optional[float] = None) -> MultistepSchedule:
-        """A known schedule, its last sigma replaced by 0, with one factor for all steps, or another for the last."""
-        points = tuple(float(sigma) for sigma in sigmas[:-1])
-        factors = [0.0] + [factor] * (len(points) - 1)
-        if last is not None and len(points) > 1:
+        """The schedule ``sigmas`` with its last sigma replaced by 0; ``last`` is the factor of the last step."""
+        levels = tuple(float(sigma) for sigma in sigmas[:-1])
+        factors = [0.0] + [factor] * (len(levels) - 1)
+        if last is not None and len(levels) > 1:
             factors[-1] = last
-        return cls((*points, 0.0), tuple(factors))
+        return cls((*levels, 0.0), tuple(factors))
 
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Where the guided ODE leads from some noise under some conditions.
+    """The endpoints of the guided ODE from given noise and conditions.
 
     Attributes:
-        model: the guided denoiser, its conditions bound.
+        model: the guided denoiser, which includes the conditions.
         noise: unit noise, shape (n, ...).
-        endpoints: shape (n, ...), from :meth:`of`.
-        calls: what the endpoints cost.
+        endpoints: shape (n, ...).
+        calls: model calls per trajectory that the endpoints took.
     """
 
     model: Model
@@ -66,10 +66,10 @@ class Trajectories:
 
     @classmethod
     def of(cls, model: Model, noise: torch.Tensor, table: NoiseModel, calls: int = REFERENCE_CALLS) -> Trajectories:
-        """Solve them: DPM++ 2M on Karras' schedule down to the table's smallest sigma, then to 0.
+        """Solve the ODE with DPM++ 2M on Karras' schedule down to the table's smallest sigma, then to 0.
 
-        On the exact problems 60 calls are nearer to the solution by 4 to 40 times than 60 that are even in time, which
-        leave too few for the small sigmas; on the demonstration's small model by 15 times.
+        On the exact problems 60 calls on this schedule are 4 to 40 times nearer to the solution than 60 calls evenly
+        spaced in time, which leave too few for the small sigmas; on the demo's tiny model they are 15 times nearer.
 
         Raises:
             ValueError: the model's output is not finite.
@@ -81,24 +81,26 @@ class Trajectories:
         return cls(model, noise, endpoints, calls)
 
     def error(self, schedule: MultistepSchedule) -> float:
-        """RMSE of the sampler's endpoints over the RMS of the endpoints; infinite where it blows up."""
+        """RMSE of a schedule's results relative to the RMS of the endpoints; infinite where it blows up."""
         return self.error_of(schedule.sample(self.model, self.noise))
 
     def error_of(self, ends: torch.Tensor) -> float:
-        """The same of ends that are at hand."""
+        """The same for results that were already computed."""
         error = rms(ends - self.endpoints) / self.scale
         return error if math.isfinite(error) else math.inf
 
     def differences(self, ends: torch.Tensor) -> torch.Tensor:
-        """Of every trajectory's end to its reference, (n, numbers), float64 on the CPU; its norm is the error."""
+        """Differences to the endpoints, (n, elements), float64 on the CPU; a row's norm is that trajectory's error."""
         rows = (ends - self.endpoints).cpu().double().flatten(1)
         return rows / (self.scale * rows.shape[1] ** 0.5)
 
     @property
     def scale(self) -> float:
+        """RMS of the endpoints."""
         return float(self.endpoints.cpu().double().square().mean().sqrt())
 
 
 def rms(difference: torch.Tensor) -> float:
-    # to the CPU first: not every device has float64
+    """Root mean square over all elements."""
+    # to the CPU first, as not every device has float64
     return float(difference.cpu().double().square().mean().sqrt())

@@ -1,1 +1,1 @@
-"""Drawing many pictures through a running WebUI, and scoring them with FID and CLIP."""
+"""Evaluation: many pictures are drawn through a running WebUI and scored with FID and CLIP."""

@@ -1,4 +1,4 @@
-"""What is drawn with: sampler, schedule type, steps, CFG and settings, each configuration a line of the table."""
+"""Configurations: sampler, schedule type, steps, CFG and settings; each is a row of the table."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..settings import ENABLED, Settings, SettingsError
 
 __all__ = ["NAMED", "Configuration"]
 
-OWN_SCHEDULES = ("HP", "HP calibrated")
+HP_SCHEDULES = ("HP", "HP calibrated")
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """What is drawn with: a line of the table.
+    """How pictures are drawn: a row of the table.
 
     Attributes:
-        settings: HP Sampler's, by name, in the order of their names.
+        settings: HP Sampler's settings as (name, value), sorted by name.
     """
 
     sampler: str
@@ -32,13 +32,13 @@ class Configuration:
 
     @classmethod
     def parse(cls, text: str) -> Configuration:
-        """From ``sampler/schedule/steps/cfg`` and, after a question mark, settings: ``HP Auto/HP/6/5.5?freeu=Off``.
+        """From ``sampler/schedule/steps/cfg`` and settings after a question mark, as ``HP Auto/HP/6/5.5?freeu=Off``.
 
         Raises:
-            ValueError: what is wrong with it.
+            ValueError: saying what is wrong with the text.
         """
         head, _, tail = text.partition("?")
-        # a sampler's name may hold a slash, the other three cannot
+        # a sampler's name may have a slash in it, the other parts cannot
         parts = [part.strip() for part in head.rsplit("/", 3)]
         if len(parts) != 4 or not all(parts):
             raise ValueError(f"a configuration must be sampler/schedule/steps/cfg?name=value&..., got {text!r}")
@@ -59,23 +59,23 @@ class Configuration:
         return f"{head}?{tail}" if tail else head
 
     @property
-    def own(self) -> bool:
-        """Whether it needs HP Sampler in the WebUI."""
-        return self.sampler.startswith("HP ") or self.scheduler in OWN_SCHEDULES or bool(self.settings)
+    def needs_hp_sampler(self) -> bool:
+        """Whether the WebUI must have HP Sampler for it."""
+        return self.sampler.startswith("HP ") or self.scheduler in HP_SCHEDULES or bool(self.settings)
 
 
 def _settings_of(text: str, tail: str) -> tuple[tuple[str, Any], ...]:
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for pair in filter(None, tail.split("&")):
         name, equals, value = (part.strip() for part in pair.partition("="))
-        if not equals or not name or name in given or name == ENABLED.name:
+        if not equals or not name or name in values or name == ENABLED.name:
             raise ValueError(f"{text}: settings must be name=value, each once, got {pair!r}")
-        given[name] = value
+        values[name] = value
     try:
-        settings = Settings.of([given])
+        settings = Settings.of([values])
     except SettingsError as error:
         raise ValueError(f"{text}: {error}") from None
-    return tuple((name, getattr(settings, name)) for name in sorted(given))
+    return tuple((name, getattr(settings, name)) for name in sorted(values))
 
 
 def _preset(name: str, cfg_scale: float, more: str = "") -> str:
@@ -115,4 +115,4 @@ NAMED: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
     }
 )
-"""Configurations by name: the paper's table settings (its NFE and CFG), its Free-U ablation, what to compare with."""
+"""Named sets of configurations: those of the paper's tables (with its NFE and CFG), its Free-U ablation, baselines."""

@@ -1,13 +1,13 @@
-"""What drawn pictures are worth: Fréchet distance (FID), CLIP score, and their standard errors.
+"""Metrics of pictures: Fréchet distance (FID) and CLIP score, with their standard errors.
 
-Both figures come from networks that other libraries keep: FID's Inception from ``torch-fidelity``, CLIP from
-``transformers``, which every A1111 has. The other choices were ``clean-fid``, whose better resizing the paper's figures
-were not made with and which does not score a picture against its caption; and ``torchmetrics``, which asks these same
-two libraries but gives only the mean CLIP score of a batch, so that no error could be had from it. ``torch-fidelity``
-has the original network with the original resizing. Both are imported only where they are needed; nothing is installed.
+The networks come from other libraries: FID's Inception from ``torch-fidelity``, which has the original network with the
+original resizing, and CLIP from ``transformers``, which every A1111 has. The alternatives were ``clean-fid``, which has
+better resizing than the paper's figures were made with but no CLIP score, and ``torchmetrics``, which uses the same two
+libraries but gives only the mean CLIP score of a batch and so no standard error. Both libraries are imported only when
+they are import_or_explain; nothing is installed.
 
-FID is computed here, from features. tr (A B)^1/2 is taken as the sum of the roots of the eigenvalues of A^1/2 B A^1/2:
-that matrix is symmetric, so nothing becomes complex or fails to converge where A or B is singular, as it is with fewer
+FID is computed here, from features. tr (A B)^1/2 is the sum of the square roots of the eigenvalues of A^1/2 B A^1/2.
+That matrix is symmetric, so nothing becomes complex or fails to converge where A or B is singular, as with fewer
 pictures than features.
 """
 
@@ -51,14 +51,14 @@ CLIP = "openai/clip-vit-base-patch32"
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 BATCH = 32
 GROUPS = 20
-"""Parts of the pictures, each left out once for the error of FID."""
+"""Number of parts of the pictures, each of which is left out once for the standard error of FID."""
 
 Features = Callable[[torch.Tensor], Any]
 """From a batch of pictures, uint8 (n, 3, h, w) on the CPU, to features (n, d)."""
 
 
 class ScoreError(ValueError):
-    """Something cannot be measured; the message is for people."""
+    """Something cannot be measured; the message is meant for the user."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ class Moments:
 
 
 class Reference:
-    """What pictures are compared to. The root of its covariance is taken once.
+    """The moments that pictures are compared with; the square root of the covariance is computed once.
 
     Attributes:
-        count: of the pictures behind it.
+        count: number of reference pictures.
     """
 
     def __init__(self, moments: Moments, count: int) -> None:
@@ -96,7 +96,7 @@ class Reference:
 
     @classmethod
     def of(cls, features: np.ndarray) -> Reference:
-        """Raises ScoreError: too few features, or not finite."""
+        """From features (n, d). Raises ScoreError: they are too few or not finite."""
         return cls(Moments.of(_checked(features)), len(features))
 
     def distance(self, other: Moments) -> float:
@@ -115,32 +115,32 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 def frechet(features: np.ndarray, reference: Reference) -> Estimate:
     """Fréchet distance of features (n, d) to a reference.
 
-    The error is the jackknife's: each of ``GROUPS`` parts is left out once. A bootstrap would draw pictures
-    twice, which shrinks the covariance and shifts FID by more than its error. It is of the pictures drawn alone; that
-    of the reference is common to all configurations.
+    The standard error is a jackknife estimate: each of ``GROUPS`` parts is left out once. A bootstrap would draw
+    pictures twice, which shrinks the covariance and shifts FID by more than its error. The error does not include the
+    reference's, which is the same for all configurations.
 
     Raises:
-        ScoreError: too few features, not finite, or not as many as the reference's.
+        ScoreError: the features are too few, not finite, or not as many as the reference's.
     """
     features = _checked(features)
     if features.shape[1] != len(reference.moments.mean):
         raise ScoreError(
             f"features must be as many as the reference's {len(reference.moments.mean)}, got {features.shape[1]}"
         )
-    total, count = Moments.of(features), len(features)
-    value = reference.distance(total)
+    moments, count = Moments.of(features), len(features)
+    value = reference.distance(moments)
     groups = min(GROUPS, count)
     if count - -(-count // groups) < 2:
         return Estimate(value, float("nan"))
-    centred = features - total.mean
-    products = total.covariance * (count - 1)
-    left = []
+    centred = features - moments.mean
+    products = moments.covariance * (count - 1)
+    distances = []
     for group in np.array_split(centred, groups):
-        kept = count - len(group)
-        mean = -group.sum(0) / kept
-        covariance = (products - group.T @ group - kept * np.outer(mean, mean)) / (kept - 1)
-        left.append(reference.distance(Moments(total.mean + mean, covariance)))
-    return Estimate(value, float(np.std(left) * (groups - 1) ** 0.5))
+        rest = count - len(group)
+        mean = -group.sum(0) / rest
+        covariance = (products - group.T @ group - rest * np.outer(mean, mean)) / (rest - 1)
+        distances.append(reference.distance(Moments(moments.mean + mean, covariance)))
+    return Estimate(value, float(np.std(distances) * (groups - 1) ** 0.5))
 
 
 def _checked(features: np.ndarray) -> np.ndarray:
@@ -152,13 +152,13 @@ def _checked(features: np.ndarray) -> np.ndarray:
 
 
 def average(values: np.ndarray) -> Estimate:
-    """The mean of one figure per picture."""
+    """The mean of one value per picture."""
     error = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
     return Estimate(float(values.mean()), error)
 
 
-def needed(module: str, command: str) -> Any:
-    """A library's module. Raises ScoreError: with the command that installs it."""
+def import_or_explain(module: str, command: str) -> Any:
+    """Import a library's module. Raises ScoreError: it is missing; the message has the command that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -168,12 +168,12 @@ def needed(module: str, command: str) -> Any:
 
 
 def inception(device: str) -> Features:
-    """FID's Inception network, 2048 features; its weights (92 MB) are fetched by the library when first used.
+    """FID's Inception network, 2048 features; the library downloads its weights (92 MB) when first used.
 
     Raises:
-        ScoreError: the library is missing, or its weights cannot be had.
+        ScoreError: the library is missing, or its weights cannot be loaded.
     """
-    module = needed("torch_fidelity.feature_extractor_inceptionv3", "pip install torch-fidelity")
+    module = import_or_explain("torch_fidelity.feature_extractor_inceptionv3", "pip install torch-fidelity")
     try:
         network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).to(device).eval()
     except (OSError, RuntimeError) as error:
@@ -182,32 +182,32 @@ def inception(device: str) -> Features:
 
 
 def features_named(name: Optional[str], device: str) -> Features:
-    """``module:function``, or FID's Inception where nothing is named. Raises ScoreError: there is no such function."""
+    """The extractor ``module:function``, by default FID's Inception. Raises ScoreError: there is no such function."""
     if name is None:
         return inception(device)
     module, _, function = name.partition(":")
     if not module or not function:
         raise ScoreError(f"features must be module:function, got {name!r}")
     try:
-        found = getattr(importlib.import_module(module), function, None)
+        extract = getattr(importlib.import_module(module), function, None)
     except ImportError as error:
         raise ScoreError(f"features: {module} cannot be imported: {error}") from None
-    if not callable(found):
+    if not callable(extract):
         raise ScoreError(f"features: {module} has no function {function!r}")
-    return found
+    return extract
 
 
 def read_image(path: Path, size: Optional[tuple[int, int]] = None) -> torch.Tensor:
-    """A picture as uint8 (3, h, w), resized (bicubic, not cropped) where ``size`` (width, height) is another.
+    """A picture as uint8 (3, h, w), resized (bicubic, without cropping) to ``size`` (width, height) if given.
 
     Raises:
         ScoreError: it cannot be read.
     """
-    pil = needed("PIL.Image", "pip install Pillow")
+    pil = import_or_explain("PIL.Image", "pip install Pillow")
     try:
         with pil.open(path) as opened:
             image = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow calls a broken PNG a SyntaxError
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG
         raise ScoreError(f"{path} cannot be read as a picture: {error}") from None
     if size is not None and image.size != size:
         image = image.resize(size, pil.BICUBIC)
@@ -215,13 +215,13 @@ def read_image(path: Path, size: Optional[tuple[int, int]] = None) -> torch.Tens
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Every picture in a folder and those below it. Raises ScoreError: no folder, or fewer than 2 pictures."""
+    """All pictures in a folder and its subfolders. Raises ScoreError: there is no folder, or fewer than 2 pictures."""
     if not folder.is_dir():
         raise ScoreError(f"there is no folder {folder}")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
-    if len(found) < 2:
-        raise ScoreError(f"{folder} must hold at least 2 pictures ({', '.join(IMAGES)}), found {len(found)}")
-    return found
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
+    if len(paths) < 2:
+        raise ScoreError(f"{folder} must hold at least 2 pictures ({', '.join(IMAGES)}), found {len(paths)}")
+    return paths
 
 
 def features_of(
@@ -230,7 +230,7 @@ def features_of(
     size: Optional[tuple[int, int]] = None,
     on_done: Callable[[int], object] = lambda count: None,
 ) -> np.ndarray:
-    """Features (n, d) of picture files. Raises ScoreError: a file cannot be read, or what is extracted is no table."""
+    """Features (n, d) of picture files. Raises ScoreError: a file cannot be read, or the features' shape is wrong."""
     parts = []
     for batch in _batches(files, size):
         with torch.no_grad():
@@ -244,43 +244,43 @@ def features_of(
 
 
 def _batches(files: Sequence[Path], size: Optional[tuple[int, int]]) -> Iterator[torch.Tensor]:
-    """Pictures of one shape each; where shapes differ a batch ends early."""
-    held: list[torch.Tensor] = []
+    """Batches of pictures of equal shape; a batch ends early where the shape changes."""
+    batch: list[torch.Tensor] = []
     for path in files:
         image = read_image(path, size)
-        if held and (len(held) == BATCH or held[0].shape != image.shape):
-            yield torch.stack(held)
-            held = []
-        held.append(image)
-    if held:
-        yield torch.stack(held)
+        if batch and (len(batch) == BATCH or batch[0].shape != image.shape):
+            yield torch.stack(batch)
+            batch = []
+        batch.append(image)
+    if batch:
+        yield torch.stack(batch)
 
 
 def reference_of(
     folder: Path,
     extract: Features,
     size: tuple[int, int],
-    kept: Optional[Path] = None,
+    cache: Optional[Path] = None,
     on_done: Callable[[int], object] = lambda count: None,
 ) -> Reference:
-    """Of the real pictures in a folder, resized to ``size``.
+    """The reference from the real pictures in a folder, resized to ``size``.
 
     Args:
-        kept: a folder where the moments of FID's Inception are kept, so that the same references are read once. Not
-            for other extractors: their code may change under the same name.
+        cache: folder in which the moments are stored, so that the same pictures are read only once. For FID's Inception
+            only, as the code of other extractors may change under the same name.
 
     Raises:
-        ScoreError: no pictures, or one cannot be read.
+        ScoreError: there are no pictures, or one cannot be read.
     """
     files = images_in(folder)
     path = None
-    if kept is not None:
+    if cache is not None:
         listed = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         digest = hashlib.sha256(json.dumps([str(folder.resolve()), listed, size]).encode()).hexdigest()[:12]
-        path = kept / f"references-{digest}.npz"
-        found = _read_moments(path)
-        if found is not None:
-            return Reference(found, len(files))
+        path = cache / f"references-{digest}.npz"
+        moments = _read_moments(path)
+        if moments is not None:
+            return Reference(moments, len(files))
     features = features_of(files, extract, size, on_done)
     reference = Reference.of(features)
     if path is not None:
@@ -294,7 +294,7 @@ def reference_of(
 
 
 def _read_moments(path: Path) -> Optional[Moments]:
-    """None where there are none, or a file that cannot be read; it is then written anew."""
+    """The stored moments; None if there is no file or it cannot be read, so that it is written again."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             return Moments(stored["mean"], stored["covariance"])
@@ -308,33 +308,35 @@ def clip_scorer(model: str, device: str) -> Callable[[Sequence[torch.Tensor], Se
     Captions are cut at the model's 77 tokens.
 
     Args:
-        model: a name on Hugging Face, or a folder; fetched by the library when first used.
+        model: a name on Hugging Face, which the library downloads when first used, or a folder.
 
     Raises:
-        ScoreError: the library is missing, or the model cannot be had.
+        ScoreError: the library is missing, or the model cannot be loaded.
     """
-    module = needed("transformers", "pip install transformers")
+    module = import_or_explain("transformers", "pip install transformers")
     try:
         network = module.CLIPModel.from_pretrained(model).to(device).eval()
         processor = module.CLIPProcessor.from_pretrained(model)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise ScoreError(f"the CLIP model {model!r} cannot be loaded: {error}") from None
-    longest = network.config.text_config.max_position_embeddings
+    max_tokens = network.config.text_config.max_position_embeddings
 
-    def embedded(output: Any) -> torch.Tensor:
-        # a tensor up to version 4 of the library, an output that holds it from 5 on
-        found = output if isinstance(output, torch.Tensor) else output.pooler_output
-        return torch.nn.functional.normalize(found.float(), dim=-1)
+    def embedding_of(output: Any) -> torch.Tensor:
+        # version 4 of the library returns a tensor, version 5 an object with the tensor
+        embedding = output if isinstance(output, torch.Tensor) else output.pooler_output
+        return torch.nn.functional.normalize(embedding.float(), dim=-1)
 
     @torch.no_grad()
     def score(pictures: Sequence[torch.Tensor], captions: Sequence[str]) -> np.ndarray:
         images = [picture.permute(1, 2, 0).numpy() for picture in pictures]
-        seen = processor(images=images, return_tensors="pt").to(device)
-        read = processor(
-            text=list(captions), return_tensors="pt", padding=True, truncation=True, max_length=longest
+        image_inputs = processor(images=images, return_tensors="pt").to(device)
+        text_inputs = processor(
+            text=list(captions), return_tensors="pt", padding=True, truncation=True, max_length=max_tokens
         ).to(device)
-        image = embedded(network.get_image_features(pixel_values=seen["pixel_values"]))
-        text = embedded(network.get_text_features(input_ids=read["input_ids"], attention_mask=read["attention_mask"]))
+        image = embedding_of(network.get_image_features(pixel_values=image_inputs["pixel_values"]))
+        text = embedding_of(
+            network.get_text_features(input_ids=text_inputs["input_ids"], attention_mask=text_inputs["attention_mask"])
+        )
         return 100 * (image * text).sum(-1).clamp(min=0).cpu().numpy()
 
     return score

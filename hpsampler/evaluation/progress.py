@@ -11,14 +11,14 @@ __all__ = ["ProgressBar"]
 
 
 class ProgressBar:
-    """A bar where tqdm is there, else a line now and then; on standard error."""
+    """A tqdm bar if tqdm is installed, else a line every ten seconds, on standard error."""
 
-    EVERY_SECONDS = 10.0
+    SECONDS_BETWEEN_LINES = 10.0
 
     def __init__(self, quiet: bool, unit: str = "pictures") -> None:
         self.quiet, self.unit = quiet, unit
         self._bar: Any = None
-        self._name, self._total, self._done, self._told = "", 0, 0, 0.0
+        self._name, self._total, self._done, self._printed_at = "", 0, 0, 0.0
         try:
             self._tqdm: Any = importlib.import_module("tqdm").tqdm
         except ImportError:
@@ -26,7 +26,7 @@ class ProgressBar:
 
     def begin(self, name: str, total: int, done: int = 0) -> None:
         self.end()
-        self._name, self._total, self._done, self._told = name, total, done, time.monotonic()
+        self._name, self._total, self._done, self._printed_at = name, total, done, time.monotonic()
         if not self.quiet and self._tqdm is not None:
             self._bar = self._tqdm(desc=name, total=total, initial=done, unit=f" {self.unit}", file=sys.stderr)
 
@@ -34,8 +34,10 @@ class ProgressBar:
         self._done += count
         if self._bar is not None:
             self._bar.update(count)
-        elif not self.quiet and (self._done >= self._total or time.monotonic() - self._told > self.EVERY_SECONDS):
-            self._told = time.monotonic()
+        elif not self.quiet and (
+            self._done >= self._total or time.monotonic() - self._printed_at > self.SECONDS_BETWEEN_LINES
+        ):
+            self._printed_at = time.monotonic()
             print(f"{self._name}: {self._done} of {self._total} {self.unit}", file=sys.stderr, flush=True)
 
     def end(self) -> None:

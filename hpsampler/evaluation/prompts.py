@@ -10,43 +10,43 @@ __all__ = ["captions_of_coco", "literal", "prompts_of"]
 
 
 class EvaluationError(Exception):
-    """Nothing more can be drawn; the message is for people."""
+    """The evaluation cannot continue; the message is meant for the user."""
 
 
 def captions_of_coco(text: str) -> list[str]:
-    """Of COCO's ``captions_*.json``: one caption for each picture, the first by its id, in the order of the pictures'.
+    """One caption per picture from COCO's ``captions_*.json``, the one with the smallest id, ordered by picture id.
 
     Raises:
-        ValueError: not such a file.
+        ValueError: the text is not such a file.
     """
     try:
         chosen: dict[int, tuple[int, str]] = {}
-        for each in json.loads(text)["annotations"]:
-            image, caption = each["image_id"], (each["id"], " ".join(each["caption"].split()))
+        for entry in json.loads(text)["annotations"]:
+            image, caption = entry["image_id"], (entry["id"], " ".join(entry["caption"].split()))
             chosen[image] = min(chosen.get(image, caption), caption)
         return [chosen[image][1] for image in sorted(chosen)]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError("not COCO captions: annotations of image_id, id and caption are wanted") from None
+        raise ValueError("not COCO captions: annotations with image_id, id and caption are required") from None
 
 
 def literal(caption: str) -> str:
-    """A caption with the WebUI's prompt syntax taken out: a bracket or a capital AND in it is part of the sentence."""
+    """A caption without the WebUI's prompt syntax: brackets and a capital AND in it are part of the sentence."""
     escaped = re.sub(r"([\\()\[\]])", r"\\\1", caption)
-    return re.sub(r"\b(?:AND|BREAK)\b", lambda found: found[0].lower(), escaped).replace("<", " ").replace(">", " ")
+    return re.sub(r"\b(?:AND|BREAK)\b", lambda match: match[0].lower(), escaped).replace("<", " ").replace(">", " ")
 
 
 def prompts_of(path: Path) -> tuple[list[str], bool]:
-    """The prompts in a file, and whether they are sentences rather than the WebUI's prompt syntax (COCO's are).
+    """The prompts in a file, and whether they are plain sentences (as COCO's) rather than in the WebUI's prompt syntax.
 
     Raises:
-        EvaluationError: it cannot be read, or holds none.
+        EvaluationError: the file cannot be read, or has no prompts.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        coco = path.suffix.lower() == ".json"
-        found = captions_of_coco(text) if coco else [line.strip() for line in text.splitlines() if line.strip()]
+        is_coco = path.suffix.lower() == ".json"
+        prompts = captions_of_coco(text) if is_coco else [line.strip() for line in text.splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise EvaluationError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    if not found:
+    if not prompts:
         raise EvaluationError(f"{path}: no prompts in it")
-    return found, coco
+    return prompts, is_coco

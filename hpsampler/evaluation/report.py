@@ -1,4 +1,4 @@
-"""The table and the plot of what was measured: Markdown, CSV, SVG or PNG."""
+"""The table and the plot of the results: Markdown, CSV, SVG or PNG."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ __all__ = ["Row", "write_report"]
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one configuration.
+    """The results of one configuration.
 
     Attributes:
-        name: the configuration, as the command line takes it.
-        folder: where its pictures lie.
-        about: what the pictures have in common, by column.
-        figures: ``fid``, ``clip`` and ``seconds``, those that were measured.
+        name: the configuration in the command line's notation.
+        folder: name of the folder with its pictures.
+        conditions: further columns of the table, such as steps and size.
+        figures: those of ``fid``, ``clip`` and ``seconds`` that were measured.
     """
 
     name: str
     folder: str
-    about: dict[str, Any]
+    conditions: dict[str, Any]
     figures: dict[str, Estimate]
 
 
@@ -54,11 +54,11 @@ def write_report(rows: Sequence[Row], notes: Sequence[str], folder: Path) -> lis
 
 
 def _markdown(rows: Sequence[Row], measured: Sequence[str], notes: Sequence[str]) -> str:
-    about = list(rows[0].about)
-    lines = ["| " + " | ".join(["configuration", *about, *(_COLUMNS[name] for name in measured)]) + " |"]
-    lines.append("|" + "---|" * (1 + len(about) + len(measured)))
+    columns = list(rows[0].conditions)
+    lines = ["| " + " | ".join(["configuration", *columns, *(_COLUMNS[name] for name in measured)]) + " |"]
+    lines.append("|" + "---|" * (1 + len(columns) + len(measured)))
     for row in rows:
-        cells = [row.name, *(str(row.about[column]) for column in about)]
+        cells = [row.name, *(str(row.conditions[column]) for column in columns)]
         cells += [_shown(row.figures.get(name), _DIGITS[name]) for name in measured]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([*lines, "", *(f"* {note}" for note in notes), ""])
@@ -73,14 +73,14 @@ def _shown(estimate: Optional[Estimate], digits: int) -> str:
 
 
 def _write_csv(rows: Sequence[Row], measured: Sequence[str], path: Path) -> None:
-    columns = ["configuration", *rows[0].about, *(part for name in measured for part in (name, f"{name}_error"))]
+    columns = ["configuration", *rows[0].conditions, *(part for name in measured for part in (name, f"{name}_error"))]
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    # some spreadsheets take a file without this mark for another encoding
+    # without the byte order mark some spreadsheets assume another encoding
     with part.open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*columns, "folder"])
         for row in rows:
-            cells: list[Any] = [row.name, *row.about.values()]
+            cells: list[Any] = [row.name, *row.conditions.values()]
             for name in measured:
                 figure = row.figures.get(name)
                 cells += ["", ""] if figure is None else [figure.value, figure.error]
@@ -89,7 +89,7 @@ def _write_csv(rows: Sequence[Row], measured: Sequence[str], path: Path) -> None
 
 
 def _plot(rows: Sequence[Row], measured: Sequence[str], folder: Path) -> Path:
-    """A dot with its error for every configuration and figure."""
+    """Write a plot with a dot and its error bar for every configuration and figure."""
     try:
         figure = importlib.import_module("matplotlib.figure").Figure(
             figsize=(4 + 3.2 * len(measured), 1.2 + 0.32 * len(rows)), dpi=110, facecolor="white", layout="constrained"

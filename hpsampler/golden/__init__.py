@@ -1,1 +1,1 @@
-"""Golden noise: a better first latent, by two calls of the model or by a network."""
+"""Golden noise: a better initial latent, found with two model calls or by a network."""

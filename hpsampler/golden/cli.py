@@ -14,18 +14,23 @@ __all__ = ["main"]
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
-    """The command line; 0 when the file was converted, 1 with a sentence on why not."""
-    parser = argparse.ArgumentParser("python -m hpsampler.npnet", description="NPNet's weights.")
+    """Run the command line; returns 0 when the file was converted, else 1, with the reason on standard error."""
+    parser = argparse.ArgumentParser("python -m hpsampler.npnet", description="Convert NPNet's weights.")
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("convert", help="turn a published .pth into safetensors; nothing in it is run")
-    one.add_argument("source", metavar="in.pth")
-    one.add_argument("target", metavar="out.safetensors")
-    one.add_argument("--model", choices=[each.model for each in PUBLISHED], help="where shapes cannot tell")
-    given = parser.parse_args(arguments)
+    parser_convert = commands.add_parser(
+        "convert", help="convert a published .pth file to safetensors; no code in it is executed"
+    )
+    parser_convert.add_argument("source", metavar="in.pth", help="the published file")
+    parser_convert.add_argument("target", metavar="out.safetensors", help="the file to write")
+    parser_convert.add_argument(
+        "--model", choices=[network.model for network in PUBLISHED],
+        help="the model it belongs to (default: by the width of the embedding and the file's name)",
+    )  # fmt: skip
+    args = parser.parse_args(arguments)
     try:
-        model = convert(given.source, given.target, given.model)
+        model = convert(args.source, args.target, args.model)
     except GoldenNoiseError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{given.target}: NPNet for {model or 'a model that is not known here'}")
+    print(f"{args.target}: NPNet for {model or 'an unknown model'}")
     return 0

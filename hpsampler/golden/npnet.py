@@ -2,20 +2,20 @@
 
 From noise z, shape (batch, 4, 128, 128), and the positive prompt's embedding e, shape (batch, 77, width)::
 
-    a      = group_norm(z) (1 + scale(e)) + shift(e)                     the prompt's say, one linear layer
+    a      = group_norm(z) (1 + scale(e)) + shift(e)                     scale and shift from one linear layer
     golden = svd(z) + (2 sigmoid(alpha) - 1) a + beta swin(z + a)
 
     svd    the latent as one 256x256 matrix U diag(s) V; attention over its singular pairs gives new singular values
-    swin   resized to 224x224, through a Swin-T, its (7, 7, 768) features read as 7 channels, resized to 128x128
+    swin   resized to 224x224, through a Swin-T whose (7, 7, 768) features are read as 7 channels, resized to 128x128
 
 It is used as its authors use it: on **unit** noise, with the **positive** prompt's embedding, at 1024x1024, before the
-sampler scales the noise, without a call of the model. It was trained for three models, see ``PUBLISHED``; the one for
-SDXL is also used with its Lightning, LCM and PCM children. Everything runs in float32.
+sampler scales the noise, and without calling the model. Networks for three models were published, see ``PUBLISHED``;
+the one for SDXL is also used with SDXL's Lightning, LCM and PCM variants. Everything runs in float32.
 
-Two things that the authors' script leaves to chance are settled here. The script never switches the network to
-evaluation, so the Swin's stochastic depth stays on and one noise gives many results; here it is off. And the signs of
-singular vectors, which the network sees, depend on the machine's SVD; here it is always the CPU's, so that a picture
-depends neither on the device nor on its batch.
+Two things that are random in the authors' script are fixed here. The script never switches the network to evaluation
+mode, so the Swin's stochastic depth stays on and the same noise gives different results; here it is off. And the signs
+of the singular vectors, which the network sees, depend on the SVD's implementation; here it always runs on the CPU, so
+that a picture depends neither on the device nor on its batch.
 """
 
 from __future__ import annotations
@@ -28,31 +28,32 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..store import abbreviated
-from .swin import SwinTiny, attended, heads_of
+from .swin import SwinTiny, attention, split_heads
 
 __all__ = ["CHANNELS", "PUBLISHED", "SIZE", "TOKENS", "GoldenNoiseError", "NPNet", "Published"]
 
 SIZE = 128
-"""Height and width of the latents it was trained for: 1024x1024 pictures."""
+"""Height and width of the latents it was trained on: 1024x1024 pictures."""
 
 CHANNELS = 4
 TOKENS = 77
 
 STD_RANGE = (0.8, 1.25)
-"""Of an image's noise; that of 65536 normal numbers is within 0.02 of 1, times any first sigma it is far off."""
+"""Allowed standard deviation of an image's noise. That of 65536 normal numbers is within 0.02 of 1; noise that was
+already multiplied by sigma is far outside."""
 
 
 class GoldenNoiseError(ValueError):
-    """Noise, an embedding or a file that NPNet cannot use; the message is for people."""
+    """NPNet cannot use the noise, the embedding or the file; the message is meant for the user."""
 
 
 class Published(NamedTuple):
-    """One of the networks that were published.
+    """One of the published networks.
 
     Attributes:
-        model: whose noise it knows.
-        width: of that model's prompt embedding.
-        cfg_scale: the guidance its authors use it at.
+        model: name of the model it was trained for.
+        width: width of that model's prompt embedding.
+        cfg_scale: guidance scale at which its authors use it.
     """
 
     model: str
@@ -78,12 +79,12 @@ class NoiseTransformer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         features = self.swin(self.downconv(F.interpolate(x, [SwinTiny.SIDE, SwinTiny.SIDE])))
-        # its rows are taken for channels, its channels for columns: so it was trained
+        # rows are read as channels and channels as columns, as in training
         return self.upconv(F.interpolate(features, [SIZE, SIZE]))
 
 
 class SingularAttention(nn.Module):
-    """Plain attention of 8 heads; q, k and v without bias."""
+    """Self-attention with 8 heads; q, k and v have no bias."""
 
     HEADS = 8
 
@@ -93,7 +94,7 @@ class SingularAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.proj(attended(*heads_of(self.qkv(x), self.HEADS)))
+        return self.proj(attention(*split_heads(self.qkv(x), self.HEADS)))
 
 
 def as_matrix(x: torch.Tensor) -> torch.Tensor:
@@ -122,7 +123,7 @@ class SVDNoise(nn.Module):
         self.mlp4 = nn.Sequential(nn.Linear(side, 1024), nn.ReLU(), nn.Linear(1024, side))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # always the CPU's: other devices choose other signs, and some have no SVD at all
+        # always on the CPU: other devices choose other signs, and some have no SVD at all
         u, s, v = (part.to(x.device) for part in torch.linalg.svd(as_matrix(x).cpu()))
         tokens = self.mlp1(u.transpose(1, 2)) + self.mlp2(v) + self.mlp3(s)[:, None]
         s = s + self.mlp4(self.attention(tokens).mean(1))
@@ -142,14 +143,14 @@ class PromptNorm(nn.Module):
 
 
 class NPNet(nn.Module):
-    """The network; new ones are random, trained ones come from :func:`load_npnet`.
+    """The network with random weights; :func:`~hpsampler.golden.weights.load_npnet` reads trained ones.
 
     Args:
-        width: of the prompt embedding; 2048 (SDXL) and 1024 (Hunyuan-DiT) are published.
-        model: whose noise it knows, one of ``PUBLISHED``; None or empty where its file did not say.
+        width: width of the prompt embedding; 2048 (SDXL) and 1024 (Hunyuan-DiT) are published.
+        model: name of the model it was trained for, one of ``PUBLISHED``; None or empty where its file does not say.
 
     Raises:
-        GoldenNoiseError: a width that is none.
+        GoldenNoiseError: the width is not a whole number of at least 1.
     """
 
     def __init__(self, width: int = 2048, model: Optional[str] = None) -> None:
@@ -164,25 +165,25 @@ class NPNet(nn.Module):
 
     @torch.no_grad()
     def forward(self, noise: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
-        """Golden noise; each image's depends on its own noise and prompt alone. No gradients.
+        """Golden noise; an image's result depends on its own noise and prompt alone. No gradients are computed.
 
         Args:
-            noise: unit noise, shape (batch, 4, 128, 128); not yet times the first sigma.
-            positive: the positive prompt's embedding, shape (batch, 77, width), or (1, 77, width) for all.
+            noise: unit noise, shape (batch, 4, 128, 128), not yet multiplied by the first sigma.
+            positive: the positive prompt's embedding, shape (batch, 77, width), or (1, 77, width) for all images.
 
         Returns:
-            About unit noise of the same shape, dtype and device, on the network's device in between.
+            Roughly unit noise of the same shape, dtype and device; it is computed on the network's device.
 
         Raises:
-            GoldenNoiseError: another size, number of channels, tokens or rows, or noise that is not of unit size.
+            GoldenNoiseError: another size or number of channels, tokens or rows, or noise that is not unit noise.
         """
         _check_noise(noise)
         self._check_embedding(positive, len(noise))
-        here = self.alpha.device
-        # a host may run everything in half precision; the weights are float32, and were used so
-        with _full_precision(here.type):
-            z = noise.to(here, torch.float32)
-            e = positive.to(here, torch.float32).expand(len(z), -1, -1)
+        device = self.alpha.device
+        # a host may run everything in half precision; the network was trained and used in float32
+        with _full_precision(device.type):
+            z = noise.to(device, torch.float32)
+            e = positive.to(device, torch.float32).expand(len(z), -1, -1)
             a = self.text_embedding(z, e)
             golden = self.unet_svd(z) + (2 * self.alpha.sigmoid() - 1) * a + self.beta * self.unet_embedding(z + a)
         return golden.to(noise.device, noise.dtype)
@@ -193,9 +194,9 @@ class NPNet(nn.Module):
             raise GoldenNoiseError(f"the embedding must have shape (batch, {TOKENS}, {self.width}), got {shape}")
         rows, tokens, width = shape
         if width != self.width:
-            own = " or ".join(models_of_width(self.width)) or "of another model"
+            models = " or ".join(models_of_width(self.width)) or "of another model"
             raise GoldenNoiseError(
-                f"this NPNet reads embeddings {self.width} wide ({own}), the model's are {width} wide"
+                f"this NPNet reads embeddings {self.width} wide ({models}), the model's are {width} wide"
             )
         if tokens != TOKENS:
             raise GoldenNoiseError(
@@ -230,12 +231,13 @@ def _check_noise(noise: torch.Tensor) -> None:
 
 
 def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
-    """No autocast, where the device knows it."""
+    """Switches autocast off on devices that have it."""
     return torch.autocast(device, enabled=False) if device in ("cpu", "cuda", "xpu") else contextlib.nullcontext()
 
 
 def models_of_width(width: int) -> list[str]:
-    return [each.model for each in PUBLISHED if each.width == width]
+    """Names of the published networks' models whose prompt embeddings have that width."""
+    return [network.model for network in PUBLISHED if network.width == width]
 
 
 def checked_width(width: int) -> int:

@@ -1,27 +1,27 @@
-"""Golden noise without a network: two calls of the model itself turn the first latent into a better one.
+"""Golden noise without a network: two calls of the model itself turn the initial latent into a better one.
 
-From x at sigma, one step with the guided denoiser G down to sigma' and one look from there with the plain denoiser P
+From x at sigma, one step down to sigma' with the guided denoiser G, then one call there with the unguided denoiser P
 (the positive prompt alone, guidance 1), in VE form with h = log(sigma / sigma')::
 
     x' = (sigma'/sigma) x - expm1(-h) G(x, sigma)           one DDIM step
     D' = P(x', sigma')
 
     form A   (x' + expm1(-h) D') / (sigma'/sigma)           the step taken back, with D' in place of G
-    form B   G(x, sigma) + sigma (x' - D') / sigma'         what G removed, and the noise seen from x'
+    form B   G(x, sigma) + sigma (x' - D') / sigma'         G's output, with the noise that P sees at x'
 
-Put x' in, and both add the difference of the two outputs to x; they differ by how much of it::
+With x' inserted, both add a multiple of the difference of the two outputs to x::
 
     x + gain (G(x, sigma) - P(x', sigma'))       gain A = sigma/sigma' - 1       gain B = sigma/sigma'
 
-which is what is computed: one addition, no cancelling of large numbers. Without guidance (G = P) the difference is
-of the order of the step; A then changes x to second order in the step, B to first. Nothing is renormalised: the
-method does not, and against sigma = 14.6 the change is small.
+which is how it is computed: one addition, without cancellation of large numbers. Without guidance (G = P) the
+difference is of the order of the step; A then changes x to second order in the step, B to first order. The result is
+not renormalised: the published method does not do it either, and the change is small compared with sigma = 14.6.
 
-Cost: two calls of the model for either form, beyond those of the sampler.
+Cost: two model calls for either form, in addition to those of the sampler.
 
-Source: arXiv 2510.02390's code, "raw golden noise". A is what its SD 1.5 scripts do (guidance 1 in both calls), B its
-SDXL scripts (guidance in the first). They step to sigma - 0.28, or to the schedule's second sigma. A with guidance is
-the step back and forth that arXiv 2411.09502 makes its training pairs with.
+Source: "raw golden noise" in the code of arXiv 2510.02390. Its SD 1.5 scripts use form A (guidance 1 in both calls),
+its SDXL scripts form B (guidance in the first call). They step to sigma - 0.28, or to the schedule's second sigma. Form
+A with guidance is the step back and forth with which arXiv 2411.09502 makes its training pairs.
 """
 
 from __future__ import annotations
@@ -35,21 +35,20 @@ import torch
 
 from ..store import abbreviated
 
-__all__ = ["CALLS", "SIGMA_GAP", "Form", "golden_latent", "sigma_below"]
+__all__ = ["CALLS", "SIGMA_GAP", "GoldenForm", "golden_latent", "sigma_below"]
 
 CALLS = 2
-"""What either form costs, in calls of the model."""
+"""The cost of either form in model calls."""
 
 SIGMA_GAP = 0.28
 """sigma - sigma' in the reference's ODE scripts."""
 
-
 STABLE_DIFFUSION_SIGMA = 14.614641
-"""The largest of its noise table, where the reference starts."""
+"""Largest sigma of Stable Diffusion's noise table, where the reference starts."""
 
 
 def sigma_below(sigma: float) -> float:
-    """sigma' for a latent at ``sigma``: as far below, in proportion, as the reference's 14.61 - 0.28."""
+    """sigma' for a latent at ``sigma``, in the same proportion as the reference's 14.61 - 0.28 to 14.61."""
     return sigma * (1 - SIGMA_GAP / STABLE_DIFFUSION_SIGMA)
 
 
@@ -59,22 +58,22 @@ class Model(Protocol):
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, /, **extra_args: Any) -> torch.Tensor: ...
 
 
-class Form(Enum):
-    """The two forms; their values are the letters people choose by."""
+class GoldenForm(Enum):
+    """The two forms; their values are the letters that users choose."""
 
     A = "A"
-    """The step taken back: a small change, a few per cent of the difference."""
+    """The step is taken back: a small change, a few per cent of the difference."""
 
     B = "B"
-    """New noise under what was seen: the whole difference."""
+    """New noise is added to the guided output: a change by the whole difference."""
 
     def gain(self, sigma: float, sigma_next: float) -> float:
-        """How much of G - P is added to x."""
-        return (sigma - sigma_next) / sigma_next if self is Form.A else sigma / sigma_next
+        """The factor with which G - P is added to x."""
+        return (sigma - sigma_next) / sigma_next if self is GoldenForm.A else sigma / sigma_next
 
 
 def golden_latent(
-    form: Form,
+    form: GoldenForm,
     x: torch.Tensor,
     sigma: float,
     sigma_next: float,
@@ -84,47 +83,48 @@ def golden_latent(
     extra_args: Optional[Mapping[str, Any]] = None,
     plain_args: Optional[Mapping[str, Any]] = None,
 ) -> torch.Tensor:
-    """``x + gain (G(x, sigma) - P(x', sigma'))``, from a latent at sigma to one at sigma; two calls.
+    """``x + gain (G(x, sigma) - P(x', sigma'))``, a new latent at the same sigma; two model calls.
 
     Args:
-        form: A or B, see the module.
-        x: shape (batch, ...), at noise level ``sigma`` (not unit noise). Kept as it is.
+        form: A or B, see the module's docstring.
+        x: shape (batch, ...), at noise level ``sigma`` (not unit noise). It is not modified.
         sigma: its noise level.
-        sigma_next: sigma', where the second call looks; between 0 and ``sigma``.
+        sigma_next: sigma', the noise level of the second call; between 0 and ``sigma``.
         guided: G, called once as ``guided(x, (sigma, ...), **extra_args)``.
         plain: P, the denoiser without guidance (or whatever the change shall lead away from), called once as
-            ``plain(x', (sigma', ...), **plain_args)``. Without it ``guided`` is called with ``plain_args``.
-        extra_args, plain_args: what either call is given; ``plain`` without ``plain_args`` is given ``extra_args``.
+            ``plain(x', (sigma', ...), **plain_args)``. Without it, ``guided`` is called with ``plain_args``.
+        extra_args, plain_args: keyword arguments of the two calls; ``plain_args`` defaults to ``extra_args`` where
+            ``plain`` is given.
 
     Returns:
         A new tensor of x's shape, dtype and device. Every image depends on its own row alone.
 
     Raises:
-        ValueError: a form, a shape or noise levels that make no sense, neither ``plain`` nor ``plain_args``, or a
-            model that returns another shape.
+        ValueError: an invalid form, shape or noise level, neither ``plain`` nor ``plain_args``, or a model that returns
+            another shape.
     """
-    if not isinstance(form, Form):
-        raise ValueError(f"form must be one of {', '.join(map(str, Form))}, got {abbreviated(form)}")
+    if not isinstance(form, GoldenForm):
+        raise ValueError(f"form must be one of {', '.join(map(str, GoldenForm))}, got {abbreviated(form)}")
     if x.ndim < 1 or not x.is_floating_point():
         raise ValueError(f"x must be floating point of shape (batch, ...), got {x.dtype} of shape {tuple(x.shape)}")
     sigma, sigma_next = float(sigma), float(sigma_next)
     if not (math.isfinite(sigma) and 0 < sigma_next < sigma):
         raise ValueError(f"sigma_next must lie between 0 and sigma, got {sigma_next:g} and {sigma:g}")
     if plain is None and plain_args is None:
-        # one guided denoiser for both calls would silently be another method
+        # with one guided denoiser for both calls this would silently be another method
         raise ValueError("plain or plain_args must be given: the second call is made without guidance")
     extra_args = extra_args or {}
     plain_args = extra_args if plain_args is None else plain_args
 
     ratio = sigma_next / sigma
-    seen = _called(guided, x, sigma, extra_args, "guided")
-    lower = torch.add(x * ratio, seen, alpha=1 - ratio)
-    seen_lower = _called(guided if plain is None else plain, lower, sigma_next, plain_args, "plain")
-    return torch.add(x, seen - seen_lower, alpha=form.gain(sigma, sigma_next))
+    denoised = _denoise(guided, x, sigma, extra_args, "guided")
+    x_next = torch.add(x * ratio, denoised, alpha=1 - ratio)
+    denoised_next = _denoise(guided if plain is None else plain, x_next, sigma_next, plain_args, "plain")
+    return torch.add(x, denoised - denoised_next, alpha=form.gain(sigma, sigma_next))
 
 
-def _called(model: Model, x: torch.Tensor, sigma: float, extra_args: Mapping[str, Any], name: str) -> torch.Tensor:
-    """One call, in x's dtype (hosts may answer a half in float)."""
+def _denoise(model: Model, x: torch.Tensor, sigma: float, extra_args: Mapping[str, Any], name: str) -> torch.Tensor:
+    """Call the model once; the result is in x's dtype (a host may return float32 for a half-precision x)."""
     denoised = model(x, x.new_full((x.shape[0],), sigma), **extra_args)
     if denoised.shape != x.shape:
         raise ValueError(f"{name} must return the shape of x, {tuple(x.shape)}, got {tuple(denoised.shape)}")

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["SwinTiny", "attended", "heads_of"]
+__all__ = ["SwinTiny", "attention", "split_heads"]
 
 WINDOW = 7
 MASKED = -100.0
-"""Added to the attention between pixels that are neighbours only by the cyclic shift; the weights were trained so."""
+"""Added to the attention between pixels that are neighbours only by the cyclic shift, as in training."""
 
 
 def partition(x: torch.Tensor) -> torch.Tensor:
@@ -31,7 +31,7 @@ def joined(windows: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def relative_positions() -> torch.Tensor:
-    """Row of the bias table for every pair of a window's pixels: (dy + 6) * 13 + (dx + 6), shape (49, 49)."""
+    """The bias table's row for every pair of a window's pixels: (dy + 6) * 13 + (dx + 6), shape (49, 49)."""
     at = torch.arange(WINDOW * WINDOW)
     y, x = at // WINDOW, at % WINDOW
     reach = WINDOW - 1
@@ -39,7 +39,7 @@ def relative_positions() -> torch.Tensor:
 
 
 def shift_mask(size: int, shift: int) -> torch.Tensor:
-    """``MASKED`` where two pixels of a window of the shifted map are no neighbours, shape (windows, 49, 49)."""
+    """``MASKED`` where two pixels of a window are no neighbours in the unshifted map; shape (windows, 49, 49)."""
     # along one side: untouched windows, then the two parts that the shift brought into one window
     part = torch.zeros(size)
     part[size - WINDOW : size - shift] = 1
@@ -49,7 +49,7 @@ def shift_mask(size: int, shift: int) -> torch.Tensor:
 
 
 class WindowAttention(nn.Module):
-    """Attention within windows, with a learnt bias for every relative position."""
+    """Attention within windows, with a learned bias for every relative position."""
 
     positions: torch.Tensor
 
@@ -64,25 +64,27 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
         """x: (batch, windows, 49, width); mask: (windows, 49, 49) or None."""
-        q, k, v = heads_of(self.qkv(x), self.heads)
+        q, k, v = split_heads(self.qkv(x), self.heads)
         bias = self.relative_position_bias_table[self.positions].permute(2, 0, 1)
         if mask is not None:
             bias = bias + mask[:, None]
-        return self.proj(attended(q, k, v, bias))
+        return self.proj(attention(q, k, v, bias))
 
 
-def heads_of(qkv: torch.Tensor, heads: int) -> Sequence[torch.Tensor]:
+def split_heads(qkv: torch.Tensor, heads: int) -> Sequence[torch.Tensor]:
     """(..., tokens, 3 * width) -> three of (..., heads, tokens, width / heads)."""
     return qkv.unflatten(-1, (3, heads, -1)).transpose(-4, -2).unbind(-3)
 
 
-def attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | float = 0.0) -> torch.Tensor:
-    """softmax(q k' / sqrt(d) + bias) v, the heads put side by side: (..., tokens, width)."""
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | float = 0.0) -> torch.Tensor:
+    """softmax(q k' / sqrt(d) + bias) v with the heads concatenated: (..., tokens, width)."""
     weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + bias).softmax(-1)
     return (weights @ v).transpose(-3, -2).flatten(-2)
 
 
 class Mlp(nn.Module):
+    """Two linear layers with GELU between them, applied to every pixel."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, 4 * width)
@@ -93,7 +95,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention in windows that are shifted by ``shift`` pixels, then a perceptron for every pixel."""
+    """Attention in windows shifted by ``shift`` pixels, then an MLP for every pixel."""
 
     mask: Optional[torch.Tensor]
 
@@ -115,7 +117,7 @@ class Block(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Two by two pixels become one of twice the channels."""
+    """Merges two by two pixels into one with twice the channels."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -129,6 +131,8 @@ class PatchMerging(nn.Module):
 
 
 class Stage(nn.Module):
+    """Patch merging (except in the first stage), then blocks of attention."""
+
     def __init__(self, width: int, heads: int, depth: int, size: int, merge: bool) -> None:
         super().__init__()
         self.downsample = PatchMerging(width // 2) if merge else nn.Identity()
@@ -141,6 +145,8 @@ class Stage(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
+    """(batch, 3, h, w) -> (batch, h/4, w/4, width): one vector for every patch of 4x4 pixels."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, width, 4, 4)

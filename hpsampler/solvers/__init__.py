@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from ._core import Callback
+from ._core import Callback, Model
 from .dpm_v3 import sample_dpm_v3
 from .dpmpp import sample_dpmpp_1s, sample_dpmpp_2m
 from .unipc import sample_unipc
 
-__all__ = ["SOLVERS", "Callback", "sample_dpm_v3", "sample_dpmpp_1s", "sample_dpmpp_2m", "sample_unipc"]
+__all__ = ["SOLVERS", "Callback", "Model", "sample_dpm_v3", "sample_dpmpp_1s", "sample_dpmpp_2m", "sample_unipc"]
 
 SOLVERS = MappingProxyType(
     {
@@ -19,4 +19,4 @@ SOLVERS = MappingProxyType(
         "dpm_v3": sample_dpm_v3,
     }
 )
-"""Solver by the name that recipes use."""
+"""Solvers by the name that recipes use."""

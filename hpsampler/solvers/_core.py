@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 MIN_STEP_RATIO = 1e-3
-"""Past points nearer than this fraction of a step carry no slope, only rounding noise: the order drops instead."""
+"""A past point nearer than this fraction of a step would give a slope of rounding noise, so the order drops instead."""
 
 
 class Model(Protocol):
@@ -44,7 +44,7 @@ class Model(Protocol):
 Callback = Callable[[dict[str, Any]], object]
 
 NoiseSampler = Callable[[float, float], torch.Tensor]
-"""k-diffusion's: ``noise_sampler(sigma, sigma_next)`` gives unit noise in the shape of x, seeded by image."""
+"""As in k-diffusion: ``noise_sampler(sigma, sigma_next)`` returns unit noise in the shape of x, seeded by image."""
 
 
 class Step(NamedTuple):
@@ -74,7 +74,7 @@ def log_step(sigma: float, sigma_next: float) -> float:
 
 
 def first_order(sigma: float, sigma_next: float) -> Step:
-    """DPM-Solver++ of order 1, which is DDIM and Euler (arXiv 2211.01095, eq. 9): exact at both ends.
+    """First-order DPM-Solver++, which equals DDIM and Euler (arXiv 2211.01095, eq. 9); a step to sigma 0 gives D.
 
     x' = (sigma'/sigma) x - expm1(-h) D
     """
@@ -82,18 +82,18 @@ def first_order(sigma: float, sigma_next: float) -> Step:
 
 
 def analytical_output(sigma: float, share: float) -> float:
-    """Weight w of the first output D = w x that is made without a call (GENIE, arXiv 2210.05475, section 3).
+    """Weight w of the first output D = w x, which needs no model call (GENIE, arXiv 2210.05475, section 3).
 
-    At the first sigma x is nearly pure noise, so the network's noise is taken to be ``share * x / sqrt(1 + sigma^2)``;
-    share 1 is arXiv 2510.02390's, 0.975 that of its second script.
+    At the first sigma x is nearly pure noise, so the network's noise is taken to be ``share * x / sqrt(1 + sigma^2)``.
+    arXiv 2510.02390 uses a share of 1, and 0.975 in its second script.
     """
     return 1 - share * sigma / math.sqrt(1 + sigma**2)
 
 
 def step_ratio(h_past: float, h: float) -> Optional[float]:
-    """Distance of a past point in units of the present step; None where that point cannot carry a slope.
+    """Distance of a past point in units of the current step; None where that point cannot be used for a slope.
 
-    Equal or rising neighbours and a step to sigma 0 are where multistep formulas divide by zero or blow up.
+    Multistep formulas divide by zero or blow up at equal or rising neighbours and at a step to sigma 0.
     """
     if not math.isfinite(h) or h <= 0 or h_past / h < MIN_STEP_RATIO:
         return None
@@ -106,7 +106,9 @@ class Run:
 
     Attributes:
         sigmas: floats, ``steps + 1`` of them.
-        rows: shape (steps + 1, batch), on the device and in the dtype of ``x``; row i is the sigma of call i.
+        rows: shape (steps + 1, batch), on the device and in the dtype of ``x``; row i is the model's sigma at step i.
+        original: the sigmas as given, on the CPU, for the callback.
+        callback: called once per step, or None.
     """
 
     sigmas: list[float]
@@ -116,28 +118,28 @@ class Run:
 
     @classmethod
     def of(cls, x: torch.Tensor, sigmas: torch.Tensor, callback: Optional[Callback]) -> Run:
-        """Check and prepare.
+        """Check the sigmas and move them to the device of ``x``.
 
         Raises:
-            ValueError: sigmas that are not one-dimensional, not finite, negative, or 0 before the end.
+            ValueError: the sigmas are not one-dimensional or not finite, or one before the last is not above 0.
         """
         if sigmas.ndim != 1 or len(sigmas) < 1:
             raise ValueError(f"sigmas must be one-dimensional and not empty, got shape {tuple(sigmas.shape)}")
-        # one transfer, and none at all for the host's CPU sigmas; from here on nothing waits for the device
+        # at most one transfer (none where the host keeps its sigmas on the CPU); nothing after it waits for the device
         original = sigmas.detach().cpu()
         levels: list[float] = original.double().tolist()
         for i, level in enumerate(levels):
             if not math.isfinite(level) or level < 0 or (level == 0 and i < len(levels) - 1):
-                raise ValueError(f"sigmas must be finite, and above 0 but for the last; got {level} at index {i}")
+                raise ValueError(f"sigmas must be finite and above 0, except the last; got {level} at index {i}")
         rows = original.to(x.device, x.dtype, non_blocking=True)[:, None].expand(-1, x.shape[0]).contiguous()
         return cls(levels, rows, original, callback)
 
     def pairs(self) -> list[tuple[float, float]]:
-        """(sigma, sigma') of every step."""
+        """(sigma, sigma') for every step."""
         return list(zip(self.sigmas, self.sigmas[1:]))
 
     def report(self, i: int, x: torch.Tensor, denoised: torch.Tensor) -> None:
-        """k-diffusion's callback, once per step, before the update."""
+        """Call k-diffusion's callback: once per step, before the update."""
         if self.callback is not None:
             sigma = self.original[i]
             self.callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})

@@ -22,21 +22,21 @@ def sample_dpmpp_1s(
     callback: Optional[Callback] = None,
     disable: Optional[bool] = None,
 ) -> torch.Tensor:
-    """First-order DPM-Solver++ (arXiv 2211.01095, eq. 9), the "ode" of arXiv 2510.02390; equals DDIM and Euler.
+    """First-order DPM-Solver++ (arXiv 2211.01095, eq. 9), the "ode" solver of arXiv 2510.02390; equals DDIM and Euler.
 
     Args:
         model: k-diffusion denoiser, called once per step with ``sigma`` of shape (batch,).
         x: shape (batch, ...), noise at ``sigmas[0]``.
-        sigmas: shape (steps + 1,), decreasing; may end in 0 or above 0. The rest is returned undenoised.
+        sigmas: shape (steps + 1,), decreasing; the last may be 0 or above 0, which leaves that noise in the result.
         extra_args: keyword arguments of the model.
         callback: called once per step with x, i, sigma, sigma_hat, denoised.
-        disable: accepted for the house signature; these solvers print no progress bar of their own.
+        disable: part of k-diffusion's signature and ignored; these solvers show no progress bar.
 
     Returns:
         The state at ``sigmas[-1]``, shape and dtype of ``x``.
 
     Raises:
-        ValueError: sigmas not finite, or not above 0 before the last.
+        ValueError: sigmas that are not finite, or not above 0 before the last.
     """
     run = Run.of(x, sigmas, callback)
     extra_args = extra_args or {}
@@ -63,15 +63,15 @@ def sample_dpmpp_2m(
 
     x' = (sigma'/sigma) x - expm1(-h) ((1 + 1/(2r)) D - 1/(2r) D_prev),  r = h_prev / h
 
-    The first step, and one to sigma 0, are of first order. Where the schedule ends above 0 the last step is of second
-    order, as in arXiv 2510.02390.
+    The first step and a step to sigma 0 are of first order. Where the schedule ends above 0, the last step is of
+    second order, as in arXiv 2510.02390.
 
     Args:
-        extrapolate: a last step to sigma 0 gives D + (D - D_prev)/2 instead of D, at no further call. Gains at CFG 3
-            and below, harms at 7.5.
-        factors: one per step; scales that step's correction by past outputs: 0 is first order, 1 the solver's own. To
-            sigma 0 the correction is that of ``extrapolate``, which this overrides.
-        analytical_first_step: above 0 the first step makes no call, see :func:`~hpsampler.solvers.sample_unipc`.
+        extrapolate: a last step to sigma 0 gives D + (D - D_prev)/2 instead of D, without another call. It improves
+            the result at CFG 3 and below and harms it at 7.5.
+        factors: one per step, scaling that step's second-order correction: 0 is first order, 1 the unscaled solver.
+            At a step to sigma 0 the correction is that of ``extrapolate``, which ``factors`` overrides.
+        analytical_first_step: above 0, the first step makes no call, see :func:`~hpsampler.solvers.sample_unipc`.
     """
     run = Run.of(x, sigmas, callback)
     extra_args = extra_args or {}
@@ -95,10 +95,10 @@ def dpmpp_2m_steps(
 ) -> list[Step]:
     """The weights of every step of DPM++ 2M on ``sigmas``, in float64.
 
-    What an analytical first step takes the output to be never enters the history.
+    The output that an analytical first step assumes never enters the history.
 
     Raises:
-        ValueError: not one factor per step.
+        ValueError: the number of factors is not the number of steps.
     """
     if factors is None:
         factors = [1.0] * (len(sigmas) - 2) + [1.0 if extrapolate or sigmas[-1] > 0 else 0.0]
@@ -110,14 +110,17 @@ def dpmpp_2m_steps(
         h = log_step(sigma, sigma_next)
         base = first_order(sigma, sigma_next)
         ratio = None if h_past is None else step_ratio(h_past, h)
-        # to sigma 0 the ratio is not defined; half the last change is what was measured to gain
-        known = i > analytical_first_step
-        lean = 0.5 * factor if sigma_next == 0 and known else factor / (2 * ratio) if ratio is not None else 0.0
-        if lean:
-            (whole,) = base.outputs
-            steps.append(Step(base.state, (whole * (1 + lean), -whole * lean)))
+        has_past_output = i > analytical_first_step
+        if sigma_next == 0 and has_past_output:
+            # the ratio is not defined there; half the last change is what helped in measurements
+            correction = 0.5 * factor
+        else:
+            correction = 0.0 if ratio is None else factor / (2 * ratio)
+        if correction:
+            (weight,) = base.outputs
+            steps.append(Step(base.state, (weight * (1 + correction), -weight * correction)))
         else:
             steps.append(base)
-        # None: there is no past output to lean on
+        # after an analytical first step there is no past output
         h_past = None if i == 0 and analytical_first_step else h
     return steps

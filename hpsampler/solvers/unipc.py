@@ -1,4 +1,4 @@
-"""UniPC (arXiv 2302.04867): a multistep predictor whose corrector reuses the next call, so it costs none.
+"""UniPC (arXiv 2302.04867): a multistep predictor, and a corrector that reuses the next model call and costs none.
 
 In VE form, with h = log(sigma/sigma'), past outputs m_k at r_k = (lambda_k - lambda)/h < 0,
 D1_k = (m_k - m_0)/r_k::
@@ -8,7 +8,7 @@ D1_k = (m_k - m_0)/r_k::
     corrector   x' = base - w B(h) (sum_k rho_k D1_k + rho_last (m' - m_0))
 
 where m' is the output at the predicted x', w is 1 (data) or sigma' (noise), and B(h) is hh (bh1) or expm1(hh) (bh2)
-with hh = -h (data) or h (noise). The rho solve a small Vandermonde system.
+with hh = -h (data) or h (noise). The weights rho solve a small Vandermonde system.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ VARIANTS = ("bh1", "bh2")
 MAX_ORDER = 3
 
 EXTRAPOLATED_TO_ZERO = Step(0.0, (1.5, -0.5))
-"""The step to sigma 0 as x0 = D + (D - D_prev)/2, where plain multistep solvers fall back to x0 = D."""
+"""The step to sigma 0 as x0 = D + (D - D_prev)/2, where multistep solvers otherwise take x0 = D."""
 
 
 class PredictorCorrector(NamedTuple):
-    """Step i: the predictor's weights for (m_0, m_1, ..), the corrector's for (m', m_0, m_1, ..) or None."""
+    """Step i: the predictor's weights for (m_0, m_1, ...), and the corrector's for (m', m_0, m_1, ...) or None."""
 
     predictor: Step
     corrector: Optional[Step]
@@ -69,20 +69,21 @@ def sample_unipc(
     """UniPC (arXiv 2302.04867); arguments as :func:`~hpsampler.solvers.sample_dpmpp_1s`.
 
     Args:
-        order: 1 to 3; falls at the start and the end of the run, where fewer past points or steps remain.
-        prediction: ``"data"`` is stable under guidance; ``"noise"`` with ``"bh1"`` is the paper's.
+        order: 1 to 3; lower at the start and at the end of the run, where fewer past points or steps are left.
+        prediction: ``"data"`` is stable under guidance; arXiv 2510.02390 uses ``"noise"`` with ``"bh1"``.
         variant: B(h), ``"bh1"`` or ``"bh2"``.
-        corrector: correct each predicted point but the last with the call made there anyway.
+        corrector: correct each predicted point except the last, using the call that is made there anyway.
         extrapolate: a last step to sigma 0 gives D + (D - D_prev)/2 instead of D.
-        analytical_first_step: above 0 no call is made at the first sigma: its noise is taken to be this share (1, or
-            0.975) of x / sqrt(1 + sigma^2), which holds only where x is (nearly) pure noise. The call saved is best
-            spent on a point more, see :func:`~hpsampler.schedule.insert_first_midpoint`. Its output never enters a
-            multistep history.
+        analytical_first_step: above 0, no call is made at the first sigma: its noise is taken to be this share (1 or
+            0.975) of x / sqrt(1 + sigma^2), which holds only where x is (nearly) pure noise. The saved call is best
+            spent on an additional point, see :func:`~hpsampler.schedule.insert_first_midpoint`. The assumed output
+            never enters the multistep history.
         noise_level: eta of the stochastic corrector (arXiv 2510.02390's code, "sample_mix"), 0 to 1: the corrected step
             from x_s to x_t becomes x_s + (1 + eta^2)(x_t - x_s) + eta sqrt(sigma_s^2 - sigma_t^2) z. The last step
-            stays as it is. The code has 1 + eta, which takes more noise away than it puts back: on a Gaussian the
-            pictures' spread falls from .96 to .71 of the data's at eta .1 and 20 steps, and keeps .96 with the square.
-        noise_sampler: gives z, seeded by image; needed where ``noise_level`` is above 0.
+            is not changed. That code has 1 + eta, which removes more noise than it adds: on Gaussian data, with eta
+            0.1 and 20 steps, the samples' standard deviation falls from 0.96 to 0.71 of the data's; with the square
+            it stays at 0.96.
+        noise_sampler: returns z, seeded by image; required where ``noise_level`` is above 0.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.
@@ -92,7 +93,7 @@ def sample_unipc(
     if not 0 <= noise_level <= 1:
         raise ValueError(f"noise_level must be from 0 to 1, got {noise_level!r}")
     if noise_level and (noise_sampler is None or not corrector):
-        raise ValueError(f"noise_level={noise_level:g} needs a noise_sampler, and the corrector")
+        raise ValueError(f"noise_level={noise_level:g} needs a noise_sampler and the corrector")
     analytical = bool(analytical_first_step)
     steps = unipc_steps(run.sigmas, order, prediction, variant, corrector, extrapolate, analytical)
     past: list[torch.Tensor] = []
@@ -106,23 +107,23 @@ def sample_unipc(
         run.report(i, x, denoised)
         output = denoised if prediction == "data" else (x * (1 / sigma)).sub_(denoised, alpha=1 / sigma)
         if i > 0:
-            correct = steps[i - 1].corrector
-            if correct is not None:
-                x = correct(start, [output, *past])
+            corrector_step = steps[i - 1].corrector
+            if corrector_step is not None:
+                x = corrector_step(start, [output, *past])
                 if noise_level and noise_sampler is not None:
-                    x = _stirred(start, x, run.sigmas[i - 1], sigma, noise_level, noise_sampler)
+                    x = _with_fresh_noise(start, x, run.sigmas[i - 1], sigma, noise_level, noise_sampler)
         past = [output, *past[: MAX_ORDER - 1]]
         start = x
         x = step.predictor(start, past)
     return x
 
 
-def _stirred(
-    start: torch.Tensor, x: torch.Tensor, before: float, sigma: float, level: float, noise_sampler: NoiseSampler
+def _with_fresh_noise(
+    start: torch.Tensor, x: torch.Tensor, sigma: float, sigma_next: float, level: float, noise_sampler: NoiseSampler
 ) -> torch.Tensor:
-    """The corrected point with more of the step taken, and as much noise as that step took away put back."""
-    noise = noise_sampler(before, sigma).to(x)
-    return torch.lerp(start, x, 1 + level**2).add_(noise, alpha=level * math.sqrt(before**2 - sigma**2))
+    """The corrected point x, with the step from ``start`` made longer and the noise this removes drawn anew."""
+    noise = noise_sampler(sigma, sigma_next).to(x)
+    return torch.lerp(start, x, 1 + level**2).add_(noise, alpha=level * math.sqrt(sigma**2 - sigma_next**2))
 
 
 def unipc_steps(
@@ -134,7 +135,11 @@ def unipc_steps(
     extrapolate: bool = False,
     analytical_first_step: bool = False,
 ) -> list[PredictorCorrector]:
-    """The weights of every step, in float64. ``steps[i].corrector`` corrects the point that step i predicted."""
+    """The weights of every step, in float64. ``steps[i].corrector`` corrects the point that step i predicted.
+
+    Raises:
+        ValueError: naming the argument, its value and what is allowed.
+    """
     if order not in (1, 2, 3):
         raise ValueError(f"order must be 1, 2 or 3, got {order!r}")
     if prediction not in PREDICTIONS:
@@ -148,49 +153,52 @@ def unipc_steps(
     first_output = 1 if analytical_first_step else 0
     steps = []
     for i in range(count):
-        here, target = sigmas[i], sigmas[i + 1]
-        h = log_step(here, target)
-        # outputs of the network known at point i: its own, and those before it as far as the order reaches
-        reach = min(order, max(i + 1 - first_output, 1), count - i)
+        sigma, sigma_next = sigmas[i], sigmas[i + 1]
+        h = log_step(sigma, sigma_next)
+        # the outputs used at point i: the one made there, and as many before it as there are and the order allows
+        step_order = min(order, max(i + 1 - first_output, 1), count - i)
         ratios: list[float] = []
-        for k in range(1, reach):
-            distance = step_ratio(log_step(sigmas[i - k], here), h)
-            # each node must also lie apart from the one before it
+        for k in range(1, step_order):
+            distance = step_ratio(log_step(sigmas[i - k], sigma), h)
+            # two nodes must not lie too close together either
             if distance is None or (ratios and distance + ratios[-1] < MIN_STEP_RATIO):
                 break
             ratios.append(-distance)
 
-        if target == 0:
+        if sigma_next == 0:
             extrapolates = extrapolate and i > first_output
-            steps.append(PredictorCorrector(EXTRAPOLATED_TO_ZERO if extrapolates else _to_zero(here, prediction), None))
+            last = EXTRAPOLATED_TO_ZERO if extrapolates else _step_to_zero(sigma, prediction)
+            steps.append(PredictorCorrector(last, None))
             continue
-        predict = _step(here, target, ratios, prediction, variant, corrects=False)
-        correct = None
+        predictor_step = _step(sigma, sigma_next, ratios, prediction, variant, is_corrector=False)
+        corrector_step = None
         if corrector and i < count - 1:
-            correct = _step(here, target, ratios, prediction, variant, corrects=True)
-        steps.append(PredictorCorrector(predict, correct))
+            corrector_step = _step(sigma, sigma_next, ratios, prediction, variant, is_corrector=True)
+        steps.append(PredictorCorrector(predictor_step, corrector_step))
     return steps
 
 
-def _step(here: float, target: float, ratios: list[float], prediction: str, variant: str, corrects: bool) -> Step:
-    """Predictor or corrector from ``here`` to ``target`` with past points at ``ratios`` (negative, nearest first)."""
-    h = log_step(here, target)
+def _step(
+    sigma: float, sigma_next: float, ratios: list[float], prediction: str, variant: str, is_corrector: bool
+) -> Step:
+    """Predictor or corrector of one step, with past points at ``ratios`` r_k (negative, nearest first)."""
+    h = log_step(sigma, sigma_next)
     hh = -h if prediction == "data" else h
     b_of_h = hh if variant == "bh1" else math.expm1(hh)
-    scale = 1.0 if prediction == "data" else target
+    scale = 1.0 if prediction == "data" else sigma_next
     if prediction == "data":
-        base = first_order(here, target)
+        base = first_order(sigma, sigma_next)
         state, (newest,) = base.state, base.outputs
     else:
-        state, newest = 1.0, target - here
+        state, newest = 1.0, sigma_next - sigma
     if h == 0:
-        return Step(state, (0.0, newest) if corrects else (newest,))
+        return Step(state, (0.0, newest) if is_corrector else (newest,))
 
-    nodes = [*ratios, 1.0] if corrects else ratios
+    nodes = [*ratios, 1.0] if is_corrector else ratios
     weights = _rho(nodes, hh, b_of_h)
     slopes = [-scale * b_of_h * rho / node for rho, node in zip(weights, nodes)]
     newest -= sum(slopes)
-    if corrects:
+    if is_corrector:
         return Step(state, (slopes[-1], newest, *slopes[:-1]))
     return Step(state, (newest, *slopes))
 
@@ -198,7 +206,7 @@ def _step(here: float, target: float, ratios: list[float], prediction: str, vari
 def _rho(nodes: list[float], hh: float, b_of_h: float) -> list[float]:
     """Weights of the differences at ``nodes``: solve sum_k nodes_k^(j-1) rho_k = j! hh phi_(j+1)(hh) / B(h), j = 1...
 
-    A single node takes 1/2 (arXiv 2302.04867, after eq. 10): no accuracy is lost, and B(h) cancels less.
+    A single node gets 1/2 (arXiv 2302.04867, after eq. 10): the order stays the same, and B(h) cancels less.
     """
     if not nodes:
         return []
@@ -212,7 +220,7 @@ def _rho(nodes: list[float], hh: float, b_of_h: float) -> list[float]:
 def phi(k: int, h: float) -> float:
     """phi_k(h) = sum_j h^j / (j + k)!, so phi_1 = expm1(h)/h and phi_(k+1) = (phi_k - 1/k!)/h.
 
-    The recursion cancels for small h, the series does not.
+    For small h the recursion suffers from cancellation, so the series is summed instead.
     """
     if abs(h) < 1:
         return math.fsum(h**j / math.factorial(j + k) for j in range(20))
@@ -222,6 +230,6 @@ def phi(k: int, h: float) -> float:
     return value
 
 
-def _to_zero(here: float, prediction: str) -> Step:
-    """x0 = D, which from the noise output is x - sigma eps."""
-    return Step(0.0, (1.0,)) if prediction == "data" else Step(1.0, (-here,))
+def _step_to_zero(sigma: float, prediction: str) -> Step:
+    """x0 = D, which is x - sigma eps in terms of the noise output."""
+    return Step(0.0, (1.0,)) if prediction == "data" else Step(1.0, (-sigma,))

@@ -1,4 +1,4 @@
-"""The coefficients l, s and b that DPM-Solver-v3 (arXiv 2310.13268) needs of a model, checked, on a grid of lambda.
+"""The coefficients l, s and b of a model for DPM-Solver-v3 (arXiv 2310.13268), on a grid of lambda.
 
 Three arrays over a grid of lambda = -log sigma (VP's log(alpha / sigma)) hold the linear model around which
 :func:`~hpsampler.solvers.sample_dpm_v3` integrates. They belong to one model at one guidance scale and latent size;
@@ -17,29 +17,26 @@ import torch
 from ..solvers.dpm_v3 import interpolated
 from ..store import Reader, abbreviated
 
-__all__ = ["RESERVED", "Provenance", "Statistics", "StatisticsError"]
-
-RESERVED = ("Auto", "Off")
-"""Names that mean something else in menus."""
+__all__ = ["Provenance", "Statistics", "StatisticsError"]
 
 MAX_GRID = 4096
 MAX_VALUE = 1e4
-"""l, s and b beyond this are no measurement; their exponentials would overflow."""
+"""Largest absolute value of l, s and b; larger ones are wrong, and their exponentials would overflow."""
 
 
 class StatisticsError(ValueError):
-    """Statistics, or a file of them, that cannot be used; the message is for people."""
+    """Statistics, or a file of them, that cannot be used; the message is meant for the user."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where statistics come from; what is not known is left empty.
+    """Where statistics come from; unknown fields are left empty.
 
     Attributes:
-        model_hash, model_name, family: of the model that was measured.
-        cfg_scale: its guidance; 1 is none.
-        height, width: of the latents.
-        samples: how many trajectories.
+        model_hash, model_name, family: the model that was measured.
+        cfg_scale: guidance scale; 1 is no guidance.
+        height, width: size of the latents.
+        samples: number of trajectories.
     """
 
     model_hash: str = ""
@@ -52,7 +49,7 @@ class Provenance:
 
     @classmethod
     def read(cls, reader: Reader) -> Provenance:
-        """Raises StoreError: naming the field, its value and what is allowed."""
+        """From parsed JSON. Raises StoreError: naming the field, its value and what is allowed."""
         given = reader.data
         if not isinstance(given, dict):
             raise reader.error("an object")
@@ -73,16 +70,16 @@ class Provenance:
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """l, s and b of one model, checked; the arrays are copies that cannot be written.
+    """l, s and b of one model; the arrays are checked, read-only copies.
 
     Attributes:
-        lambdas: shape (grid,), float64, strictly rising: -log sigma of every grid point.
-        l, s, b: shape (grid, channels, height, width), each of the last three may be 1; float32 or float64.
+        lambdas: shape (grid,), float64, strictly increasing: -log sigma of every grid point.
+        l, s, b: shape (grid, channels, height, width), where each of the last three may be 1; float32 or float64.
             b is in the units of x_0, s per unit of lambda.
         source: where they come from.
 
     Raises:
-        StatisticsError: shapes that do not agree, values not finite or huge, a grid that does not rise.
+        StatisticsError: the shapes do not agree, values are not finite or too large, or the grid does not increase.
     """
 
     lambdas: np.ndarray
@@ -100,34 +97,34 @@ class Statistics:
 
     @property
     def size(self) -> Optional[tuple[int, int]]:
-        """(height, width) of the latents they fit, None where they are the same all over the picture."""
+        """(height, width) of the latents they are for; None where they are the same for all pixels."""
         height, width = self.l.shape[2:]
         return None if height == width == 1 else (height, width)
 
     def at(self, sigma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """l, s and b at a sigma, each of shape (channels, height, width), float64.
 
-        Linear in lambda between grid points; beyond the grid s and b fade, see
-        :func:`~hpsampler.solvers.dpm_v3.interpolated`. The reference instead moves every sigma of the schedule to
-        the nearest grid point. Measured on a Gaussian problem with its exact statistics, 5 steps of order 1 from 14.6
-        to 0.132, RMS to where the schedule should have led (DPM++ 2M: 0.05)::
+        Linear in lambda between grid points; beyond the grid s and b decay, see
+        :func:`~hpsampler.solvers.dpm_v3.interpolated`. The reference moves every sigma of the schedule to the nearest
+        grid point instead. The table shows the RMS error on a Gaussian problem with its exact statistics, for 5 steps
+        of order 1 from 14.6 to 0.132 (DPM++ 2M: 0.05)::
 
             grid points               251      101      51       26
             linear                    1.8e-5   9.0e-5   3.5e-4   2.0e-3
             sigmas moved              1.7e-4   4.1e-4   5.1e-4   1.3e-3
             values of the nearest              1.5e-2   2.1e-2   8.7e-2
 
-        On the grid's points linear is exact too, so a schedule that was moved by hand gives what the reference gives.
+        At grid points interpolation changes nothing, so a schedule of grid points gives what the reference gives.
 
         Raises:
-            StatisticsError: sigma not a number above 0.
+            StatisticsError: sigma is not a number above 0.
         """
         if not (math.isfinite(sigma) and sigma > 0):
             raise StatisticsError(f"sigma must be a finite number above 0, got {sigma!r}")
         return interpolated(self, -math.log(sigma))
 
     def resized(self, height: int, width: int) -> Statistics:
-        """For latents of another size: bilinear, averaging where it shrinks. A guess, see :meth:`size_note`."""
+        """The statistics resized bilinearly to latents of another size; this is a guess, see :meth:`size_note`."""
         for name, value in (("height", height), ("width", width)):
             if type(value) is not int or not 1 <= value <= 65536:
                 raise StatisticsError(f"{name} must be a whole number from 1 to 65536, got {abbreviated(value)}")
@@ -137,17 +134,18 @@ class Statistics:
         return Statistics(self.lambdas, l, s, b, self.source)
 
     def size_note(self, height: int, width: int) -> str:
-        """What people should know when these are used for latents of that size; empty where nothing."""
+        """A note for the user where these are used for latents of another size than their own, else empty."""
         if self.size in (None, (height, width)):
             return ""
-        own_height, own_width = self.size or (height, width)
+        measured_height, measured_width = self.size or (height, width)
         return (
-            f"These statistics were measured on latents of {own_width}x{own_height} and are stretched to "
+            f"These statistics were measured on latents of {measured_width}x{measured_height} and are stretched to "
             f"{width}x{height}: a guess, the picture may be worse than without them."
         )
 
 
 def checked_grid(lambdas: Any) -> np.ndarray:
+    """The grid as a read-only float64 array. Raises StatisticsError."""
     grid = np.array(lambdas)
     if grid.dtype.kind not in "fiu" or grid.ndim != 1 or not 2 <= grid.size <= MAX_GRID:
         raise StatisticsError(
@@ -157,8 +155,8 @@ def checked_grid(lambdas: Any) -> np.ndarray:
     if not np.isfinite(grid).all():
         raise StatisticsError(f"lambdas must be finite, got {grid[~np.isfinite(grid)][0]}")
     if not (np.diff(grid) > 0).all():
-        at = int(np.argmax(np.diff(grid) <= 0))
-        raise StatisticsError(f"lambdas must rise, got {grid[at]:g} then {grid[at + 1]:g} at index {at}")
+        index = int(np.argmax(np.diff(grid) <= 0))
+        raise StatisticsError(f"lambdas must rise, got {grid[index]:g} then {grid[index + 1]:g} at index {index}")
     grid.setflags(write=False)
     return grid
 
@@ -182,7 +180,7 @@ def _checked_values(name: str, values: Any, points: int) -> np.ndarray:
 
 
 def _resampled(values: np.ndarray, height: int, width: int) -> np.ndarray:
-    grown = torch.nn.functional.interpolate(
+    resized = torch.nn.functional.interpolate(
         torch.from_numpy(np.array(values)), (height, width), mode="bilinear", antialias=True, align_corners=False
     )
-    return grown.numpy()
+    return resized.numpy()

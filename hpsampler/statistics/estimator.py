@@ -6,7 +6,7 @@ With N = x - D along the sampling trajectories, so dx/dlambda = -N::
     s = cov(f, f') / var(f)                  b = E[f'] - s E[f]                 ' = d/dlambda along a trajectory
 
 element by element, or pooled over channels and pixels. As f' = N' + l N - l' x, running sums of x, N, N' and their
-products are enough: they do not need l beforehand, and their size does not depend on how many samples were seen.
+products are enough: l is not needed beforehand, and their size does not depend on the number of samples.
 """
 
 from __future__ import annotations
@@ -24,46 +24,31 @@ from ..store import Reader, abbreviated
 from .coefficients import Provenance, Statistics, StatisticsError, checked_grid
 from .files import VERSION, naming_file, read_arrays, write_arrays
 
-__all__ = ["Estimator", "calls_needed"]
+__all__ = ["Estimator"]
 
 SUMS_FORMAT = "hpsampler-statistics-sums"
 
 SUMS = ("x", "n", "slope", "x x", "n n", "x n", "n slope", "x slope", "diagonal")
-"""What is summed per grid point and element: x, N = x - D, slope N' = dN/dlambda, their products, and v * (J v)."""
-
-
-def calls_needed(samples: int, batch: int, points: int, exact: bool = False) -> int:
-    """How many times the model is called for so many samples, known beforehand.
-
-    Args:
-        samples: trajectories.
-        batch: trajectories walked at once.
-        points: of the grid.
-        exact: forward-mode derivatives, one (dearer) call per point; finite differences need two.
-    """
-    for name, value in (("samples", samples), ("batch", batch), ("points", points)):
-        if type(value) is not int or value < 1:
-            raise StatisticsError(f"{name} must be a whole number of at least 1, got {abbreviated(value)}")
-    return math.ceil(samples / batch) * points * (1 if exact else 2)
+"""The sums for every grid point and element: x, N = x - D, slope N' = dN/dlambda, their products, and v * (J v)."""
 
 
 class Estimator:
-    """Measures statistics from sampling trajectories; feed it batches with :meth:`add`, as many as wanted.
+    """Measures statistics from sampling trajectories, which are added in batches with :meth:`add`.
 
-    Each batch is walked down the grid by DPM++ 2M on the grid's own points, which is as good as exact from some 50
-    points on. At every point the model is called once for N, whose slope along the trajectory comes from the
-    neighbouring points at no further call, and once more at x + step * v with random signs v (Hutchinson), for the
-    diagonal of dN/dx. The memory it takes depends on the grid and on ``shape`` only: 72 bytes per grid point and
-    element, twice while a batch is walked (Stable Diffusion 1.5, 251 points: 600 MB; per channel: 144 kB).
+    Each batch is sampled with DPM++ 2M on the grid's points, which from about 50 points on is practically exact. At
+    every point the model is called once for N, whose slope along the trajectory follows from the neighbouring points
+    without another call, and once more at x + step * v with random signs v (Hutchinson's estimator), for the diagonal
+    of dN/dx. The memory depends only on the grid and on ``shape``: 72 bytes per grid point and element, and twice that
+    while a batch is sampled (Stable Diffusion 1.5 with 251 points: 600 MB; per channel: 144 kB).
 
     Args:
-        lambdas: shape (grid,), rising, at least 3 points. The trajectories start at its first (the highest sigma).
+        lambdas: shape (grid,), increasing, at least 3 points. The trajectories start at the first (the highest sigma).
         shape: (channels, height, width) of the statistics; each may be 1, which pools over that axis: fewer samples
             are needed, and the statistics fit any size.
-        source: of the statistics to come; the number of samples is filled in.
-        seed: of the random signs, which depend on it and on the number of samples seen, on nothing else.
-        probe_step: size of the finite difference in units of sigma; 0.01 suits half-precision models too.
-        exact: forward-mode derivatives (torch.func.jvp) instead; the model must support them.
+        source: provenance of the statistics; the number of samples is filled in.
+        seed: seed of the random signs, which depend only on it and on the number of earlier samples.
+        probe_step: size of the finite difference in units of sigma; 0.01 also suits half-precision models.
+        exact: use forward-mode derivatives (torch.func.jvp) instead, which the model must support.
 
     Raises:
         StatisticsError: naming the argument, its value and what is allowed.
@@ -94,7 +79,7 @@ class Estimator:
 
     @property
     def sigmas(self) -> list[float]:
-        """Where the model is called, highest first."""
+        """The sigmas at which the model is called, highest first."""
         return np.exp(-self.lambdas).tolist()
 
     @torch.no_grad()
@@ -105,93 +90,95 @@ class Estimator:
         extra_args: Optional[dict[str, Any]] = None,
         progress: Optional[Callable[[int], object]] = None,
     ) -> None:
-        """Walk one batch down the grid and add it to the sums. If it is interrupted, they stay as they were.
+        """Sample one batch along the grid and add it to the sums, which stay unchanged if this is interrupted.
 
         Args:
-            model: k-diffusion denoiser, guidance and all, as it is sampled with.
+            model: k-diffusion denoiser, with guidance, as it is used for sampling.
             x: shape (batch, channels, height, width), the state at ``sigmas[0]``: unit noise times that sigma.
             extra_args: keyword arguments of the model, such as the batch's prompts.
-            progress: told of the index of every grid point that is done.
+            progress: called with the index of every finished grid point.
 
         Raises:
-            StatisticsError: a batch that does not fit ``shape``, or a model that gives what is not finite.
+            StatisticsError: a batch that does not fit ``shape``, or a model whose output is not finite.
         """
-        if x.ndim != 4 or any(ours not in (1, size) for ours, size in zip(self.shape, x.shape[1:])) or not len(x):
+        if x.ndim != 4 or any(own not in (1, size) for own, size in zip(self.shape, x.shape[1:])) or not len(x):
             raise StatisticsError(f"x must have shape (batch, *{self.shape}), got {tuple(x.shape)}")
         sums = np.zeros_like(self.sums)
         generator = torch.Generator().manual_seed((self.seed << 32) + self.samples)
-        trail: list[tuple[torch.Tensor, torch.Tensor]] = []
+        neighbours: list[tuple[torch.Tensor, torch.Tensor]] = []
         past: Optional[torch.Tensor] = None
         last = len(self.lambdas) - 1
         for i, sigma in enumerate(self.sigmas):
             signs = (torch.randint(0, 2, x.shape, generator=generator) * 2 - 1).to(x)
-            denoised, along = self._probed(model, x, sigma, signs, extra_args or {})
-            sums[SUMS.index("diagonal"), i] = self._pooled((1 - signs * along).cpu().double())
-            # the slope at a point needs its neighbours; three points are kept, no trajectory
-            trail = [*trail[-2:], (x.cpu().double(), (x - denoised).cpu().double())]
+            denoised, derivative = self._denoise_with_derivative(model, x, sigma, signs, extra_args or {})
+            sums[SUMS.index("diagonal"), i] = self._pooled((1 - signs * derivative).cpu().double())
+            # the slope at a point needs its two neighbours, so only three points are kept in memory
+            neighbours = [*neighbours[-2:], (x.cpu().double(), (x - denoised).cpu().double())]
             if i >= 2:
-                self._add_products(sums, i - 1, trail)
+                self._add_products(sums, i - 1, neighbours)
             if i < last:
-                x, past = self._walked(x, denoised, past, i), denoised
+                x, past = self._step(x, denoised, past, i), denoised
             if progress is not None:
                 progress(i)
         if not np.isfinite(sums).all():
-            raise StatisticsError("the model must give finite numbers, got one that is not")
+            raise StatisticsError("the model's output must be finite, and it was not")
         self.sums += sums
         self.samples += len(x)
 
-    def _probed(
+    def _denoise_with_derivative(
         self, model: Callable[..., torch.Tensor], x: torch.Tensor, sigma: float, v: torch.Tensor, extra: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """D, and its derivative along v."""
+        """D, and its derivative in the direction v."""
         row = x.new_full((len(x),), sigma)
         if self.exact:
-            both: tuple[torch.Tensor, torch.Tensor] = torch.func.jvp(
+            output: tuple[torch.Tensor, torch.Tensor] = torch.func.jvp(
                 lambda state: model(state, row, **extra), (x,), (v,)
-            )  # type: ignore[assignment]  # three only with has_aux
-            return both
+            )  # type: ignore[assignment]  # it returns three only with has_aux
+            return output
         step = self.probe_step * sigma
         denoised = model(x, row, **extra)
         return denoised, (model(x + step * v, row, **extra) - denoised) / step
 
-    def _walked(self, x: torch.Tensor, denoised: torch.Tensor, past: Optional[torch.Tensor], i: int) -> torch.Tensor:
-        """DPM++ 2M from grid point i to the next."""
+    def _step(self, x: torch.Tensor, denoised: torch.Tensor, past: Optional[torch.Tensor], i: int) -> torch.Tensor:
+        """A step of DPM++ 2M from grid point i to the next."""
         h = self.lambdas[i + 1] - self.lambdas[i]
-        lean = 0.0 if past is None else 0.5 * h / (self.lambdas[i] - self.lambdas[i - 1])
-        target = denoised if past is None else torch.lerp(past, denoised, 1 + lean)
-        return x * math.exp(-h) - math.expm1(-h) * target
+        if past is not None:
+            correction = 0.5 * h / (self.lambdas[i] - self.lambdas[i - 1])
+            denoised = torch.lerp(past, denoised, 1 + correction)
+        return x * math.exp(-h) - math.expm1(-h) * denoised
 
-    def _add_products(self, sums: np.ndarray, middle: int, trail: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """The products at grid point ``middle``, of whose neighbours N is known; and at the grid's ends beside it."""
+    def _add_products(self, sums: np.ndarray, middle: int, neighbours: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Add the products at grid point ``middle``, and at a grid end beside it, given (x, N) at three points."""
         grid = self.lambdas
         h0, h1 = grid[middle] - grid[middle - 1], grid[middle + 1] - grid[middle]
-        (_, before), (_, here), (_, after) = trail
+        (_, before), (_, here), (_, after) = neighbours
         first, second = (here - before) / h0, (after - here) / h1
-        curve = (second - first) / (h0 + h1)
-        points = [(middle, 1, first + curve * h0)]
+        curvature = (second - first) / (h0 + h1)
+        points = [(middle, 1, first + curvature * h0)]
         if middle == 1:
-            points.append((0, 0, first - curve * h0))
+            points.append((0, 0, first - curvature * h0))
         if middle == len(grid) - 2:
-            points.append((middle + 1, 2, second + curve * h1))
+            points.append((middle + 1, 2, second + curvature * h1))
         for index, place, slope in points:
-            x, n = trail[place]
+            x, n = neighbours[place]
             for row, value in enumerate((x, n, slope, x * x, n * n, x * n, n * slope, x * slope)):
                 sums[row, index] = self._pooled(value)
 
     def _pooled(self, values: torch.Tensor) -> np.ndarray:
-        """Sum over the batch, mean over the axes that are pooled."""
+        """Sum over the batch, then mean over the pooled axes."""
         axes = [axis for axis, size in enumerate(self.shape) if size == 1]
         total = values.sum(0)
         return (total.mean(axes, keepdim=True) if axes else total).numpy()
 
     def statistics(self, smoothing: int = 5) -> Statistics:
-        """What the batches so far give.
+        """The statistics of the batches so far.
 
         Args:
-            smoothing: l is averaged over so many grid points (odd; the paper's 5, 1 is none), s and b are not.
+            smoothing: number of grid points over which l is averaged (odd; the paper's is 5, and 1 is none); s and b
+                are not smoothed.
 
         Raises:
-            StatisticsError: fewer than 2 samples, or a smoothing that is no odd number.
+            StatisticsError: fewer than 2 samples, or a smoothing that is not an odd number.
         """
         if self.samples < 2:
             raise StatisticsError(f"samples must be at least 2 before statistics can be made, got {self.samples}")
@@ -205,52 +192,52 @@ class Estimator:
         return Statistics(self.lambdas, l, s, b, source)
 
     def save(self, path: Path) -> None:
-        """Write the sums, so that another process can go on. Whole or not at all.
+        """Write the sums, so that another process can continue; an interrupted write leaves an existing file as it was.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
-        about = {
+        metadata = {
             "format": SUMS_FORMAT, "version": VERSION, "source": self.source.known(), "samples": self.samples,
             "seed": self.seed, "probe_step": self.probe_step, "exact": self.exact,
         }  # fmt: skip
-        write_arrays(path, {"lambdas": self.lambdas, "sums": self.sums}, about)
+        write_arrays(path, {"lambdas": self.lambdas, "sums": self.sums}, metadata)
 
     @classmethod
     def load(cls, path: Path) -> Estimator:
-        """One that :meth:`save` wrote; further batches give what one run without a break would have given.
+        """An estimator from a file that :meth:`save` wrote; further batches give the same as one uninterrupted run.
 
         Raises:
             StatisticsError: what is wrong with the file, or that it cannot be read.
         """
-        tensors, about = read_arrays(path, SUMS_FORMAT, "file of sums", ("lambdas", "sums"))
+        tensors, metadata = read_arrays(path, SUMS_FORMAT, "file of sums", ("lambdas", "sums"))
         with naming_file(path):
-            reader, sums = Reader(about), tensors["sums"]
+            reader, sums = Reader(metadata), tensors["sums"]
             if sums.ndim != 5 or sums.dtype != np.float64 or sums.shape[:2] != (len(SUMS), tensors["lambdas"].size):
                 raise StatisticsError(f"sums must be {len(SUMS)} float64 per grid point, got {sums.dtype} {sums.shape}")
             if not np.isfinite(sums).all():
                 raise StatisticsError("sums must be finite")
-            made = cls(
+            estimator = cls(
                 tensors["lambdas"],
                 (sums.shape[2], sums.shape[3], sums.shape[4]),
                 Provenance.read(reader.at("source")),
                 reader.whole("seed", 0, 2**31 - 1),
                 reader.number("probe_step", 1e-6, 1),
-                _truth(reader.at("exact")),
+                _boolean(reader.at("exact")),
             )
-            made.samples = reader.whole("samples", 0, 2**53)
-            made.sums = np.array(sums)
-        return made
+            estimator.samples = reader.whole("samples", 0, 2**53)
+            estimator.sums = np.array(sums)
+        return estimator
 
 
-def _truth(reader: Reader) -> bool:
+def _boolean(reader: Reader) -> bool:
     if not isinstance(reader.data, bool):
         raise reader.error("true or false")
     return reader.data
 
 
 def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
-    """Running mean along the grid; at its ends over the symmetric part of the window that is there."""
+    """Running mean along the grid; near the ends the window is shortened symmetrically."""
     count = len(values)
     total = np.concatenate([np.zeros_like(values[:1]), np.cumsum(values, 0)])
     half = np.minimum(window // 2, np.minimum(np.arange(count), np.arange(count)[::-1]))
@@ -269,7 +256,7 @@ def _least_squares(mean: dict[str, np.ndarray], l: np.ndarray, slope_l: np.ndarr
         - slope_l * (mean["x n"] - l * mean["x x"])
     )  # fmt: skip
     variance, covariance = f_f - f**2, f_slope - f * slope
-    # where f is as good as constant there is nothing to fit but its mean
-    moves = variance > 1e-9 * (mean["n n"] + l**2 * mean["x x"])
-    s = np.where(moves, covariance / np.where(moves, variance, 1), 0.0)
+    # where f is practically constant, only its mean can be fitted
+    varies = variance > 1e-9 * (mean["n n"] + l**2 * mean["x x"])
+    s = np.where(varies, covariance / np.where(varies, variance, 1), 0.0)
     return s, slope - s * f

@@ -1,4 +1,4 @@
-"""Files of statistics: ours (safetensors), the published layout (``l.npz``, ``sb.npz``), and which fit a model."""
+"""Files of statistics: our format (safetensors) and the published layout (``l.npz``, ``sb.npz``)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import re
-import threading
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
@@ -19,7 +17,7 @@ from typing import Any, Optional
 import numpy as np
 
 from ..noise import NoiseModel
-from ..store import Reader, StoreError, abbreviated, parse_json
+from ..store import Reader, StoreError, abbreviated, parse_json, write_atomically
 from .coefficients import MAX_GRID, Provenance, Statistics, StatisticsError
 
 __all__ = [
@@ -39,17 +37,19 @@ __all__ = [
 FORMAT, VERSION = "hpsampler-statistics", 1
 
 MAX_BYTES = 2**31
-"""A file, or what an archive unfolds to, beyond this is not read."""
+"""Largest size of a file, and of an unpacked array, that is read."""
 
 PUBLISHED_NAME = re.compile(r"(\d+(?:\.\d+)?)_(\d+)_(\d+)")
-"""Folders of the paper's repository: guidance, grid intervals, samples."""
+"""Names of folders in the paper's repository: guidance scale, grid intervals, samples."""
 
 
 def save_statistics(statistics: Statistics, path: Path) -> None:
-    """Write our layout: a safetensors file with lambdas, l, s, b and their provenance. Whole or not at all.
+    """Write our format, a safetensors file with lambdas, l, s, b and their provenance.
+
+    An interrupted write leaves an existing file as it was.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     metadata = {"format": FORMAT, "version": VERSION, "source": statistics.source.known()}
     arrays = {"lambdas": statistics.lambdas, "l": statistics.l, "s": statistics.s, "b": statistics.b}
@@ -57,7 +57,7 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
 
 
 def load_statistics(path: Path) -> Statistics:
-    """Statistics from a file that :func:`save_statistics` wrote. Nothing in the file is run.
+    """Load statistics from a file that :func:`save_statistics` wrote. No code in the file is executed.
 
     Raises:
         StatisticsError: what is wrong with the file, or that it cannot be read.
@@ -69,35 +69,35 @@ def load_statistics(path: Path) -> Statistics:
 
 
 def read_provenance(path: Path) -> tuple[Provenance, tuple[int, ...]]:
-    """What statistics say of themselves, either layout: where they come from, and the shape of each of l, s and b.
+    """The provenance of statistics in either layout, and the shape of each of l, s and b, without reading the arrays.
 
-    Their numbers are not read; a folder in the published layout says what its name says, and no shape.
+    Of a folder in the published layout only the name is evaluated; its shape is then empty.
 
     Raises:
-        StatisticsError: the file cannot be read, or says it wrongly.
+        StatisticsError: the file cannot be read, or its provenance is invalid.
     """
     if path.is_dir():
         return _provenance_in_name(path.name), ()
-    with open_arrays(path, FORMAT, "statistics file", ("l",)) as (file, said):
-        return Provenance.read(Reader(said).at("source")), tuple(file.get_slice("l").get_shape())
+    with open_arrays(path, FORMAT, "statistics file", ("l",)) as (file, metadata):
+        return Provenance.read(Reader(metadata).at("source")), tuple(file.get_slice("l").get_shape())
 
 
 def _provenance_in_name(folder: str) -> Provenance:
-    named = PUBLISHED_NAME.fullmatch(folder)
-    return Provenance(cfg_scale=float(named[1]), samples=int(named[3])) if named else Provenance()
+    match = PUBLISHED_NAME.fullmatch(folder)
+    return Provenance(cfg_scale=float(match[1]), samples=int(match[3])) if match else Provenance()
 
 
 def load_published(folder: Path, noise: NoiseModel, source: Optional[Provenance] = None) -> Statistics:
-    """Statistics in the layout of the paper's repository: ``l.npz`` with l, ``sb.npz`` with s and b.
+    """Load statistics in the layout of the paper's repository: ``l.npz`` with l, ``sb.npz`` with s and b.
 
-    The files do not hold their grid: it is uniform in lambda over the whole of the model's noise table. Nothing in
-    them is run, pickled objects are refused.
+    The files do not contain their grid: it is uniform in lambda over the model's whole noise table. Pickled objects are
+    refused, so no code in the files is executed.
 
     Args:
-        folder: a name such as "7.5_250_1024" gives the guidance and the number of samples, where it agrees with
-            the files.
-        noise: the table of the model that was measured.
-        source: what else is known; not used for what the folder's name gives.
+        folder: a name such as "7.5_250_1024" gives the guidance scale and the number of samples, provided that it
+            agrees with the files.
+        noise: the noise table of the model that was measured.
+        source: what else is known about them; the folder's name takes precedence.
 
     Raises:
         StatisticsError: what is wrong with a file, or that it cannot be read.
@@ -109,9 +109,9 @@ def load_published(folder: Path, noise: NoiseModel, source: Optional[Provenance]
             raise StatisticsError(f"l must have 2 to {MAX_GRID} grid points, got shape {arrays['l'].shape}")
         grid = np.linspace(-math.log(noise.sigma_max), -math.log(noise.sigma_min), points)
         source = source or Provenance()
-        named = PUBLISHED_NAME.fullmatch(folder.name)
-        if named and int(named[2]) == points - 1:
-            source = replace(source, cfg_scale=float(named[1]), samples=int(named[3]))
+        match = PUBLISHED_NAME.fullmatch(folder.name)
+        if match and int(match[2]) == points - 1:
+            source = replace(source, cfg_scale=float(match[1]), samples=int(match[3]))
         if arrays["l"].ndim == 4 and arrays["l"].shape[2:] != (1, 1):
             height, width = arrays["l"].shape[2:]
             source = replace(source, height=height, width=width)
@@ -119,7 +119,13 @@ def load_published(folder: Path, noise: NoiseModel, source: Optional[Provenance]
 
 
 def convert_published(folder: Path, target: Path, noise: NoiseModel, source: Optional[Provenance] = None) -> Statistics:
-    """Read the layout of the paper's repository, write ours to ``target``; arguments as :func:`load_published`.
+    """Convert the layout of the paper's repository to our format; arguments as :func:`load_published`.
+
+    Args:
+        target: the file to write.
+
+    Returns:
+        The statistics.
 
     Raises:
         StatisticsError: what is wrong with a file, or that it cannot be read.
@@ -132,7 +138,7 @@ def convert_published(folder: Path, target: Path, noise: NoiseModel, source: Opt
 
 @contextlib.contextmanager
 def naming_file(path: Path) -> Iterator[None]:
-    """Names the file in what is said about its content."""
+    """Put the file's name before messages about its content."""
     try:
         yield
     except (StatisticsError, StoreError) as error:
@@ -142,57 +148,57 @@ def naming_file(path: Path) -> Iterator[None]:
 def _load_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
-            sizes = {each.filename: each.file_size for each in archive.infolist()}
+            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
         with naming_file(path):
             for name in names:
                 if f"{name}.npy" not in sizes:
-                    listed = ", ".join(abbreviated(each) for each in list(sizes)[:5]) or "nothing"
+                    listed = ", ".join(abbreviated(entry) for entry in list(sizes)[:5]) or "nothing"
                     raise StatisticsError(f"it must hold an array {name}, it holds {listed}")
                 if sizes[f"{name}.npy"] > MAX_BYTES:
                     raise StatisticsError(f"{name} must be at most {MAX_BYTES >> 30} GB")
-        with np.load(path, allow_pickle=False) as arrays:
-            read = {name: arrays[name] for name in names}
-        if not all(isinstance(array, np.ndarray) for array in read.values()):  # numpy gives other members as bytes
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in names}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):  # numpy returns other members as bytes
             raise ValueError(f"{' and '.join(names)} must be in NumPy's own format")
-        return read
+        return arrays
     except StatisticsError:
         raise
     except FileNotFoundError:
         raise StatisticsError(f"{path.name}: there is no such file in {path.parent}") from None
-    # what zipfile and numpy raise for archives and headers that are cut, forged or pickled
+    # zipfile and numpy raise all of these for truncated, forged or pickled archives and headers
     except (OSError, ValueError, EOFError, KeyError, MemoryError, SyntaxError, TypeError, NotImplementedError,
             RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
         raise StatisticsError(f"{path.name}: not an .npz file of plain arrays: {str(error)[:120]}") from None
 
 
 def write_arrays(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
+    """Write a safetensors file; an interrupted write leaves an existing file as it was. Raises OSError."""
     from safetensors.numpy import save
 
     data = save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, {"about": json.dumps(metadata)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+    write_atomically(path, data)
 
 
 def read_arrays(
     path: Path, form: str, kind: str, names: tuple[str, ...]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The tensors of those names, and what the file says of itself."""
-    with open_arrays(path, form, kind, names) as (file, said):
-        return {name: file.get_tensor(name) for name in names}, said
+    """The arrays of those names, and the file's metadata. Raises StatisticsError: see :func:`open_arrays`."""
+    with open_arrays(path, form, kind, names) as (file, metadata):
+        return {name: file.get_tensor(name) for name in names}, metadata
 
 
 @contextlib.contextmanager
 def open_arrays(path: Path, form: str, kind: str, names: tuple[str, ...]) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """The file, which holds numbers of those names, and what it says of itself.
+    """Open a safetensors file and check that it has floating-point arrays of those names; yields it and its metadata.
+
+    Args:
+        form: the format that its metadata must name.
+        kind: what messages call such a file.
+        names: the arrays that it must have.
 
     Raises:
-        StatisticsError: what is wrong with the file, also by what is read of it meanwhile; or that it cannot be read.
+        StatisticsError: what is wrong with the file, also while it is read in the ``with`` block.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -200,14 +206,14 @@ def open_arrays(path: Path, form: str, kind: str, names: tuple[str, ...]) -> Ite
         if path.stat().st_size > MAX_BYTES:
             raise StatisticsError(f"{path.name}: it must be at most {MAX_BYTES >> 30} GB")
         with safe_open(path, framework="numpy") as file, naming_file(path):
-            said = parse_json((file.metadata() or {}).get("about", "{}"), kind, form, VERSION)
-            missing = [name for name in names if name not in file.keys()]  # noqa: SIM118 - it is no mapping
+            metadata = parse_json((file.metadata() or {}).get("about", "{}"), kind, form, VERSION)
+            missing = [name for name in names if name not in file.keys()]  # noqa: SIM118 - the file is not a mapping
             if missing:
                 raise StatisticsError(f"it must hold {', '.join(names)}, it lacks {', '.join(missing)}")
             for name in names:
                 if file.get_slice(name).get_dtype() not in ("F32", "F64"):
                     raise StatisticsError(f"{name} must be float32 or float64, got {file.get_slice(name).get_dtype()}")
-            yield file, said
+            yield file, metadata
     except FileNotFoundError:
         raise StatisticsError(f"{path.name}: there is no such file in {path.parent}") from None
     except (OSError, SafetensorError) as error:
@@ -215,52 +221,54 @@ def open_arrays(path: Path, form: str, kind: str, names: tuple[str, ...]) -> Ite
 
 
 def statistics_files(folder: Path) -> dict[str, Path]:
-    """Statistics in a folder by name: our files, and folders in the published layout."""
-    found = {path.parent.name: path.parent for path in folder.glob("*/sb.npz")}
-    found.update((path.stem, path) for path in folder.glob("*.safetensors") if path.is_file())
-    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+    """The statistics in a folder, by name: our files, and folders in the published layout."""
+    paths = {path.parent.name: path.parent for path in folder.glob("*/sb.npz")}
+    paths.update((path.stem, path) for path in folder.glob("*.safetensors") if path.is_file())
+    return dict(sorted(paths.items(), key=lambda item: item[0].lower()))
 
 
 def open_statistics(path: Path, noise: NoiseModel) -> Statistics:
-    """Either layout. Raises StatisticsError: see :func:`load_statistics` and :func:`load_published`."""
+    """Load either layout. Raises StatisticsError: see :func:`load_statistics` and :func:`load_published`."""
     return load_published(path, noise) if path.is_dir() else load_statistics(path)
 
 
 def statistics_label(name: str, statistics: Statistics) -> str:
-    """By which a picture names them: ``my model 1a2b3c4d``, with the start of a hash of their numbers."""
-    whole = hashlib.sha256()
+    """The label by which a picture names statistics: ``my model 1a2b3c4d``, with a hash of their numbers."""
+    digest = hashlib.sha256()
     for values in (statistics.lambdas, statistics.l, statistics.s, statistics.b):
-        whole.update(np.ascontiguousarray(values, np.float64).tobytes())
-    return f"{name} {whole.hexdigest()[:8]}"
+        digest.update(np.ascontiguousarray(values, np.float64).tobytes())
+    return f"{name} {digest.hexdigest()[:8]}"
 
 
-def find_statistics(folder: Path, wanted: str, noise: NoiseModel) -> tuple[str, Statistics]:
-    """Those of a name, or of a picture's label, and their label.
+def find_statistics(folder: Path, name_or_label: str, noise: NoiseModel) -> tuple[str, Statistics]:
+    """The statistics with a name, or with the label of a picture, and their label.
 
     Raises:
-        StatisticsError: there are none, they cannot be read, or are others than the picture's.
+        StatisticsError: there are none, they cannot be read, or they differ from the picture's.
     """
-    kept = statistics_files(folder)
-    if wanted in kept:
-        found = open_statistics(kept[wanted], noise)
-        return statistics_label(wanted, found), found
-    name, _, digest = wanted.rpartition(" ")
-    by_label = re.fullmatch(r"[0-9a-f]{8}", digest) is not None
-    # what was renamed since is known by its numbers
-    for each in sorted(kept, key=lambda each: each != name) if by_label else ():
+    paths = statistics_files(folder)
+    if name_or_label in paths:
+        statistics = open_statistics(paths[name_or_label], noise)
+        return statistics_label(name_or_label, statistics), statistics
+    name, _, digest = name_or_label.rpartition(" ")
+    is_label = re.fullmatch(r"[0-9a-f]{8}", digest) is not None
+    # a file that was renamed since is recognised by the hash of its numbers
+    for stored_name in sorted(paths, key=lambda stored_name: stored_name != name) if is_label else ():
         with contextlib.suppress(StatisticsError):
-            found = open_statistics(kept[each], noise)
-            if statistics_label(name, found) == wanted:
-                return statistics_label(each, found), found
-    if by_label and name in kept:
-        raise StatisticsError(f"the statistics {name!r} here are others than the picture's {wanted!r}")
-    raise StatisticsError(f"there are no statistics {wanted!r} here; there are: {', '.join(kept) or 'none yet'}")
+            statistics = open_statistics(paths[stored_name], noise)
+            if statistics_label(name, statistics) == name_or_label:
+                return statistics_label(stored_name, statistics), statistics
+    if is_label and name in paths:
+        raise StatisticsError(f"the statistics {name!r} here are others than the picture's {name_or_label!r}")
+    raise StatisticsError(
+        f"there are no statistics {name_or_label!r} here; there are: {', '.join(paths) or 'none yet'}"
+    )
 
 
 def provenances_of_model(folder: Path, hashes: Collection[str]) -> tuple[dict[str, Provenance], list[str]]:
-    """Where those of a model come from, by name, and a sentence for each file that does not say it.
+    """The provenance of every file of statistics of a model, by name, and a sentence for each file that is unreadable.
 
-    Only what files say of themselves is read, not their numbers. The published layout says nothing of its model.
+    Only metadata are read, not the arrays. Folders in the published layout do not name their model and are left out.
     """
     sources, problems = {}, []
     for name, path in statistics_files(folder).items():
@@ -279,18 +287,18 @@ def provenances_of_model(folder: Path, hashes: Collection[str]) -> tuple[dict[st
 def best_for(
     folder: Path, hashes: Collection[str], cfg_scale: float, noise: NoiseModel
 ) -> tuple[Optional[tuple[str, Statistics]], list[str]]:
-    """Those of a model that were measured nearest to a guidance scale, and a sentence for each that cannot be read."""
+    """The model's statistics nearest in guidance scale with their label, and a sentence for each unreadable file."""
     sources, problems = provenances_of_model(folder, hashes)
 
     def distance(name: str) -> float:
-        own = sources[name].cfg_scale
-        return math.inf if own is None else abs(own - cfg_scale)
+        measured_at = sources[name].cfg_scale
+        return math.inf if measured_at is None else abs(measured_at - cfg_scale)
 
     for name in sorted(sources, key=lambda name: (distance(name), name)):
         try:
-            found = open_statistics(statistics_files(folder)[name], noise)
+            statistics = open_statistics(statistics_files(folder)[name], noise)
         except StatisticsError as error:
             problems.append(str(error))
             continue
-        return (statistics_label(name, found), found), problems
+        return (statistics_label(name, statistics), statistics), problems
     return None, problems

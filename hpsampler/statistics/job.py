@@ -1,96 +1,43 @@
-"""Measuring DPM-Solver-v3's statistics of a whole model: described, counted in calls, stopped and resumed.
+"""Jobs that measure the statistics of a model for DPM-Solver-v3; they can be stopped and resumed.
 
-:class:`StatisticsConfig` says what is wanted, :class:`StatisticsJob` walks one batch of pictures after the other and
-keeps the sums of the finished ones in a file, so whatever stops it costs one batch at most. :class:`StatisticsRunner`
-runs such jobs in the background.
+:class:`~hpsampler.statistics.config.StatisticsConfig` describes a job. :class:`StatisticsJob` samples one batch of
+pictures after the other and saves the sums of the finished batches to a file, so that an interruption costs at most one
+batch. :class:`StatisticsRunner` runs such jobs in the background.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 import torch
 
-from ..jobs import DEFAULT_PROMPTS, Exclusively, Job, JobRunner, ModelSource, Progress, at_once, checked_fields, number
-from ..store import StoreError, clean_name
-from .coefficients import RESERVED, Provenance, Statistics, StatisticsError
-from .estimator import Estimator, calls_needed
+from ..jobs import Exclusively, Job, JobRunner, ModelSource, Progress, at_once, started_with_another_model
+from ..store import RESERVED, StoreError, clean_name
+from .coefficients import Provenance, Statistics, StatisticsError
+from .config import StatisticsConfig, calls_needed
+from .estimator import Estimator
 from .files import read_provenance, save_statistics, statistics_files
 
-__all__ = ["StatisticsConfig", "StatisticsJob", "StatisticsRunner"]
+__all__ = ["StatisticsJob", "StatisticsRunner"]
 
-SUMS = "sums.safetensors"
-
-
-@dataclass(frozen=True)
-class StatisticsConfig:
-    """What is to be measured.
-
-    Attributes:
-        cfg_scale: guidance scale; statistics belong to one.
-        samples: pictures whose trajectories are walked; their prompts are ``prompts``, again and again.
-        points: of the grid, from the noise table's largest sigma to its smallest; with fewer than some 20 the
-            statistics are worse than none.
-        per_pixel: statistics of every element of the latents, as the paper has them; they fit one size and need many
-            samples. Otherwise of every channel.
-        batch: how many pictures the model draws at once; memory grows with it.
-    """
-
-    name: str
-    cfg_scale: float = 7.0
-    width: int = 512
-    height: int = 512
-    prompts: tuple[str, ...] = DEFAULT_PROMPTS
-    negative: str = ""
-    samples: int = 64
-    points: int = 51
-    per_pixel: bool = False
-    seed: int = 1
-    batch: int = 4
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> StatisticsConfig:
-        """From named values, as the page, the API and the command line give them.
-
-        Raises:
-            StoreError: naming the field, its value and what is allowed.
-        """
-        checked = checked_fields(cls, values, RESERVED, _WHOLE)
-        if "cfg_scale" in values:
-            checked["cfg_scale"] = float(number("cfg_scale", values["cfg_scale"], 1, 30))
-        if "per_pixel" in values:
-            if not isinstance(values["per_pixel"], bool):
-                raise StoreError(f"per_pixel must be true or false, got {values['per_pixel']!r}")
-            checked["per_pixel"] = values["per_pixel"]
-        return cls(**checked)
-
-    def most_calls(self) -> int:
-        """UNet calls, each for one picture."""
-        return calls_needed(self.samples, 1, self.points)
-
-
-_WHOLE = {
-    "width": (64, 4096), "height": (64, 4096), "samples": (2, 100_000), "points": (21, 1001), "seed": (0, 2**31 - 1),
-    "batch": (1, 256),
-}  # fmt: skip
+SUMS_FILE = "sums.safetensors"
 
 
 class StatisticsJob(Job):
     """Measures the statistics that a config describes.
 
     Args:
-        config: what is to be measured.
+        config: what to measure.
         source: the model.
-        folder: where the sums are kept until the end; None keeps none.
+        folder: where the sums are saved until the end; with None they are not saved.
         exclusively: how the job gets the model to itself.
 
     Raises:
-        StoreError: what was kept is of another model, or of another job.
+        StoreError: the saved sums are of another model.
     """
 
     def __init__(
@@ -102,14 +49,14 @@ class StatisticsJob(Job):
     ) -> None:
         super().__init__(exclusively)
         self.config, self.source = config, source
-        self.path = None if folder is None else folder / SUMS
+        self.path = None if folder is None else folder / SUMS_FILE
         self.progress = Progress(of=config.most_calls())
-        self.estimator: Optional[Estimator] = self._kept()
+        self.estimator: Optional[Estimator] = self._saved_estimator()
         if self.estimator is not None:
             self.progress.of -= calls_needed(self.estimator.samples, 1, config.points) if self.estimator.samples else 0
 
     def run(self) -> Statistics:
-        """Walk all batches that are not done yet.
+        """Sample all remaining batches.
 
         Raises:
             Cancelled: after :meth:`cancel`.
@@ -123,7 +70,7 @@ class StatisticsJob(Job):
             seeds = range(config.seed + done, config.seed + min(done + config.batch, config.samples))
             noise = self._on_model(lambda: self.source.start(seeds, config.width, config.height))  # noqa: B023 - at once
             if self.estimator is None:
-                self.estimator = self._new(noise)
+                self.estimator = self._new_estimator(noise)
             prompts = [config.prompts[(seed - config.seed) % len(config.prompts)] for seed in seeds]
             model = self._on_model(lambda: self.source.denoiser(prompts, config.negative, config.cfg_scale))  # noqa: B023
             try:
@@ -136,27 +83,28 @@ class StatisticsJob(Job):
         self.progress.log.append(f"{self.estimator.samples} pictures' trajectories at CFG {config.cfg_scale:g}")
         return self.estimator.statistics()
 
-    def _kept(self) -> Optional[Estimator]:
-        """The sums of an earlier run of the same job, if there are any that can be read."""
+    def _saved_estimator(self) -> Optional[Estimator]:
+        """The estimator with the sums of an earlier run of the same job, if there is one that can be read.
+
+        Raises:
+            StoreError: it is of another model.
+        """
         if self.path is None or not self.path.exists():
             return None
         try:
-            found = Estimator.load(self.path)
+            estimator = Estimator.load(self.path)
         except StatisticsError:
-            return None  # cut off or damaged: measured anew
-        if found.source.model_hash not in self.source.hashes:
-            raise StoreError(
-                f"it was begun with the model {found.source.model_name}, and {self.source.model_name} is loaded now; "
-                "load the first again, then resume"
-            )
-        return found
+            return None  # truncated or damaged: the job starts again
+        if estimator.source.model_hash not in self.source.hashes:
+            raise started_with_another_model(estimator.source.model_name, self.source)
+        return estimator
 
-    def _new(self, noise: torch.Tensor) -> Estimator:
+    def _new_estimator(self, noise: torch.Tensor) -> Estimator:
         config, table = self.config, self.source.noise
         grid = np.linspace(-math.log(table.sigma_max), -math.log(table.sigma_min), config.points)
         channels, height, width = noise.shape[1:]
         provenance = Provenance(
-            # a file's name may hold bytes that no text has
+            # a file name may have bytes that are not valid text
             self.source.hashes[0], self.source.model_name.encode("utf-8", "replace").decode(), self.source.family,
             config.cfg_scale, height, width,
         )  # fmt: skip
@@ -166,7 +114,7 @@ class StatisticsJob(Job):
 
 
 class StatisticsRunner(JobRunner[StatisticsConfig]):
-    """Measures statistics for DPM-Solver-v3 in the background, one file each in ``folder``."""
+    """Measures statistics for DPM-Solver-v3 in the background; each result is a file in ``folder``."""
 
     kind = "statistics"
 
@@ -183,16 +131,16 @@ class StatisticsRunner(JobRunner[StatisticsConfig]):
         job = StatisticsJob(config, source, folder, exclusively)
 
         def run() -> str:
-            found = job.run()
-            save_statistics(found, self._path_of(config.name))
-            return f"{found.source.samples} pictures' trajectories, {len(found.lambdas)} grid points"
+            statistics = job.run()
+            save_statistics(statistics, self._path_of(config.name))
+            return f"{statistics.source.samples} pictures' trajectories, {len(statistics.lambdas)} grid points"
 
         return job, run
 
     def read_provenance(self, name: str) -> tuple[Provenance, tuple[int, ...]]:
-        """Where one of those that are kept comes from, and its shape. Raises StoreError: none such, or unreadable."""
+        """Provenance and shape of a result. Raises StoreError: there is no such result, or it cannot be read."""
         try:
-            return read_provenance(self._kept_path(name))
+            return read_provenance(self._existing_path(name))
         except StatisticsError as error:
             raise StoreError(str(error)) from None
 
@@ -200,20 +148,20 @@ class StatisticsRunner(JobRunner[StatisticsConfig]):
         return self.folder / f"{name}.safetensors"
 
     def _rename_result(self, name: str, new_name: str) -> str:
-        path, new_name = self._kept_path(name), clean_name(new_name, RESERVED)
+        path, new_name = self._existing_path(name), clean_name(new_name, RESERVED)
         if new_name != name and new_name in self.names():
             raise StoreError(f"name must be a new one; there are statistics named {new_name!r} already")
         path.rename(self.folder / new_name if path.is_dir() else self._path_of(new_name))
         return new_name
 
     def _delete_result(self, name: str) -> None:
-        path = self._kept_path(name)
+        path = self._existing_path(name)
         if path.is_dir():
             raise StoreError(f"{name!r} is a folder in the published layout; delete it where it lies: {path}")
         path.unlink()
 
-    def _kept_path(self, name: str) -> Path:
-        kept = statistics_files(self.folder)
-        if name not in kept:
-            raise StoreError(f"there are no statistics named {name!r}; there are: {', '.join(kept) or 'none yet'}")
-        return kept[name]
+    def _existing_path(self, name: str) -> Path:
+        paths = statistics_files(self.folder)
+        if name not in paths:
+            raise StoreError(f"there are no statistics named {name!r}; there are: {', '.join(paths) or 'none yet'}")
+        return paths[name]

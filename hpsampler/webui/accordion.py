@@ -1,51 +1,61 @@
 """The accordion's controls, in gradio alone: the WebUI shows them, and so does any other page that has a container.
 
-Written for gradio 3.41 (A1111) and 4.40 (Forge) alike. ``javascript/hpsampler_panel.js`` draws the schedule into it
-and says beside a control where it has no effect; it reads the page's own controls by the selectors given here.
+Written for gradio 3.41 (A1111) and 4.40 (Forge) alike. ``javascript/hpsampler_panel.js`` reads the page's own controls
+by the selectors given here, asks through a hidden textbox and button, and puts what :mod:`hpsampler.panel` answers into
+the panel and beside the controls. Questions pass every queue, so that they are answered while a picture is drawn.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from html import escape
 from types import MappingProxyType
 from typing import Any, Optional
 
 import gradio as gr
 
+from ..effects import AUTOMATIC, OWN_SAMPLER
+from ..panel import Known, Page, view
 from ..presets import PresetStore
-from ..settings import FIELDS, Field
+from ..recipes import AUTO
+from ..settings import ENABLED, FIELDS, Field
 from . import preset_row
+from .panel_html import answer, skeleton
 
-__all__ = ["GROUPS", "TITLE", "Accordion", "Container", "PageContext", "build"]
+__all__ = ["ADVANCED", "GROUPS", "TITLE", "Accordion", "Container", "PageContext", "build"]
 
 TITLE = "HP Sampler"
+ADVANCED = "advanced"
 
 Container = Callable[..., AbstractContextManager[Any]]
 """Called with the switch's value, ``label`` and ``elem_id``; entered, it gives the switch. The host's is
 ``InputAccordion``."""
 
-_ALWAYS_SHOWN = ("recipe", "ending")
-
-GROUPS = (
-    (
-        "Schedule",
-        "schedule",
-        ("base_steps", "rho", "truncation_index", "time_rho", "end_sigma", "analytical_first_step", "golden_noise"),
-    ),
-    (
-        "Free-U",
-        "freeu_group",
-        ("freeu", "freeu_version", "freeu_first", "freeu_last", "b1", "b2", "s1", "s2"),
-    ),
+_GROUPS = (
+    ("Schedule", "schedule", ("base_steps", "rho", "truncation_index", "time_rho", "end_sigma", "bend")),
+    ("First step, calibration, second pass", "passes_group",
+     ("calibration", "golden_noise", "analytical_first_step", "hires_recipe")),
+    ("Free-U", "freeu_group", ("freeu", "freeu_version", "freeu_first", "freeu_last", "b1", "b2", "s1", "s2")),
     ("UniPC and DPM-v3", "unipc_group", ("prediction", "variant", "order", "noise_level", "statistics")),
-)
-"""Title, end of the ``elem_id`` and fields of each part that opens by itself."""
+)  # fmt: skip
+ALWAYS_SHOWN = ("recipe", "guidance", "ending")
 
 _FIELDS = MappingProxyType({field.name: field for field in FIELDS})
+
+
+def _grouped(fields: Iterable[Field]) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+    """The groups with the fields that there are; one that belongs to none is in a last group of its own."""
+    placed = {*ALWAYS_SHOWN, *(name for _, _, names in _GROUPS for name in names)}
+    names = [each.name for each in fields]
+    found = [(title, suffix, tuple(each for each in own if each in names)) for title, suffix, own in _GROUPS]
+    rest = tuple(name for name in names if name not in placed)
+    return (*found, *([("Other", "other_group", rest)] if rest else []))
+
+
+GROUPS = _grouped(FIELDS)
+"""Title, end of the ``elem_id`` and fields of each part that opens by itself; the one table of what is in which."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +63,22 @@ class PageContext:
     """What the accordion must know of the page it stands on.
 
     Attributes:
-        page: CSS selectors of the page's own ``sampler``, ``schedule``, ``steps``, ``cfg``, ``width``, ``height`` and
-            ``denoising``; those that it has.
-        panel: the plot's data, see :func:`~hpsampler.panel.panel_data`.
+        page: CSS selectors of the page's own controls, by the names of :class:`~hpsampler.panel.Page`; those it has.
+        known: what the server knows now.
         presets: where presets are kept.
         menus: names of what there is, by the field that takes one (calibrations, statistics).
         begin_with: values to begin with, by name of field; None is every field's default, and the switch off.
+        preset: the name of the preset that those are.
+        tab: title of the page's tab where calibrations are made; empty where there is none.
     """
 
     page: Mapping[str, str]
-    panel: Callable[[], Mapping[str, Any]]
+    known: Callable[[], Known]
     presets: PresetStore
     menus: Mapping[str, Callable[[], Sequence[str]]] = field(default_factory=dict)
     begin_with: Optional[Mapping[str, Any]] = field(default=None)
+    preset: str = AUTO
+    tab: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,80 +88,108 @@ class Accordion:
     Attributes:
         enabled: the switch.
         controls: the others by the name of their field, in the order of ``FIELDS``.
+        auto: the hidden button that the offer "Use HP Auto" presses.
     """
 
     enabled: Any
     controls: Mapping[str, Any]
+    auto: Any
 
     @property
     def inputs(self) -> list[Any]:
         """All of them, in the order that ``Settings.of`` takes their values in."""
         return [self.enabled, *self.controls.values()]
 
+    def connect(self, sampler: Any, schedule: Any) -> None:
+        """Let "Use HP Auto" set the page's own menus of samplers and schedule types."""
+        self.auto.click(lambda: (OWN_SAMPLER, AUTOMATIC), outputs=[sampler, schedule], queue=False, **_QUIET)
+
+
+_QUIET: dict[str, Any] = {"show_progress": "hidden"}
+
 
 def build(prefix: str, container: Container, around: PageContext) -> Accordion:
     """Build the accordion where the page now stands; every ``elem_id`` starts with ``prefix``."""
     made: dict[str, Any] = {}
     begin = around.begin_with or {}
+
+    def add(names: Sequence[str]) -> None:
+        made.update({name: _component(_FIELDS[name], prefix, begin) for name in names if name in _FIELDS})
+
     with container(around.begin_with is not None, label=TITLE, elem_id=prefix) as enabled:
-        gr.HTML(
-            f'<div class="hpsampler-panel" data-prefix="{escape(prefix)}" '
-            f'data-page="{escape(json.dumps(dict(around.page)))}"></div>',
-            elem_id=f"{prefix}_panel",
-        )
-        data = gr.Textbox(lambda: json.dumps(around.panel()), visible=False, elem_id=f"{prefix}_data")
-        again = gr.Button("Look again", visible=False, elem_id=f"{prefix}_look")
-        row = preset_row.build(prefix, around.presets)
-        made.update(_in_pairs(_ALWAYS_SHOWN, prefix, begin))
-        with gr.Row():
-            made["calibration"] = _component(_FIELDS["calibration"], prefix, begin)
-            made["hires_recipe"] = _component(_FIELDS["hires_recipe"], prefix, begin)
-        for title, suffix, names in GROUPS:
-            with gr.Accordion(title, open=False, elem_id=f"{prefix}_{suffix}"):
-                made.update(_in_pairs(names, prefix, begin))
-    accordion = Accordion(enabled, MappingProxyType({each.name: made[each.name] for each in FIELDS}))
-    row.connect(accordion.enabled, accordion.controls, data, lambda: json.dumps(around.panel()))
-
-    named = [each.name for each in FIELDS if each.words]
-
-    def look() -> tuple[Any, ...]:
-        menus = [gr.update(choices=_menu(_FIELDS[name], around.menus.get(name, tuple))) for name in named]
-        names, said = row.menu()
-        return json.dumps(around.panel()), *menus, names, said
-
-    # the page is built once, and what it lists may have changed since; its script presses this as it opens
-    outputs = [data, *(made[name] for name in named), row.chosen, row.said]
-    again.click(look, outputs=outputs, show_progress="hidden", queue=False)
+        gr.HTML(skeleton(prefix, around.page), elem_id=f"{prefix}_panel")
+        # gradio puts controls that follow each other into one form, which style.css lays out in columns
+        talk = gr.Textbox(visible=False, elem_id=f"{prefix}_talk")
+        add(ALWAYS_SHOWN)
+        ask, act, auto = (gr.Button(name, visible=False, elem_id=f"{prefix}_{name}") for name in ("ask", "act", "auto"))
+        with gr.Accordion("Advanced", open=False, elem_id=f"{prefix}_{ADVANCED}"):
+            for title, suffix, names in GROUPS:
+                with gr.Accordion(title, open=False, elem_id=f"{prefix}_{suffix}", elem_classes=["hps-group"]):
+                    add(names)
+    # nothing of it is a default that people set
+    talk.do_not_save_to_config = True
+    accordion = Accordion(enabled, MappingProxyType({each.name: made[each.name] for each in FIELDS}), auto)
+    answers = _Answers(around)
+    named = [made[name] for name in answers.menus]
+    ask.click(answers.ask, [talk, *accordion.inputs], [talk, *named], queue=False, **_QUIET)
+    act.click(answers.act, [talk, *accordion.inputs], [talk, *accordion.inputs], queue=False, **_QUIET)
     return accordion
 
 
-def _in_pairs(names: Sequence[str], prefix: str, begin: Mapping[str, Any]) -> dict[str, Any]:
-    """Two controls a row; the last of an odd number has the whole width."""
-    made = {}
-    for start in range(0, len(names), 2):
-        pair = names[start : start + 2]
-        with gr.Row() if len(pair) == 2 else nullcontext():
-            made.update({name: _component(_FIELDS[name], prefix, begin) for name in pair})
-    return made
+class _Answers:
+    """What the page asks, answered from the controls' values as they are now."""
+
+    def __init__(self, around: PageContext) -> None:
+        self.around = around
+        self.menus = [each.name for each in FIELDS if each.words]
+        self.groups = [(suffix, names) for _, suffix, names in GROUPS]
+
+    def ask(self, text: str, *values: Any) -> tuple[Any, ...]:
+        """What to show; where the page has just been opened, or something else changed, also the menus of names."""
+        question, named = _read(text), _by_name(values)
+        page, known = self._page(question), self.around.known()
+        width = float(question.get("width") or 0)
+        found = answer(view(named, page, known), self.groups, width, self.around.tab)
+        if question.get("look"):
+            found["slots"]["said"] = preset_row.said(self.around.presets.read()[1])
+            menus = [gr.update(choices=self._menu(name)) for name in self.menus]
+        else:
+            menus = [gr.update()] * len(self.menus)
+        return json.dumps({**found, "answers": question.get("id")}), *menus
+
+    def act(self, text: str, *values: Any) -> tuple[Any, ...]:
+        """What a button does to presets, and to the controls where it sets them."""
+        question, named = _read(text), _by_name(values)
+        page, known = self._page(question), self.around.known()
+        done = preset_row.act(self.around.presets, question, named, page, known)
+        updates = [gr.update(value=done.values[name]) if name in done.values else gr.update() for name in named]
+        return json.dumps({**done.answer(), "answers": question.get("id")}), *updates
+
+    def _page(self, question: Mapping[str, Any]) -> Page:
+        return Page.of({"preset": self.around.preset, **(question.get("page") or {})})
+
+    def _menu(self, name: str) -> list[str]:
+        return [*_FIELDS[name].words, *_FIELDS[name].suggestions, *self.around.menus.get(name, tuple)()]
 
 
-def _menu(field: Field, names: Callable[[], Sequence[str]]) -> list[str]:
-    return [*field.words, *names()]
+def _read(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def _named(field: Field, prefix: str, begin: Mapping[str, Any]) -> Any:
-    """A menu that also takes what a picture says; its names come as the page opens."""
-    return gr.Dropdown(
-        choices=list(field.words), allow_custom_value=True, label=field.label, info=field.help,
-        value=begin.get(field.name, field.default), elem_id=f"{prefix}_{field.name}",
-    )  # fmt: skip
+def _by_name(values: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip([ENABLED.name, *(each.name for each in FIELDS)], values))
 
 
 def _component(field: Field, prefix: str, begin: Mapping[str, Any]) -> Any:
-    if field.words:
-        return _named(field, prefix, begin)
     value = begin.get(field.name, field.default)
     common = {"label": field.label, "value": value, "elem_id": f"{prefix}_{field.name}", "info": field.help}
+    if field.words:
+        # it also takes what a picture says; its names come as the page opens
+        return gr.Dropdown(choices=[*field.words, *field.suggestions], allow_custom_value=True, **common)
     if field.choices:
         return gr.Dropdown(choices=list(field.choices), **common)
     low = field.low if field.neutral is None else min(field.low, field.neutral)

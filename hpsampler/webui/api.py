@@ -9,35 +9,34 @@ import json
 import math
 import secrets
 from collections.abc import Callable
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
-from ..calibration.job import CalibrationRunner
-from ..jobs import JobRunner
-from ..statistics.job import StatisticsRunner
 from ..store import StoreError
+
+if TYPE_CHECKING:
+    from ..jobs import JobRunner
+    from .runners import Runners
 
 __all__ = ["add_routes"]
 
 PREFIX = "/hpsampler"
 
 
-def add_routes(
-    app: FastAPI, calibrations: CalibrationRunner, statistics: StatisticsRunner, auth: Optional[str]
-) -> None:
+def add_routes(app: FastAPI, runners: Runners, auth: Optional[str]) -> None:
     """Add them to the host's application; ``auth`` is its ``user:password,user:password``."""
     dependencies = [Depends(_guard(auth))] if auth else []
 
     def route(path: str, method: str, act: Callable[..., Any]) -> None:
         app.add_api_route(PREFIX + path, act, methods=[method], dependencies=dependencies)
 
-    _add_workshop(route, calibrations, "/calibrate", "/calibrations")
-    _add_workshop(route, statistics, "/measure", "/statistics")
+    _add_runner(route, lambda: runners.calibrations, "/calibrate", "/calibrations")
+    _add_runner(route, lambda: runners.statistics, "/measure", "/statistics")
 
     def listed() -> dict[str, Any]:
-        profiles, problems = calibrations.profiles.read()
+        profiles, problems = runners.calibrations.profiles.read()
         rows = [
             {**profile.to_dict(), "fitted": [{**each.to_dict(), "hash": each.hash} for each in profile.fitted]}
             for profile in profiles
@@ -45,17 +44,17 @@ def add_routes(
         return {"calibrations": rows, "problems": problems}
 
     def one(name: str) -> Any:
-        return json.loads(_tried(lambda: calibrations.profiles.get(name)).to_json())
+        return json.loads(_tried(lambda: runners.calibrations.profiles.get(name)).to_json())
 
     async def take(request: Request) -> dict[str, Any]:
         text = (await request.body()).decode("utf-8", errors="replace")
-        return {"name": _tried(lambda: calibrations.profiles.import_json(text)).name}
+        return {"name": _tried(lambda: runners.calibrations.profiles.import_json(text)).name}
 
     def measured() -> dict[str, Any]:
         rows, problems = [], []
-        for name in statistics.names():
+        for name in runners.statistics.names():
             try:
-                source, shape = statistics.read_provenance(name)
+                source, shape = runners.statistics.read_provenance(name)
             except StoreError as error:
                 problems.append(str(error))
                 continue
@@ -68,12 +67,13 @@ def add_routes(
     route("/statistics", "GET", measured)
 
 
-def _add_workshop(
-    route: Callable[[str, str, Callable[..., Any]], None], runner: JobRunner[Any], act: str, kept: str
+def _add_runner(
+    route: Callable[[str, str, Callable[..., Any]], None], get: Callable[[], JobRunner[Any]], act: str, kept: str
 ) -> None:
     """What every runner can be asked: to make one under ``act``, to rename and delete those under ``kept``."""
 
     def status() -> dict[str, Any]:
+        runner = get()
         now = runner.status()
         progress = now.progress
         return {
@@ -91,24 +91,24 @@ def _add_workshop(
         }
 
     def start(config: dict[str, Any]) -> dict[str, Any]:
-        return {"name": _tried(lambda: runner.start(runner.config_of(config))).name}
+        return {"name": _tried(lambda: get().start(get().config_of(config))).name}
 
     def resume(body: dict[str, Any]) -> dict[str, Any]:
-        return {"name": _tried(lambda: runner.resume(_name_in(body))).name}
+        return {"name": _tried(lambda: get().resume(_name_in(body))).name}
 
     def stop() -> dict[str, Any]:
-        runner.stop(wait=30)
+        get().stop(wait=30)
         return status()
 
     def discard(body: dict[str, Any]) -> dict[str, Any]:
-        _tried(lambda: runner.discard(_name_in(body)))
+        _tried(lambda: get().discard(_name_in(body)))
         return {"discarded": body["name"]}
 
     def rename(name: str, body: dict[str, Any]) -> dict[str, Any]:
-        return {"name": _tried(lambda: runner.rename(name, _name_in(body)))}
+        return {"name": _tried(lambda: get().rename(name, _name_in(body)))}
 
     def delete(name: str) -> dict[str, Any]:
-        _tried(lambda: runner.delete(name))
+        _tried(lambda: get().delete(name))
         return {"deleted": name}
 
     route(act, "GET", status)

@@ -11,7 +11,7 @@ from torch import nn
 from ..noise import NoiseModel
 from ..settings import SettingsError
 
-__all__ = ["family", "hashes", "noise_model", "title", "unet", "unet_in_its_place"]
+__all__ = ["LoadedCheckpoint", "family", "hashes", "noise_model", "title", "unet", "unet_in_its_place"]
 
 
 def family() -> str:
@@ -48,6 +48,29 @@ def noise_model(model_wrap: Any) -> NoiseModel:
     except ValueError as error:
         # such as the host's zero terminal SNR on a downcast table, which is infinite
         raise SettingsError(f"HP Sampler cannot use the noise table of the loaded model: {error}") from None
+
+
+class LoadedCheckpoint:
+    """The loaded model as a pass asks for it, a :class:`~hpsampler.plan.Model`: nothing is read before it is needed.
+
+    Args:
+        model_wrap: the denoiser that is about to sample.
+    """
+
+    def __init__(self, model_wrap: Any) -> None:
+        self._model_wrap = model_wrap
+
+    @property
+    def family(self) -> str:
+        return family()
+
+    @property
+    def noise(self) -> NoiseModel:
+        return noise_model(self._model_wrap)
+
+    @property
+    def hashes(self) -> tuple[str, ...]:
+        return hashes()
 
 
 def unet() -> Optional[nn.Module]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modules import paths
 
-from ..calibration.profile import ProfileStore
 from ..presets import PresetStore
-from ..statistics.files import statistics_files
+
+if TYPE_CHECKING:
+    from ..calibration.profile import ProfileStore
 
 __all__ = ["library", "menus", "npnets", "presets", "statistics_folder"]
 
@@ -18,6 +20,9 @@ FOLDER = Path(paths.models_path) / "hpsampler"
 
 def library() -> ProfileStore:
     """The calibrations."""
+    # here and below, as a start of the WebUI needs none of it
+    from ..calibration.profile import ProfileStore
+
     return ProfileStore(FOLDER / "calibrations")
 
 
@@ -35,9 +40,15 @@ def menus() -> dict[str, Callable[[], list[str]]]:
     """Names that people may choose from, by the field that takes one."""
     return {
         "calibration": lambda: library().names(),
-        "statistics": lambda: list(statistics_files(statistics_folder())),
+        "statistics": _statistics,
         "golden_noise": lambda: list(npnets()),
     }
+
+
+def _statistics() -> list[str]:
+    from ..statistics.files import statistics_files
+
+    return list(statistics_files(statistics_folder()))
 
 
 def presets() -> PresetStore:

@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from modules import prompt_parser
 
-from ..golden.npnet import TOKENS, GoldenNoiseError
-from ..golden.weights import load_npnet, weights_label
 from ..settings import GOLDEN_FORMS, OFF, SettingsError
 from .folders import npnets
 
@@ -26,6 +24,10 @@ def make_golden(wanted: str, noise: torch.Tensor, conditions: Any) -> str:
     Raises:
         SettingsError: the weights are not here or cannot be read, or cannot be used for this size or model.
     """
+    # here, as a start of the WebUI does not wait for a network that few people have
+    from ..golden.npnet import TOKENS, GoldenNoiseError
+    from ..golden.weights import load_npnet, weights_label
+
     kept = npnets()
     name = wanted if wanted in kept else wanted.rpartition(" ")[0]
     if name not in kept:
@@ -38,19 +40,19 @@ def make_golden(wanted: str, noise: torch.Tensor, conditions: Any) -> str:
         label = weights_label(name, network)
         if wanted not in (name, label):
             raise GoldenNoiseError(f"the weights {name!r} here are others than the picture's: {label}, not {wanted}")
-        golden = network.to(noise.device)(noise, _embeddings(conditions).to(noise.device))
+        golden = network.to(noise.device)(noise, _embeddings(conditions, TOKENS).to(noise.device))
     except GoldenNoiseError as error:
         raise SettingsError(f"HP Sampler: Golden noise (golden_noise={wanted!r}): {error}") from None
     noise.copy_(golden)
     return label
 
 
-def _embeddings(conditions: Any) -> torch.Tensor:
-    """(batch, 77, width): what the UNet's cross-attention sees of each positive prompt at the first step.
+def _embeddings(conditions: Any, tokens: int) -> torch.Tensor:
+    """(batch, tokens, width): what the UNet's cross-attention sees of each positive prompt at the first step.
 
     Of a prompt in several parts (AND, more than 77 tokens) the first.
     """
     rows, found = prompt_parser.reconstruct_multicond_batch(conditions, 0)
     embeddings = found["crossattn"] if isinstance(found, dict) else found
     first = [parts[0][0] for parts in rows]
-    return embeddings[first, :TOKENS].float()
+    return embeddings[first, :tokens].float()

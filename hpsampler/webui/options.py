@@ -7,13 +7,16 @@ from typing import Any
 import gradio as gr
 from modules import shared
 
+from ..settings import OFF, Settings
 from . import registration
 from .folders import presets
 
-__all__ = ["NO_PRESET", "default_preset", "follows_model", "hidden", "plots", "register"]
+__all__ = ["NO_PRESET", "default_preset", "follows_model", "hidden", "plots", "register", "settings_when_off"]
 
-SECTION = ("hpsampler", "HP Sampler")
+PLACE: dict[str, Any] = {"section": ("hpsampler", "HP Sampler"), "category_id": "sd"}
+"""The page, and the host's category "Stable Diffusion"; without one it stands under "Uncategorized"."""
 HIDDEN, PRESET, FOLLOW, PLOT = "hpsampler_hidden", "hpsampler_preset", "hpsampler_follow", "hpsampler_plot"
+WHEN_OFF = "hpsampler_calibration_when_off"
 NO_PRESET = "None"
 
 
@@ -25,23 +28,34 @@ def register() -> None:
         HIDDEN,
         shared.OptionInfo(
             [], "Samplers and schedule types to leave out of the menus", gr.CheckboxGroup, {"choices": names},
-            section=SECTION,
+            **PLACE,
         ).needs_reload_ui(),
     )  # fmt: skip
     add(
         PRESET,
         shared.OptionInfo(
             NO_PRESET, "Preset that the accordion begins with, switched on", gr.Dropdown,
-            lambda: {"choices": [NO_PRESET, *presets().all_names()]}, section=SECTION,
+            lambda: {"choices": [NO_PRESET, *presets().all_names()]}, **PLACE,
+            # gives the menu a button that reads the presets anew
+            refresh=lambda: None,
         ).info("requests to the API that say nothing of HP Sampler begin with it too").needs_reload_ui(),
     )  # fmt: skip
     add(
         FOLLOW,
-        shared.OptionInfo(False, "Presets follow the model", section=SECTION).info(
+        shared.OptionInfo(False, "Presets follow the model", **PLACE).info(
             "while an SDXL model is loaded, SD 1.5's presets stand for SDXL's of the same name, and the other way round"
         ),
     )
-    add(PLOT, shared.OptionInfo(True, "Draw the schedule in the accordion", section=SECTION).needs_reload_ui())
+    add(
+        WHEN_OFF,
+        shared.OptionInfo(True, "Use a fitting calibration also while the accordion is off", **PLACE).info(
+            "HP Auto and HP DPM++ 2M then draw with it by themselves; the sentence in the accordion says so"
+        ),
+    )
+    add(
+        PLOT,
+        shared.OptionInfo(True, "Draw the schedule in the accordion", **PLACE).needs_reload_ui(),
+    )
 
 
 def _get(name: str, default: Any) -> Any:
@@ -61,6 +75,11 @@ def default_preset() -> str:
 
 def follows_model() -> bool:
     return bool(_get(FOLLOW, False))
+
+
+def settings_when_off() -> Settings:
+    """What a request is drawn with while the accordion is off."""
+    return Settings() if _get(WHEN_OFF, True) else Settings(calibration=OFF)
 
 
 def plots() -> bool:

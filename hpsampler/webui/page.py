@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 from modules import sd_models, shared
 
 from ..noise import NoiseModel
-from ..panel import panel_data
+from ..panel import Known, Snapshot
 from ..presets import built_in
 from ..settings import SettingsError
-from ..statistics.files import provenances_of_model
 from . import checkpoint as model
-from . import options, registration
+from . import options
 from .folders import library, presets, statistics_folder
 
-__all__ = ["PAGE", "panel"]
+__all__ = ["PAGE", "known"]
 
 
 def _selectors(tab: str) -> MappingProxyType[str, str]:
+    of_tab = {
+        "hires": "#txt2img_hr-checkbox input",
+        "hr_sampler": "#hr_sampler",
+        "hr_schedule": "#hr_scheduler",
+        "hr_steps": "#txt2img_hires_steps",
+        "hr_scale": "#txt2img_hr_scale",
+    }
     return MappingProxyType(
         {
             "sampler": f"#{tab}_sampling",
@@ -28,7 +35,8 @@ def _selectors(tab: str) -> MappingProxyType[str, str]:
             "cfg": f"#{tab}_cfg_scale",
             "width": f"#{tab}_width",
             "height": f"#{tab}_height",
-            **({"denoising": "#img2img_denoising_strength"} if tab == "img2img" else {}),
+            "denoising": f"#{tab}_denoising_strength",
+            **(of_tab if tab == "txt2img" else {}),
         }
     )
 
@@ -36,27 +44,29 @@ def _selectors(tab: str) -> MappingProxyType[str, str]:
 PAGE = MappingProxyType({tab: _selectors(tab) for tab in ("txt2img", "img2img")})
 
 
-def panel() -> dict[str, Any]:
-    """The panel's data for the loaded model; while there is none, for Stable Diffusion 1.5's noise table."""
+def known() -> Known:
+    """What the panel must know of the loaded model; while there is none, Stable Diffusion 1.5's noise table."""
     loaded = sd_models.model_data.sd_model
-    common: dict[str, Any] = {
-        "samplers": registration.SAMPLERS,
-        "schedules": list(registration.SCHEDULES.values()),
-        "presets": [*built_in(), *presets().read()[0]],
-        "follow": options.follows_model(),
-        "plot": options.plots(),
-    }
+    found = Known(
+        "sd1", NoiseModel.of_stable_diffusion(), presets=(*built_in(), *presets().read()[0]),
+        calibrations=Snapshot(library().folder), statistics=statistics_folder(), follow=options.follows_model(),
+        plot=options.plots(), off=options.settings_when_off(),
+    )  # fmt: skip
     if loaded is None:
-        return panel_data("", "sd1", NoiseModel.of_stable_diffusion(), **common)
+        return found
     try:
-        family, noise, problem = model.family(), _table(loaded), ""
+        family, noise = model.family(), _table(loaded)
     except (SettingsError, ValueError, AttributeError) as error:
-        return panel_data(model.title(), "sd1", NoiseModel.of_stable_diffusion(), problem=str(error), **common)
-    profiles, hashes = library().read()[0], model.hashes()
-    measured = bool(provenances_of_model(statistics_folder(), hashes)[0])
-    return panel_data(
-        model.title(), family, noise, profiles=profiles, hashes=hashes, measured=measured, problem=problem, **common
-    )
+        return replace(found, model=model.title(), problem=str(error))
+    hashes = model.hashes()
+
+    def measured() -> bool:
+        # here, as a start of the WebUI needs none of it
+        from ..statistics.files import provenances_of_model
+
+        return bool(provenances_of_model(statistics_folder(), hashes)[0])
+
+    return replace(found, model=model.title(), family=family, noise=noise, hashes=hashes, measured=measured)
 
 
 def _table(loaded: Any) -> NoiseModel:

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import replace
-from types import MappingProxyType
 from typing import Any, Optional
 
 import torch
 from modules import sd_samplers, sd_samplers_common, sd_samplers_kdiffusion, sd_schedulers
 
-from ..golden.search import Form, golden_latent, sigma_below
-from ..schedule import insert_first_midpoint
+from ..effects import SAMPLERS, SCHEDULES
+from ..golden.search import GoldenForm, golden_latent, sigma_below
+from ..guidance import with_guidance
+from ..plan import Pass
 from ..solvers import SOLVERS, Callback
-from . import checkpoint as model
-from .passes import Pass
+from .passes import pass_of
 
 __all__ = ["CALIBRATED_NAME", "SAMPLERS", "SCHEDULES", "SCHEDULE_NAME", "register", "unregister"]
 
-SCHEDULE_NAME, CALIBRATED_NAME = "hp", "hp_calibrated"
-
-SCHEDULES = MappingProxyType({SCHEDULE_NAME: "HP", CALIBRATED_NAME: "HP calibrated"})
-"""Schedule types: name and label."""
-
-SAMPLERS = MappingProxyType(
-    {"HP Auto": None, "HP DPM++ 1S": "dpmpp_1s", "HP DPM++ 2M": "dpmpp_2m", "HP UniPC": "unipc", "HP DPM-v3": "dpm_v3"}
-)
-"""Sampler names and the solver behind each; None is the recipe's own. No aliases: the host resolves none of them, it
-would silently run another sampler."""
+SCHEDULE_NAME, CALIBRATED_NAME = SCHEDULES
 
 
 def register(hidden: Collection[str] = ()) -> None:
@@ -72,7 +62,7 @@ def _schedule(schedule: str) -> Callable[..., torch.Tensor]:
 
     def sigmas(n: int, sigma_min: float, sigma_max: float, inner_model: Any, device: Any) -> torch.Tensor:
         calibrated = schedule == CALIBRATED_NAME
-        return Pass.of(inner_model).schedule(n, sigma_min, sigma_max, inner_model, calibrated).to(device)
+        return pass_of(inner_model).schedule(n, calibrated, sigma_min, sigma_max).to(device)
 
     return sigmas
 
@@ -100,42 +90,22 @@ def _sample(
     callback: Optional[Callback],
 ) -> torch.Tensor:
     """Run ``solver``, or the recipe's, with what the recipe couples to it. ``denoiser`` is the host's CFGDenoiser."""
-    model_wrap = denoiser.sampler.model_wrap
-    this = Pass.of(model_wrap)
-    this.follows_recipe = True
-    recipe = this.recipe
-    if recipe is None:
-        # another schedule type: what belongs to the HP schedule's ends has nothing to act on
-        recipe = replace(this.resolve(len(sigmas) - 1), ending="keep", analytical_first_step=0.0)
-    if solver is not None:
-        recipe = replace(recipe, solver=solver)
-    options = recipe.options()
-    if options.get("factors"):
-        # img2img runs the last part of its schedule, and the factors belong to its steps
-        options["factors"] = recipe.factors[1 - len(sigmas) :]
-
-    unmet = this.settings.ending_unmet(recipe)
-    if unmet:
-        this.request.tell(unmet)
-    if options.get("analytical_first_step"):
-        if this.request.from_noise:
-            sigmas = insert_first_midpoint(model.noise_model(model_wrap), sigmas)
-            callback = _without_first(callback)
-        else:
-            options["analytical_first_step"] = 0.0
-            this.request.tell("the analytical first step starts from pure noise; it was left out here")
-    if recipe.solver == "dpm_v3":
-        options.update(this.statistics_for(*x.shape[1:]))
+    this = pass_of(denoiser.sampler.model_wrap)
+    run = this.solve(solver, sigmas, x.shape[1:])
+    options = run.options
     if options.get("noise_level"):
         # the host's own: seeded by picture, so a batch is its pictures
         options["noise_sampler"] = lambda sigma, sigma_next: denoiser.p.rng.next().to(x)
     if this.golden is not None:
-        x = _golden(this, this.golden, denoiser, x, float(sigmas[0]), extra_args or {})
-    return SOLVERS[recipe.solver](denoiser, x, sigmas, extra_args, callback, **options)
+        x = _golden(this, this.golden, denoiser, x, float(run.sigmas[0]), extra_args or {})
+    if run.analytical:
+        callback = _without_first(callback)
+    model = with_guidance(denoiser, run.guidance)
+    return SOLVERS[run.recipe.solver](model, x, run.sigmas, extra_args, callback, **options)
 
 
 def _golden(
-    this: Pass, form: Form, denoiser: Any, x: torch.Tensor, sigma: float, extra_args: dict[str, Any]
+    this: Pass, form: GoldenForm, denoiser: Any, x: torch.Tensor, sigma: float, extra_args: dict[str, Any]
 ) -> torch.Tensor:
     """The first latent as golden noise: two calls, which the host's count of steps does not see."""
     step, this.quiet = denoiser.step, True

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Optional
 
 import gradio as gr
-from modules import script_callbacks, scripts, sd_samplers_kdiffusion, sd_schedulers, shared
+from modules import script_callbacks, scripts, sd_samplers_common, sd_samplers_kdiffusion, sd_schedulers, shared
 from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
 
-from .. import __version__
-from ..calibration.job import CalibrationRunner
-from ..effects import Use
+from ..effects import AUTOMATIC, Use
 from ..freeu import FreeU, decoder_stages
-from ..recipes import PRESETS, recipe_for
-from ..settings import FIELDS, OFF, SCHEDULE_FIELDS, Field, Settings, SettingsError
-from ..statistics.job import StatisticsRunner
+from ..plan import VERSION_KEY, Request, followed, misfit_note, parameters
+from ..recipes import AUTO
+from ..settings import FIELDS, OFF, Field, Settings, SettingsError
 from ..store import StoreError
 from . import checkpoint as model
 from . import options, registration, tab, xyz
-from .accordion import TITLE, PageContext, build
+from .accordion import TITLE, Accordion, PageContext, build
 from .api import add_routes
-from .folders import library, menus, presets, statistics_folder
+from .folders import library, menus, presets
 from .npnet import make_golden
-from .page import PAGE, panel
-from .passes import Pass, Request
-from .source import Checkpoint, HostQueue
+from .page import PAGE, known
+from .passes import attach, find, planned
+from .runners import Runners
 
 __all__ = ["HPSamplerScript", "install"]
 
@@ -39,7 +39,7 @@ ATTRIBUTE = "hpsampler_settings"
 _BY_NAME = MappingProxyType({field.name: field for field in FIELDS})
 RECIPE_KEY, CALIBRATION_KEY = _BY_NAME["recipe"].infotext, _BY_NAME["calibration"].infotext
 STATISTICS_KEY, GOLDEN_KEY = _BY_NAME["statistics"].infotext, _BY_NAME["golden_noise"].infotext
-NOTE_KEY, VERSION_KEY = "HP note", "HP version"
+NOTE_KEY = "HP note"
 
 PRESET_NAME = "preset"
 """In the API's dict, and of an axis: a preset whose values are taken where the dict names no others."""
@@ -53,13 +53,36 @@ class HPSamplerScript(scripts.Script):
     def title(self) -> str:
         return TITLE
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.accordion: Optional[Accordion] = None
+        """Of the page; the API builds others, which nobody sees."""
+        self.menus: dict[str, Any] = {}
+        """The page's own menus of samplers and of schedule types, which may be built before the accordion or after."""
+
     def show(self, is_img2img: bool) -> Any:
+        tab_name = "img2img" if is_img2img else "txt2img"
+        for name in ("sampling", "scheduler"):
+            self.on_after_component(partial(self._found, name), elem_id=f"{tab_name}_{name}")
         return scripts.AlwaysVisible
+
+    def _found(self, name: str, event: Any) -> None:
+        self.menus.setdefault(name, event.component)
+        self._connect()
+
+    def _connect(self) -> None:
+        """Let the accordion's offer set the page's own menus, once both are there."""
+        if self.accordion is not None and len(self.menus) == 2 and "connected" not in self.menus:
+            self.accordion.connect(self.menus["sampling"], self.menus["scheduler"])
+            self.menus["connected"] = True
 
     def ui(self, is_img2img: bool) -> list[Any]:
         tab_name = "img2img" if is_img2img else "txt2img"
-        around = PageContext(PAGE[tab_name], panel, presets(), menus(), _begin_with())
+        begin, values = _begin_with()
+        around = PageContext(PAGE[tab_name], known, presets(), menus(), values, begin, tab.TAB_TITLE)
         accordion = build(f"{tab_name}_hpsampler", InputAccordion, around)
+        self.accordion = self.accordion or accordion
+        self._connect()
         self.infotext_fields = [
             PasteField(accordion.enabled, _needs_accordion),
             *(PasteField(accordion.controls[field.name], _reader(field)) for field in FIELDS),
@@ -79,20 +102,13 @@ class HPSamplerScript(scripts.Script):
             return
         setattr(p, ATTRIBUTE, settings)
         uses = [_use(p, sampler, schedule) for sampler, schedule in _passes_of(p)]
-        schedule = any(use.coupled for use in uses)
-        if not (settings.freeu == "On" or settings.npnet or schedule or any(use.own for use in uses)):
+        written = parameters(settings, uses)
+        p.extra_generation_params.update({k: v for k, v in written.items() if k != VERSION_KEY})
+        if not written:
             return
-        if settings.enabled:
-            recipes = [PRESETS.get(each.recipe) for each in (settings, settings.of_second_pass())]
-            # Auto's is DPM++ 2M whatever the steps and the guidance
-            solvers = {use.runs(recipe or recipe_for("sd1", 1, 7.0)) for use, recipe in zip(uses, recipes)}
-            hires = len(uses) > 1 and (uses[1].own or uses[1].coupled)
-            freeu = settings.freeu == "On" or schedule
-            p.extra_generation_params.update(settings.infotext(schedule, freeu, solvers, hires))
-            for use, recipe, steps in zip(uses, recipes, _steps_of(p)):
-                if recipe is not None and use.coupled and recipe.steps != steps:
-                    _tell(p, f"the recipe {recipe.name} is made for {recipe.steps} steps; it ran with {steps}")
-        p.extra_generation_params[VERSION_KEY] = __version__
+        for use, own, steps in zip(uses, (settings, settings.of_second_pass()), _steps_of(p)):
+            _tell(p, misfit_note(own, use, steps))
+        p.extra_generation_params[VERSION_KEY] = written[VERSION_KEY]
 
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
         settings = getattr(p, ATTRIBUTE, None) or Settings()
@@ -110,42 +126,39 @@ class HPSamplerScript(scripts.Script):
         if p.is_hr_pass:
             settings = settings.of_second_pass()
         request = Request(
+            use,
             cfg_scale=p.cfg_scale,
             from_noise=use.from_noise and not p.is_hr_pass,
+            steps=p.steps,
             width=p.hr_upscale_to_x if p.is_hr_pass else p.width,
             height=p.hr_upscale_to_y if p.is_hr_pass else p.height,
-            solver=use.solver,
-            own=use.own,
-            tell=partial(_tell, p),
-            record=partial(_record, p, CALIBRATION_KEY),
-            record_statistics=partial(_record, p, STATISTICS_KEY),
+            second=p.is_hr_pass,
+            start=_start_of(p),
         )
-        this = Pass(settings, request)
-        if use.own or use.coupled or settings.freeu == "On":
-            recipe = this.resolve(p.steps)
-            if use.runs(recipe) == "dpm_v3":
-                this.find_statistics(model.noise_model(p.sampler.model_wrap))
+        model_wrap = getattr(p.sampler, "model_wrap", None)
+        this = planned(settings, request, model_wrap, partial(_tell, p), partial(_record, p))
+        if this.used:
             try:
                 decoder_stages(model.unet())
             except ValueError as error:
                 raise SettingsError(f"HP Sampler: {error}") from None
-        if use.coupled and not _takes_a_schedule(p.sampler):
-            _tell(p, f"the sampler {use.sampler} makes its own schedule and ignored the type {use.schedule}")
-        idle = settings.changed(SCHEDULE_FIELDS | {"analytical_first_step"})
-        if idle and use.own and not use.coupled:
-            labels = ", ".join(field.label for field in idle)
-            _tell(p, f"{labels} had no effect, as the schedule type was {use.schedule} and not HP")
-        if not p.is_hr_pass:
-            left_out = settings.golden_idle(use.own, use.from_noise)
-            if left_out:
-                _tell(p, left_out)
-            elif settings.golden_form:
-                this.golden = settings.golden_form
-                _record(p, GOLDEN_KEY, settings.golden_noise)
-            elif settings.npnet:
-                _record(p, GOLDEN_KEY, make_golden(settings.npnet, tensors["x"], tensors["c"]))
-        if hasattr(p.sampler, "model_wrap"):
-            this.attach(p.sampler.model_wrap)
+        this.begin(_takes_a_schedule(p.sampler))
+        if this.golden is not None:
+            _record(p, "golden_noise", settings.golden_noise)
+        elif settings.npnet and not p.is_hr_pass and use.from_noise:
+            _record(p, "golden_noise", make_golden(settings.npnet, tensors["x"], tensors["c"]))
+        if model_wrap is not None:
+            attach(model_wrap, this)
+
+
+def _start_of(p: Any) -> Optional[tuple[int, float]]:
+    """Where the host starts in the schedule of an img2img pass, and the strength that this shall mean."""
+    if not p.is_hr_pass and not hasattr(p, "init_latent"):
+        return None
+    requested = (getattr(p, "hr_second_pass_steps", 0) or p.steps) if p.is_hr_pass else None
+    steps, last = sd_samplers_common.setup_img2img_steps(p, requested)
+    # strength 0 with "exact steps" leaves the host without a schedule
+    return (steps - last - 1, float(p.denoising_strength)) if steps > last else None
 
 
 def _settings_of(p: Any, args: Sequence[Any]) -> Settings:
@@ -166,35 +179,32 @@ def _settings_of(p: Any, args: Sequence[Any]) -> Settings:
                 raise SettingsError(f"HP Sampler: Preset ({PRESET_NAME}): {error}") from None
         values.update(given)
     settings = Settings.of_names(values)
-    if not settings.enabled or not options.follows_model():
+    if not settings.enabled:
+        return options.settings_when_off()
+    if not options.follows_model():
         return settings
-    followed = settings.following(model.family())
-    for before, after in ((settings.recipe, followed.recipe), (settings.hires_recipe, followed.hires_recipe)):
-        if before != after:
-            _tell(p, f"the preset {before} stood for {after}, as presets follow the model")
-    return followed
+    return followed(settings, model.family(), partial(_tell, p))
 
 
-def _begin_with() -> Optional[dict[str, Any]]:
-    """The accordion's first values, where the settings page names a preset for them."""
+def _begin_with() -> tuple[str, Optional[dict[str, Any]]]:
+    """The preset that the accordion begins with and its values; None where the settings page names none."""
     name = options.default_preset()
     if not name:
-        return None
+        return AUTO, None
     try:
-        return presets().find(name).values()
+        return name, presets().find(name).values()
     except StoreError as error:
         print(f"HP Sampler: the settings name a preset to begin with that is not here; {error}")
-        return None
+        return AUTO, None
 
 
 def _use(p: Any, sampler: str, scheduler: Optional[str]) -> Use:
     """What a pass with that sampler and schedule type uses of ours."""
-    own = sampler in registration.SAMPLERS
     found = sd_schedulers.schedulers_map.get(scheduler)
-    automatic = found is None or found.name == "automatic"
-    coupled = own if automatic else found.name in registration.SCHEDULES
-    label = scheduler or "Automatic"
-    return Use(sampler, label, own, registration.SAMPLERS.get(sampler), coupled, not hasattr(p, "init_latent"))
+    # one that the host does not know is drawn as Automatic
+    known = AUTOMATIC if found is None or found.name == "automatic" else found.label
+    use = Use.of(sampler, known, not hasattr(p, "init_latent"))
+    return replace(use, schedule=scheduler or AUTOMATIC)
 
 
 def _passes_of(p: Any) -> list[tuple[str, Optional[str]]]:
@@ -224,14 +234,17 @@ def _takes_a_schedule(sampler: Any) -> bool:
 
 def _tell(p: Any, text: str) -> None:
     """Tell the person, beside the image on the page and, as API clients never see that, in the infotext."""
+    if not text:
+        return
     p.comment(f"HP Sampler: {text}.")
     said = p.extra_generation_params.get(NOTE_KEY)
     if text not in (said or ""):
         p.extra_generation_params[NOTE_KEY] = f"{said}; {text}" if said else text
 
 
-def _record(p: Any, key: str, label: str) -> None:
-    """Write into the infotext what a pass ran on; a second pass may have another."""
+def _record(p: Any, name: str, label: str) -> None:
+    """Write into the infotext what a pass used for the setting of that name; a second pass may have another."""
+    key = _BY_NAME[name].infotext
     said = p.extra_generation_params.get(key)
     if label not in (said or "").split("; "):
         p.extra_generation_params[key] = f"{said}; {label}" if said else label
@@ -281,13 +294,13 @@ def on_cfg_denoiser(params: Any) -> None:
     if unet is None:
         return
     FreeU.detach(unet)
-    this = Pass.find(getattr(denoiser.sampler, "model_wrap", None))
+    this = find(getattr(denoiser.sampler, "model_wrap", None))
     plan = this.freeu_plan(denoiser.step, denoiser.total_steps) if this is not None else None
     if this is None or plan is None:
         return
     other = model.unet_in_its_place()
     if other:
-        this.request.tell(f"Free-U had no effect, as the UNet that runs is {other}, which it cannot reach")
+        this.tell(f"Free-U had no effect, as the UNet that runs is {other}, which it cannot reach")
     else:
         FreeU.attach(unet, plan)
 
@@ -302,25 +315,30 @@ def on_cfg_denoised(params: Any) -> None:
 def install() -> None:
     """Register all of it; called by the script file on every load of the host's scripts."""
     registration.register(options.hidden())
+    # For every callback the host reads the source of its whole call stack, to see whose it is: 30 ms each from where
+    # scripts are loaded. A thread's stack is short, and names the same file.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(_add_callbacks).result()
+
+
+def _add_callbacks() -> None:
     script_callbacks.on_before_ui(xyz.register)
     script_callbacks.on_ui_settings(options.register)
     script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
     script_callbacks.on_cfg_denoised(on_cfg_denoised)
 
-    calibrations = CalibrationRunner(library(), Checkpoint, HostQueue)
-    statistics = StatisticsRunner(statistics_folder(), Checkpoint, HostQueue)
-    script_callbacks.on_ui_tabs(lambda: [(tab.build(calibrations, statistics), tab.TAB_TITLE, tab.TAB_ID)])
-    script_callbacks.on_app_started(partial(_on_app_started, calibrations, statistics))
+    runners = Runners()
+    script_callbacks.on_ui_tabs(lambda: [(tab.build(runners), tab.TAB_TITLE, tab.TAB_ID)])
+    script_callbacks.on_app_started(partial(_on_app_started, runners))
 
     def leave() -> None:
         # what it has finished is kept, and the next load can resume it
-        for runner in (calibrations, statistics):
-            runner.stop(wait=STOP_SECONDS)
+        runners.stop(wait=STOP_SECONDS)
         registration.unregister()
 
     script_callbacks.on_script_unloaded(leave)
 
 
-def _on_app_started(calibrations: CalibrationRunner, statistics: StatisticsRunner, page: Any, app: Any) -> None:
+def _on_app_started(runners: Runners, page: Any, app: Any) -> None:
     if shared.cmd_opts.api:
-        add_routes(app, calibrations, statistics, shared.cmd_opts.api_auth)
+        add_routes(app, runners, shared.cmd_opts.api_auth)

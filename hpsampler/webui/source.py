@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import torch
 from modules import (
@@ -20,18 +20,20 @@ from modules import (
     shared,
 )
 
-from ..calibration.job import CalibrationConfig
 from ..jobs import Cancelled
 from ..settings import SettingsError
-from ..statistics.job import StatisticsConfig
 from ..store import StoreError
 from . import checkpoint as model
+
+if TYPE_CHECKING:
+    from ..calibration.config import CalibrationConfig
+    from ..statistics.config import StatisticsConfig
 
 __all__ = ["Checkpoint", "HostQueue"]
 
 JOB = "HP Sampler calibration"
 
-Asked = Union[CalibrationConfig, StatisticsConfig]
+Asked = Union["CalibrationConfig", "StatisticsConfig"]
 
 
 class HostQueue:
@@ -68,7 +70,7 @@ class HostQueue:
 
 
 class Checkpoint:
-    """The checkpoint that is loaded now, a :class:`~hpsampler.job.Source`; calls must be made in a turn.
+    """The checkpoint that is loaded now, a :class:`~hpsampler.jobs.ModelSource`; calls must be made in a turn.
 
     Raises:
         StoreError: a model that the method does not cover, or prompts that it cannot be calibrated with.

@@ -1,330 +1,290 @@
-"""The Calibrate tab, in gradio alone; what it shows and does is the runners'.
+"""The Calibrate tab: make a calibration, or statistics for HP DPM-v3, of the loaded checkpoint, and keep what was made.
 
-Two parts, schedules and statistics, each a form, a status and a list of what is kept. Written for gradio 3.41 (A1111)
-and 4.40 (Forge) alike. ``javascript/hpsampler_calibrate.js`` presses the hidden button that looks at the status, so
-that the page follows what runs in the background, also after a reload.
+One form serves both: its fields fit what is chosen under *What to make*, see :mod:`.kinds`. One progress, one list of
+what there is and one of the jobs that have not ended serve both too.
+
+The page is built once and shown to whoever opens it, so what it shows comes from a hidden button that the page's script
+presses: once when the tab is opened, then for as long as something is under way. Work runs in the background, also
+after a reload.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from html import escape
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import gradio as gr
 
-from ..calibration.job import CalibrationConfig, CalibrationRunner
-from ..jobs import DEFAULT_PROMPTS, JobRunner
-from ..statistics.job import StatisticsConfig, StatisticsRunner
+from ..jobs import DEFAULT_PROMPTS, IDLE, Progress, Status
 from ..store import StoreError
-from .files import offered, text_of
-from .report import profile_html, statistics_html, status_html
+from .files import text_of
+from .kinds import CALIBRATION, CHEAP, FORM, KINDS, Kind
+from .progress import cost_html, status_html
 
-__all__ = ["TAB_ID", "TAB_TITLE", "build"]
+if TYPE_CHECKING:
+    from .runners import Runners
+
+__all__ = ["TAB_ID", "TAB_TITLE", "Tab", "build"]
 
 TAB_TITLE, TAB_ID = "Calibrate", "hpsampler_calibrate"
-STATISTICS_ID = "hpsampler_statistics"
 
-INTRODUCTION = (
-    "Fits the steps of HP Sampler to the checkpoint that is loaded now. It takes a while, once for each number of "
-    "steps and guidance scale; then <b>HP Auto</b> and <b>HP DPM++ 2M</b> use it by themselves wherever it fits, and "
-    "any sampler with the schedule type <b>HP calibrated</b>. Pictures can be drawn meanwhile: they take turns."
-)
+CHOSEN, UNFINISHED = "Made so far", "Unfinished"
+"""Labels of the two lists."""
 
-MEASURING = (
-    "Measures how the checkpoint that is loaded now behaves, for the sampler <b>HP DPM-v3</b>, which uses it by itself "
-    "with that checkpoint. Statistics belong to one guidance scale. Pictures can be drawn meanwhile: they take turns."
-)
-
-_ORDER = (
-    "name", "steps", "cfg_scales", "width", "height", "prompts", "negative", "trajectories", "runs", "batch", "seed",
-)  # fmt: skip
-_SURVEY = (
-    "name", "cfg_scale", "width", "height", "prompts", "negative", "samples", "points", "per_pixel", "batch", "seed",
-)  # fmt: skip
+STOP_SECONDS = 30
 
 _QUICK: dict[str, Any] = {"show_progress": "hidden"}
 
 
-def build(calibrations: CalibrationRunner, statistics: StatisticsRunner) -> gr.Blocks:
+def build(runners: Runners) -> gr.Blocks:
     """The tab; each page that shows it sees the same runners."""
-    with gr.Blocks(analytics_enabled=False) as page, gr.Tabs():
-        with gr.Tab("Schedules", elem_id=f"{TAB_ID}_part"):
-            _Calibrations(TAB_ID, calibrations).build()
-        with gr.Tab("Statistics for HP DPM-v3", elem_id=f"{STATISTICS_ID}_part"):
-            _Statistics(STATISTICS_ID, statistics).build()
+    with gr.Blocks(analytics_enabled=False) as page:
+        Tab(runners).build()
     return page
 
 
-class _Part(ABC):
-    """One runner's part of the page. Each button answers with what may change; what is wrong is said, and not done.
+class Tab:
+    """What the page's buttons do. Each answers with what may change; what is wrong is said, and not done."""
 
-    Args:
-        prefix: of every ``elem_id``.
-    """
+    def __init__(self, runners: Runners) -> None:
+        self.runners = runners
 
-    introduction = ""
-    begin, kept = "", ""
-    """What the button, and the menu of what is kept, are called."""
-    fields: tuple[str, ...] = ()
-
-    def __init__(self, prefix: str, runner: JobRunner[Any]) -> None:
-        self.prefix, self.runner = prefix, runner
-
-    def id(self, name: str) -> str:
-        return f"{self.prefix}_{name}"
-
-    # ---- what a part says ----
-
-    @abstractmethod
-    def form(self) -> dict[str, Any]:
-        """The controls of an config by the names of its fields."""
-
-    @abstractmethod
-    def told(self, config: Any) -> str:
-        """What an config takes, for people."""
-
-    @abstractmethod
-    def details(self, name: Optional[str]) -> str:
-        """What one of those that are kept holds, as HTML."""
-
-    def more(self, chosen: Any, shown: list[Any]) -> None:  # noqa: B027 - not every part has some
-        """Further controls below the list."""
-
-    # ---- the rest ----
+    # ---- what is on the page ----
 
     def build(self) -> None:
-        gr.HTML(f"<p>{self.introduction}</p>")
         with gr.Row():
             with gr.Column():
-                form = self.form()
-                asked = [form[name] for name in self.fields]
-                most = gr.HTML(elem_id=self.id("most"))
-                with gr.Row():
-                    start = gr.Button(self.begin, variant="primary", elem_id=self.id("start"))
-                    stop = gr.Button("Stop", elem_id=self.id("stop"))
+                form = self._form()
+                asked = [form[name] for name in ("what", *FORM)]
+                cheap = [form[name] for name in ("what", *CHEAP)]
+                cost = gr.HTML(self.usual_cost(CALIBRATION), elem_id=_id("cost"))
+                start = gr.Button(CALIBRATION.button, variant="primary", elem_id=_id("start"))
             with gr.Column():
-                status = gr.HTML(status_html(self.runner.status()), elem_id=self.id("status"))
-                look = gr.Button("Look", elem_id=self.id("look"), visible=False)
+                # what is under way when somebody opens the page is not known when it is built
+                unknown: Status[Any] = Status("unknown", None, "Asking the WebUI what it is doing.", Progress())
+                status = gr.HTML(status_html(unknown), elem_id=_id("status"))
+                stop = gr.Button("Stop", visible=False, elem_id=_id("stop"))
+                refresh = gr.Button("Refresh", visible=False, elem_id=_id("refresh"))
+                unfinished = gr.Dropdown([], label=UNFINISHED, elem_id=_id("unfinished"))
                 with gr.Row():
-                    unfinished = gr.Dropdown([], label="Unfinished", elem_id=self.id("unfinished"), scale=4)
-                    resume = gr.Button("Resume", elem_id=self.id("resume"), scale=1)
-                    discard = gr.Button("Discard", elem_id=self.id("discard"), scale=1)
-        with gr.Row():
-            chosen = gr.Dropdown([], label=self.kept, elem_id=self.id("chosen"), scale=4)
-            new_name = gr.Textbox(label="New name", elem_id=self.id("new_name"), scale=3)
-            rename = gr.Button("Rename", elem_id=self.id("rename"), scale=1)
-            sure = gr.Checkbox(False, label="Really delete", elem_id=self.id("sure"), scale=1, min_width=120)
-            delete = gr.Button("Delete", elem_id=self.id("delete"), scale=1)
-        details = gr.HTML(elem_id=self.id("details"))
+                    resume = gr.Button("Resume", elem_id=_id("resume"), min_width=80)
+                    discard = gr.Button("Discard", elem_id=_id("discard"), min_width=80)
+                chosen = gr.Dropdown([], label=CHOSEN, elem_id=_id("chosen"))
+                new_name = gr.Textbox(label="New name", max_lines=1, elem_id=_id("new_name"))
+                confirm = gr.Checkbox(False, label="Confirm", info="Tick to delete.", elem_id=_id("confirm"))
+                with gr.Row():
+                    rename = gr.Button("Rename", elem_id=_id("rename"), min_width=80)
+                    delete = gr.Button("Delete", elem_id=_id("delete"), min_width=80)
+                    take = gr.UploadButton("Import", file_types=[".json"], elem_id=_id("import"), min_width=80)
+                details = gr.HTML(elem_id=_id("details"))
 
-        shown = [status, unfinished, chosen, details]
-        for control in asked:
-            control.change(self.most, inputs=asked, outputs=[most], **_QUICK)
+        shown = [status, stop, unfinished, chosen, details]
+        changing = [form[name] for name in ("name", "steps", "cfg", "pictures", "effort", "per_pixel")]
+        form["what"].change(
+            self.choose, inputs=[form["what"], form["name"]], outputs=[*changing, start, cost], queue=False, **_QUICK
+        )
+        for name in CHEAP:
+            form[name].change(self.cost, inputs=cheap, outputs=[cost], queue=False, **_QUICK)
+        refresh.click(self.refresh, inputs=[chosen, *cheap], outputs=[cost, *shown], queue=False, **_QUICK)
+        chosen.change(self.details, inputs=[chosen], outputs=[details], queue=False, **_QUICK)
+        # these may have something to say, and the host's page says it in answers of its queue only
         start.click(self.start, inputs=asked, outputs=shown, **_QUICK)
-        stop.click(self.stop, outputs=shown, **_QUICK)
-        look.click(self.look, inputs=[chosen], outputs=shown, queue=False, **_QUICK)
-        resume.click(self.resume, inputs=[unfinished], outputs=shown, **_QUICK)
-        discard.click(self.discard, inputs=[unfinished], outputs=shown, **_QUICK)
-        chosen.change(self.details, inputs=[chosen], outputs=[details], **_QUICK)
-        rename.click(self.rename, inputs=[chosen, new_name], outputs=shown, **_QUICK)
-        delete.click(self.delete, inputs=[chosen, sure], outputs=[*shown, sure], **_QUICK)
-        self.more(chosen, shown)
+        stop.click(self.stop, inputs=[form["what"]], outputs=shown, **_QUICK)
+        resume.click(self.resume, inputs=[form["what"], unfinished], outputs=shown, **_QUICK)
+        discard.click(self.discard, inputs=[form["what"], unfinished], outputs=shown, **_QUICK)
+        rename.click(self.rename, inputs=[form["what"], chosen, new_name], outputs=shown, **_QUICK)
+        delete.click(self.delete, inputs=[form["what"], chosen, confirm], outputs=[*shown, confirm], **_QUICK)
+        take.upload(self.take, inputs=[form["what"], take], outputs=shown, **_QUICK)
 
-    def add(
-        self, made: dict[str, Any], kind: Callable[..., Any], name: str, label: str, value: Any, **own: Any
-    ) -> None:
-        made[name] = kind(label=label, value=value, elem_id=self.id(name), **own)
+    def _form(self) -> dict[str, Any]:
+        """What is to be made, and the controls of FORM, as a calibration needs them."""
+        made: dict[str, Any] = {}
 
-    def add_prompts(self, made: dict[str, Any], hint: str) -> None:
-        self.add(
-            made, gr.Textbox, "prompts", f"Prompts ({len(DEFAULT_PROMPTS)} to begin with)", "\n".join(DEFAULT_PROMPTS),
-            lines=6, max_lines=12, info=f"One on each line, of the kind you draw. {hint}",
+        def add(kind: Callable[..., Any], name: str, **own: Any) -> None:
+            made[name] = kind(elem_id=_id(name), **own)
+            # a form that changes with what is to be made begins as it is here, not as the host once saved it
+            made[name].do_not_save_to_config = True
+
+        add(
+            gr.Radio, "what", label="What to make", choices=[each.title for each in KINDS], value=CALIBRATION.title,
+            info="Of the checkpoint that is loaded now. Pictures can be drawn meanwhile: they take turns.",
         )  # fmt: skip
+        for name in ("name", "steps", "cfg"):
+            add(gr.Textbox, name, max_lines=1, **CALIBRATION.form(name))
+        add(
+            gr.Textbox, "size", label="Size", value="512x512", max_lines=1,
+            info="Width x height of the pictures, in pixels.",
+        )  # fmt: skip
+        add(
+            gr.Textbox, "prompts", label=f"Prompts ({len(DEFAULT_PROMPTS)} to begin with)",
+            value="\n".join(DEFAULT_PROMPTS), lines=6, max_lines=12, info="One on each line, of the kind you draw.",
+        )  # fmt: skip
+        add(gr.Textbox, "negative", label="Negative prompt", value="")
         upload = gr.UploadButton(
-            "Prompts from a text file", file_types=[".txt"], elem_id=self.id("prompts_file"), size="sm"
+            "Prompts from a text file", file_types=[".txt"], elem_id=_id("prompts_file"), size="sm"
         )
         upload.upload(text_of, inputs=[upload], outputs=[made["prompts"]])
-        self.add(made, gr.Textbox, "negative", "Negative prompt", "")
+        with gr.Accordion("Budget", open=False, elem_id=_id("budget")):
+            add(gr.Slider, "pictures", step=1, **CALIBRATION.form("pictures"))
+            add(gr.Slider, "effort", step=1, **CALIBRATION.form("effort"))
+            add(gr.Checkbox, "per_pixel", **CALIBRATION.form("per_pixel"))
+            add(gr.Slider, "batch", label="Batch size", value=4, minimum=1, maximum=32, step=1, info="Memory for time.")
+            add(gr.Number, "seed", label="Seed", value=1, precision=0)
+        return made
 
-    def add_size(self, made: dict[str, Any], usual: Any) -> None:
-        with gr.Row():
-            for name in ("width", "height"):
-                own = {"minimum": 64, "maximum": 2048, "step": 8}
-                self.add(made, gr.Slider, name, name.capitalize(), getattr(usual, name), **own)
+    # ---- what the form says ----
 
-    def ordered(self, values: tuple[Any, ...]) -> Any:
-        return self.runner.config_of(dict(zip(self.fields, values)))
+    def choose(self, what: str, name: str) -> tuple[Any, ...]:
+        """The form's fields, its button and the cost, for what is to be made now; a name that was typed stays."""
+        kind = Kind.of(what)
+        usual = {each.form("name")["value"] for each in KINDS}
+        updates = {field: kind.form(field) for field in ("name", "steps", "cfg", "pictures", "effort", "per_pixel")}
+        if name not in usual:
+            del updates["name"]["value"]
+        cost = self.usual_cost(kind)
+        return *(gr.update(**each) for each in updates.values()), gr.update(value=kind.button), cost
 
-    def most(self, *values: Any) -> str:
+    def usual_cost(self, kind: Kind) -> str:
+        return cost_html(kind.about, kind.cost(kind.usual()), None)
+
+    def cost(self, what: str, *values: Any) -> str:
+        """What pressing the button takes, or what is wrong with the form."""
+        kind = Kind.of(what)
         try:
-            return f"<p>{self.told(self.ordered(values))}</p>"
+            config = kind.config(dict(zip(CHEAP, values)))
         except StoreError as error:
             return f"<p role='alert'>{escape(str(error))}</p>"
+        calls = config.most_calls()
+        return cost_html(kind.about, kind.cost(config), self._seconds_of(calls, config.width * config.height))
 
-    def start(self, *values: Any) -> tuple[Any, ...]:
-        return self.tried(lambda: self.runner.start(self.ordered(values)))
+    def _seconds_of(self, calls: int, area: int) -> Optional[float]:
+        """How long so many calls take, judged by the latest that were timed; None before any was."""
+        for kind in KINDS:
+            status = kind.runner(self.runners).status()
+            if status.progress.calls and status.config is not None:
+                config = status.config
+                a_call = status.progress.seconds / status.progress.calls
+                return calls * a_call * area / (config.width * config.height)
+        return None
 
-    def stop(self) -> tuple[Any, ...]:
-        return self.tried(lambda: self.runner.stop(wait=30))
+    # ---- what is under way, and what there is ----
 
-    def resume(self, name: Optional[str]) -> tuple[Any, ...]:
-        return self.tried(lambda: self.runner.resume(_named(name, "Unfinished")))
+    def refresh(self, chosen: Optional[str], what: str, *values: Any) -> tuple[Any, ...]:
+        return self.cost(what, *values), *self._shown(what, chosen)
 
-    def discard(self, name: Optional[str]) -> tuple[Any, ...]:
-        return self.tried(lambda: self.runner.discard(_named(name, "Unfinished")))
+    def start(self, what: str, *values: Any) -> tuple[Any, ...]:
+        kind = Kind.of(what)
 
-    def rename(self, name: Optional[str], new_name: str) -> tuple[Any, ...]:
-        return self.tried(lambda: self.runner.rename(_named(name, self.kept), new_name))
-
-    def delete(self, name: Optional[str], sure: bool) -> tuple[Any, ...]:
         def act() -> None:
-            if not sure:
-                raise StoreError("tick Really delete first")
-            self.runner.delete(_named(name, self.kept))
+            kind.runner(self.runners).start(kind.config(dict(zip(FORM, values))))
 
-        return (*self.tried(act), False)
+        return self._tried(what, act)
 
-    def look(self, chosen: Optional[str]) -> tuple[Any, ...]:
-        return self.shown(chosen)
+    def stop(self, what: str) -> tuple[Any, ...]:
+        def act() -> None:
+            for kind in KINDS:
+                if kind.runner(self.runners).running:
+                    kind.runner(self.runners).stop(wait=STOP_SECONDS)
 
-    def tried(self, act: Callable[[], Any]) -> tuple[Any, ...]:
+        return self._tried(what, act)
+
+    def resume(self, what: str, entry: Optional[str]) -> tuple[Any, ...]:
+        def act() -> None:
+            kind, name = _named(entry, UNFINISHED)
+            kind.runner(self.runners).resume(name)
+
+        return self._tried(what, act)
+
+    def discard(self, what: str, entry: Optional[str]) -> tuple[Any, ...]:
+        def act() -> None:
+            kind, name = _named(entry, UNFINISHED)
+            kind.runner(self.runners).discard(name)
+
+        return self._tried(what, act)
+
+    def rename(self, what: str, entry: Optional[str], new_name: str) -> tuple[Any, ...]:
+        def act() -> str:
+            kind, name = _named(entry, CHOSEN)
+            return kind.entry(kind.runner(self.runners).rename(name, new_name))
+
+        return self._tried(what, act)
+
+    def delete(self, what: str, entry: Optional[str], confirm: bool) -> tuple[Any, ...]:
+        def act() -> None:
+            kind, name = _named(entry, CHOSEN)
+            if not confirm:
+                raise StoreError(f"tick Confirm first to delete {name!r}")
+            kind.runner(self.runners).delete(name)
+
+        return (*self._tried(what, act), False)
+
+    def take(self, what: str, file: Any) -> tuple[Any, ...]:
+        """Import a calibration; one that is here already is not taken twice."""
+
+        from ..calibration.profile import Profile
+
+        def act() -> str:
+            profiles = self.runners.calibrations.profiles
+            text = text_of(file)
+            given = Profile.from_json(text)
+            for kept in profiles.read()[0]:
+                if replace(kept, name=given.name) == given:
+                    gr.Info(f"HP Sampler: the calibration in that file is here already, as {kept.name!r}.")
+                    return CALIBRATION.entry(kept.name)
+            return CALIBRATION.entry(profiles.import_json(text).name)
+
+        return self._tried(what, act)
+
+    def details(self, entry: Optional[str]) -> str:
+        """What one of those that are kept holds."""
+        if not entry:
+            return CALIBRATION.problems(self.runners)
+        kind, name = Kind.of_entry(entry)
+        return kind.details(self.runners, name)
+
+    def _tried(self, what: str, act: Callable[[], Optional[str]]) -> tuple[Any, ...]:
         chosen = None
         try:
-            done = act()
-            chosen = done if isinstance(done, str) else None
+            chosen = act()
         except (StoreError, OSError) as error:
             gr.Warning(f"HP Sampler: {error}")
-        return self.shown(chosen, refresh=True)
+        return self._shown(what, chosen, everything=True)
 
-    def shown(self, chosen: Optional[str], refresh: bool = False) -> tuple[Any, ...]:
-        status = self.runner.status()
-        if self.runner.running and not refresh:
-            return status_html(status), gr.update(), gr.update(), gr.update()
-        names, left = self.runner.names(), [each.name for each in self.runner.unfinished()]
-        latest = status.config.name if status.config is not None else None
-        first = latest if latest in left else left[0] if left else None
-        made = latest if latest in names else None
-        if chosen not in names:
-            chosen = made or (names[0] if names else None)
+    def _shown(self, what: str, chosen: Optional[str], everything: bool = False) -> tuple[Any, ...]:
+        """Progress, Stop, both lists and the details; while something runs the last three only after a button."""
+        statuses = {kind: kind.runner(self.runners).status() for kind in KINDS}
+        running = [kind for kind in KINDS if kind.runner(self.runners).running]
+        ended = [kind for kind in (Kind.of(what), *KINDS) if statuses[kind].state != IDLE]
+        told = running or ended[:1] or [CALIBRATION]
+        status = "".join(status_html(statuses[kind]) for kind in told)
+        if running and not everything:
+            return status, gr.update(visible=True), gr.update(), gr.update(), gr.update()
+        left = [kind.entry(each.name) for kind in KINDS for each in kind.runner(self.runners).unfinished()]
+        kept = [kind.entry(name) for kind in KINDS for name in kind.runner(self.runners).names()]
+        latest = [kind.entry(config.name) for kind in told for config in (statuses[kind].config,) if config is not None]
+        if chosen not in kept:
+            chosen = _first(latest, kept)
         return (
-            status_html(status),
-            gr.update(choices=left, value=first),
-            gr.update(choices=names, value=chosen),
+            status,
+            gr.update(visible=bool(running)),
+            gr.update(choices=left, value=_first(latest, left)),
+            gr.update(choices=kept, value=chosen),
             self.details(chosen),
         )
 
 
-class _Calibrations(_Part):
-    introduction, begin, kept, fields = INTRODUCTION, "Calibrate", "Calibrations", _ORDER
-    runner: CalibrationRunner
-
-    def form(self) -> dict[str, Any]:
-        usual = CalibrationConfig("usual")
-        made: dict[str, Any] = {}
-        self.add(made, gr.Textbox, "name", "Name", "My calibration", info="Shown in menus and pictures.")
-        with gr.Row():
-            steps = ", ".join(map(str, usual.steps))
-            self.add(made, gr.Textbox, "steps", "Steps", steps, info="Each by itself, 2 to 20.")
-            self.add(
-                made, gr.Textbox, "cfg_scales", "CFG scales", "7", info="One by one: none carries over to another."
-            )
-        self.add_size(made, usual)
-        self.add_prompts(made, "Every second one judges the fit.")
-        with gr.Accordion("Budget", open=False, elem_id=self.id("budget")):
-            self.add(
-                made, gr.Slider, "trajectories", "Trajectories", usual.trajectories, minimum=4, maximum=64, step=1,
-                info="Pictures to fit to; as many others judge the fit.",
-            )  # fmt: skip
-            self.add(
-                made, gr.Slider, "runs", "Runs", usual.runs, minimum=25, maximum=200, step=1,
-                info="How often one calibration may draw them, its reference included.",
-            )  # fmt: skip
-            own = {"minimum": 1, "maximum": 32, "step": 1, "info": "Memory for time."}
-            self.add(made, gr.Slider, "batch", "Batch size", usual.batch, **own)
-            self.add(made, gr.Number, "seed", "Seed", usual.seed, precision=0)
-        return made
-
-    def told(self, config: CalibrationConfig) -> str:
-        return (
-            f"{len(config.cells)} to calibrate, at most {config.most_calls():,} UNet calls, each for one picture "
-            "(drawing one picture with 20 steps takes 20). The time is shown once the first calls were made."
-        )
-
-    def more(self, chosen: Any, shown: list[Any]) -> None:
-        with gr.Row():
-            export = gr.Button("Export", elem_id=self.id("export"))
-            take = gr.UploadButton("Import", file_types=[".json"], elem_id=self.id("import"))
-        exported = gr.File(label="Exported", visible=False, elem_id=self.id("exported"))
-        export.click(self.export, inputs=[chosen], outputs=[exported], **_QUICK)
-        take.upload(self.take, inputs=[take], outputs=shown, **_QUICK)
-
-    def take(self, file: Any) -> tuple[Any, ...]:
-        return self.tried(lambda: self.runner.profiles.import_json(text_of(file)).name)
-
-    def details(self, name: Optional[str]) -> str:
-        profiles, problems = self.runner.profiles.read()
-        for profile in profiles:
-            if profile.name == name:
-                return profile_html(profile, problems)
-        return "".join(f"<p role='alert'>{escape(problem)}</p>" for problem in problems)
-
-    def export(self, name: Optional[str]) -> Any:
-        try:
-            profile = self.runner.profiles.get(_named(name, self.kept))
-        except StoreError as error:
-            gr.Warning(f"HP Sampler: {error}")
-            return gr.update(visible=False)
-        return gr.update(value=offered(profile.name, profile.to_json()), visible=True)
+def _id(name: str) -> str:
+    return f"{TAB_ID}_{name}"
 
 
-class _Statistics(_Part):
-    introduction, begin, kept, fields = MEASURING, "Measure", "Statistics", _SURVEY
-    runner: StatisticsRunner
-
-    def form(self) -> dict[str, Any]:
-        usual = StatisticsConfig("usual")
-        made: dict[str, Any] = {}
-        with gr.Row():
-            # a label of its own: the host keeps one default for every label of a tab
-            self.add(
-                made, gr.Textbox, "name", "Name of the statistics", "My statistics", info="Shown in menus and pictures."
-            )
-            own = {"minimum": 1, "maximum": 30, "step": 0.5, "info": "Statistics belong to one."}
-            self.add(made, gr.Slider, "cfg_scale", "CFG scale", usual.cfg_scale, **own)
-        self.add_size(made, usual)
-        self.add_prompts(made, "Taken in turn.")
-        with gr.Accordion("Budget", open=False, elem_id=self.id("budget")):
-            own = {"minimum": 8, "maximum": 1024, "step": 8, "info": "Pictures whose way is walked, once each."}
-            self.add(made, gr.Slider, "samples", "Samples", usual.samples, **own)
-            own = {"minimum": 21, "maximum": 251, "step": 10, "info": "Of the grid; two UNet calls each."}
-            self.add(made, gr.Slider, "points", "Grid points", usual.points, **own)
-            self.add(
-                made, gr.Checkbox, "per_pixel", "For every element of the latents", usual.per_pixel,
-                info="As the paper has them: for one size only, and only with many samples.",
-            )  # fmt: skip
-            own = {"minimum": 1, "maximum": 32, "step": 1, "info": "Memory for time."}
-            self.add(made, gr.Slider, "batch", "Batch size", usual.batch, **own)
-            self.add(made, gr.Number, "seed", "Seed", usual.seed, precision=0)
-        return made
-
-    def told(self, config: StatisticsConfig) -> str:
-        return (
-            f"{config.most_calls():,} UNet calls, each for one picture (drawing one picture with 20 steps takes 20). "
-            "The time is shown once the first calls were made."
-        )
-
-    def details(self, name: Optional[str]) -> str:
-        if name is None:
-            return ""
-        try:
-            return statistics_html(name, self.runner.read_provenance(name))
-        except StoreError as error:
-            return f"<p role='alert'>{escape(str(error))}</p>"
+def _first(wanted: list[str], of: list[str]) -> Optional[str]:
+    """The first of those wanted that there is, or else of all there are."""
+    return next((each for each in (*wanted, *of) if each in of), None)
 
 
-def _named(name: Optional[str], what: str) -> str:
-    if not name:
+def _named(entry: Optional[str], what: str) -> tuple[Kind, str]:
+    if not entry:
         raise StoreError(f"choose one under {what} first")
-    return name
+    return Kind.of_entry(entry)

@@ -9,10 +9,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from modules import scripts
+from modules import scripts, sd_models
 
+from ..presets import built_in
+from ..recipes import PRESETS
 from ..settings import ENABLED, FIELDS, Field, SettingsError
 from ..store import StoreError
+from . import checkpoint
 from .folders import menus, presets
 
 __all__ = ["PRESET_AXIS", "axes_of", "register"]
@@ -37,9 +40,7 @@ def register() -> None:
     options = module.axis_options
     options[:] = [each for each in options if not each.label.startswith(PREFIX)]
     options.append(
-        module.AxisOption(
-            PRESET_AXIS, str, partial(_set, "preset"), confirm=_confirm_presets, choices=presets().all_names
-        )
+        module.AxisOption(PRESET_AXIS, str, partial(_set, "preset"), confirm=_confirm_presets, choices=_fitting_presets)
     )
     for field in (ENABLED, *FIELDS):
         kind: type = str if field.choices or isinstance(field.default, (str, bool)) else int if field.whole else float
@@ -49,6 +50,21 @@ def register() -> None:
                 PREFIX + field.label, kind, partial(_set, field.name), confirm=_confirm(field), choices=_choices(field)
             )
         )
+
+
+def _family() -> str:
+    """Of the loaded model; empty while there is none, or one that the method does not cover."""
+    try:
+        return checkpoint.family() if sd_models.model_data.sd_model is not None else ""
+    except SettingsError:
+        return ""
+
+
+def _fitting_presets() -> list[str]:
+    """Presets that are not made for models of another family; any other can still be written."""
+    family = _family()
+    found = (*built_in(), *presets().read()[0])
+    return [each.name for each in found if not family or not each.mismatch(family, each.steps)]
 
 
 def _set(name: str, p: Any, value: Any, values: Sequence[Any]) -> None:
@@ -64,7 +80,9 @@ def _choices(field: Field) -> Callable[[], list[str]] | None:
     if field.name == ENABLED.name:
         return lambda: ["True", "False"]
     if field.words:
-        return lambda: [*field.words, *menus()[field.name]()]
+        return lambda: [*field.words, *field.suggestions, *menus().get(field.name, list)()]
+    if field.name in ("recipe", "hires_recipe"):
+        return lambda: [each for each in field.choices if each not in PRESETS or each in _fitting_presets()]
     return (lambda: list(field.choices)) if field.choices else None
 
 

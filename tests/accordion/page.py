@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpsampler.settings import FIELDS, SettingsError
-from hpsampler.webui.accordion import GROUPS
+from hpsampler.webui.accordion import ADVANCED, GROUPS
 
 GROUP_OF = {name: suffix for _, suffix, names in GROUPS for name in names}
 OPTION = '[data-testid="dropdown-option"]'
-SETTLED_MS = 400
-"""The panel looks at menus a few times a second."""
+LOOK_MS = 350
+"""The panel looks at menus a few times a second: after so long it has asked for what was changed."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class AccordionPage:
         """Unfold all of it, switch it on, and choose a sampler."""
         if not self.ui.locator(self.id("recipe")).first.is_visible():
             self.ui.locator(f"#{self.prefix} > .label-wrap").click()
-        for suffix in (*(suffix for _, suffix, _ in GROUPS), "preset_keep"):
-            self.ui.locator(f"{self.id(suffix)} .label-wrap").click()
+        for suffix in (ADVANCED, *(suffix for _, suffix, _ in GROUPS)):
+            self.ui.locator(f"{self.id(suffix)} > .label-wrap").click()
+        self.panel.locator("[data-act=more]").click()
         self.switch(True)
         self.choose_at(self.controls["sampler"], sampler)
         self.ui.wait_for_selector(f"{self.id('panel')} svg[role=img]")
@@ -59,7 +60,11 @@ class AccordionPage:
         self.settle()
 
     def settle(self) -> None:
-        self.ui.wait_for_timeout(SETTLED_MS)
+        """Wait until what was changed has been asked for and answered."""
+        self.ui.wait_for_timeout(LOOK_MS)
+        self.ui.wait_for_function(
+            f"() => !document.querySelector('{self.id('panel')} .hpsampler-panel').dataset.asked", timeout=60_000
+        )
 
     def set(self, name: str, value: Any) -> None:
         """Set one of the accordion's controls."""
@@ -96,36 +101,77 @@ class AccordionPage:
         return self.panel.locator(".hps-summary").inner_text()
 
     def idle(self) -> dict[str, str]:
-        """Reasons under greyed controls, by name of field."""
-        found = {}
-        for field in FIELDS:
-            block = self.ui.locator(self.id(field.name)).first
-            if "hps-idle" in (block.get_attribute("class") or ""):
-                found[field.name] = block.locator("> .hps-reason").inner_text()
-        return found
+        """Why controls are greyed, by name of field."""
+        return {name: reason for name in self.named() if (reason := self.marked(name, "idle"))}
+
+    @staticmethod
+    def named() -> list[str]:
+        return [field.name for field in FIELDS]
+
+    def marked(self, name: str, mark: str) -> str:
+        """Whether a control is marked as idle (and why), changed or wrong."""
+        block = self.ui.locator(self.id(name)).first
+        if f"hps-{mark}" not in (block.get_attribute("class") or "").split():
+            return ""
+        return block.get_attribute("data-idle") if mark == "idle" else mark
+
+    def beside(self, name: str) -> str:
+        """What stands at a control."""
+        return self.ui.locator(f"{self.id(name)} > .hps-beside").inner_text()
+
+    def title(self, suffix: str) -> str:
+        """What a group's title adds to its name."""
+        return self.ui.locator(f"{self.id(suffix)} > .label-wrap > span").first.get_attribute("data-note") or ""
 
     def offers(self) -> list[str]:
         return self.panel.locator("[aria-label='Step counts on offer'] button").all_inner_texts()
 
+    def menu_of_presets(self) -> dict[str, list[str]]:
+        """The groups of the menu of presets, with their names."""
+        return dict(
+            self.panel.locator("select").evaluate(
+                "(e) => [...e.querySelectorAll('optgroup')].map((g) => [g.label, [...g.children].map((o) => o.value)])"
+            )
+        )
+
     def fitting(self) -> list[str]:
-        return self.panel.locator("[aria-label='Presets that fit'] button").all_inner_texts()
+        """Presets that fit the model and the number of steps, the paper's among them."""
+        groups = self.menu_of_presets()
+        return [name for label, names in groups.items() if "other" not in label for name in names]
+
+    @property
+    def preset(self) -> str:
+        return self.panel.locator("select").input_value()
+
+    def load(self, name: str) -> str:
+        """Choose a preset, and wait until the controls have its values."""
+        return self.acted(lambda: self.panel.locator("select").select_option(name))
 
     def call(self, name: str) -> None:
         """Write a preset's name."""
-        self.ui.fill(f"{self.id('preset_name')} input, {self.id('preset_name')} textarea", name)
+        self.ui.fill(self.id("preset_name"), name)
 
     def said(self) -> str:
         """What the row of presets says."""
-        return self.ui.locator(self.id("preset_said")).first.inner_text()
+        return self.panel.locator(".hps-said").inner_text()
 
-    def press(self, name: str) -> str:
-        """Press a button of the presets' row and wait for what it says."""
-        self.ui.evaluate(f"() => document.querySelectorAll('{self.id('preset_said')} p').forEach((p) => p.remove())")
-        self.ui.click(self.id(f"preset_{name}"))
+    def press(self, act: str) -> str:
+        """Press one of the panel's buttons and wait for what it says."""
+        return self.acted(lambda: self.panel.locator(f"button[data-act={act}]").click())
+
+    def acted(self, act: Any) -> str:
+        """Do what makes the panel act, and wait for what it says."""
+        done = self.panel.get_attribute("data-done") or "0"
+        act()
+        panel = f"{self.id('panel')} .hpsampler-panel"
         self.ui.wait_for_function(
-            f"() => (document.querySelector('{self.id('preset_said')} p') || {{}}).textContent", timeout=20_000
+            "([panel, done]) => Number(document.querySelector(panel).dataset.done) > Number(done)",
+            arg=[panel, done],
+            timeout=60_000,
         )
-        return self.said()
+        text = self.said()
+        self.settle()
+        return text
 
     def annotate(self, selectors: list[str]) -> None:
         """Put numbers beside parts of the page, for the documentation's pictures."""

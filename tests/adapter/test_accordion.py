@@ -10,8 +10,9 @@ import gradio as gr
 import pytest
 import torch
 
+from hpsampler.calibration.profile import Fitted, Profile
 from hpsampler.presets import Preset, built_in
-from hpsampler.recipes import recipe_for
+from hpsampler.recipes import preset_family, recipe_for
 from hpsampler.settings import FIELDS
 from tests.adapter.host.processing import Host, Img2Img, Txt2Img
 from tests.small_unet import tiny_checkpoint
@@ -65,10 +66,23 @@ class TestAxes:
         assert list(axes) == ["Preset", "Enabled", *(field.label for field in FIELDS)]
         for field in FIELDS:
             axis = axes[field.label]
-            wanted = list(field.choices) or list(field.words)
+            wanted = list(field.choices) or [*field.words, *field.suggestions]
+            if field.name in ("recipe", "hires_recipe"):
+                # those of another family can be written, and are not offered
+                wanted = [name for name in wanted if preset_family(name) in ("", "sd1")]
             assert (axis.choices() if axis.choices else []) == wanted
             kinds = {int: int, float: float, str: str}
             assert axis.type is kinds[type(field.default)], field.label
+
+    def test_presets_of_another_family_are_not_offered(self, webui, axes, shelf):
+        for name, family in (("ours", "sd1"), ("any", ""), ("large", "sdxl")):
+            shelf.save(Preset.of(name, {"rho": 4}, family=family))
+        offered = axes["Preset"].choices()
+        assert offered[0] == "Auto" and "SD1.5 8 steps" in offered and "SDXL 8 steps" not in offered
+        assert offered[-2:] == ["any", "ours"]
+        axes["Preset"].confirm(None, ["SDXL 8 steps", "large"])
+        webui.shared.sd_model = None
+        assert "SDXL 8 steps" in axes["Preset"].choices()
 
     def test_without_the_plot_s_script_nothing_happens(self, webui):
         webui.scripts.scripts_data.clear()
@@ -179,7 +193,7 @@ class TestSecondPass:
         assert written["HP Hires recipe"] == "Auto" and written["HP Rho"] == 3.0
         assert own[:5] == same[:5] and own[5:] != same[5:]
         # six steps at 0.7 are the last of eight
-        auto = recipe_for("sd1", 8, 7.0).sigmas(noise).tolist()
+        auto = recipe_for("sd1", 8, 7.0).sigmas(noise, first=2, strength=0.7).tolist()
         assert own[5:] == pytest.approx(auto[2:-1], rel=1e-4), "exactly Auto's, nothing set beside it"
 
     def test_a_preset_for_other_steps_is_told_for_its_pass(self, webui, host):
@@ -193,8 +207,13 @@ class TestSettingsPage:
     def test_its_options(self, webui):
         webui.script_callbacks.ui_settings_callback()
         labels = webui.shared.opts.data_labels
-        assert list(labels) == ["hpsampler_hidden", "hpsampler_preset", "hpsampler_follow", "hpsampler_plot"]
+        assert list(labels) == [
+            "hpsampler_hidden", "hpsampler_preset", "hpsampler_follow", "hpsampler_calibration_when_off",
+            "hpsampler_plot",
+        ]  # fmt: skip
         assert all(each.section == ("hpsampler", "HP Sampler") for each in labels.values())
+        assert all(each.category_id == "sd" for each in labels.values()), "not under Uncategorized"
+        assert labels["hpsampler_preset"].refresh is not None, "what was saved just now can be chosen"
         names = labels["hpsampler_preset"].component_args()["choices"]
         assert names == ["None", *(each.name for each in built_in())]
 
@@ -225,16 +244,57 @@ class TestSettingsPage:
         assert enabled.value is False and "no preset named 'mine'" in capsys.readouterr().out
 
 
+class TestCalibrationWhileOff:
+    def test_it_can_be_stopped_without_switching_the_accordion_on(self, webui, host):
+        store = importlib.import_module("hpsampler.webui.folders").library()
+        made = Fitted(5, 7.0, (14.6, 6.0, 2.5, 1.1, 0.4, 0.0), (0.0, 1.1, 0.8, 0.2, 0.1), "Auto",
+                      {"Auto": 0.2, "calibrated": 0.1}, 0.02, 1000)  # fmt: skip
+        store.save(Profile("mine", "tiny", ("0000000000",), "sd1", 64, 64, 0.0291671, 14.614641, 24, 24, 1, (made,)))
+        by_itself = host.run(Txt2Img(steps=5))
+        webui.shared.opts.hpsampler_calibration_when_off = False
+        p = Txt2Img(steps=5)
+        plain = host.run(p)
+        assert not torch.equal(plain, by_itself) and "HP Calibration" not in p.extra_generation_params
+        assert torch.equal(plain, host.run(Txt2Img(steps=5), {"calibration": "Off"}))
+        # on, it is the accordion that says it
+        assert torch.equal(by_itself, host.run(Txt2Img(steps=5), {"enabled": True}))
+
+
 class TestPanel:
     def test_it_knows_the_loaded_model(self, webui, noise):
-        panel = importlib.import_module("hpsampler.webui.page").panel
-        data = panel()
-        assert data["family"] == "sd1" and data["problem"] == "" and data["plot"] is True
-        assert data["noise"]["sigmas"] == pytest.approx(noise.sigmas.tolist(), rel=1e-4)
+        known = importlib.import_module("hpsampler.webui.page").known
+        found = known()
+        assert found.family == "sd1" and found.problem == "" and found.plot is True
+        assert found.noise.sigmas.tolist() == pytest.approx(noise.sigmas.tolist(), rel=1e-4)
         webui.shared.sd_model = tiny_checkpoint(webui.shared.sd_model.alphas_cumprod, "is_sd3")
-        assert "covers SD 1.x" in panel()["problem"]
+        assert "covers SD 1.x" in known().problem
         webui.shared.sd_model = None
-        assert panel()["model"] == "" and len(panel()["noise"]["sigmas"]) == 1000
+        assert known().model == "" and len(known().noise) == 1000
+
+    def test_use_hp_auto_sets_the_page_s_own_menus_in_whichever_order_they_are_built(self, webui):
+        for first in (True, False):
+            script = webui.script.HPSamplerScript()
+            script.show(False)
+            with gr.Blocks() as page:
+                if not first:
+                    script.ui(False)
+                for name, found in script.after_component.items():
+                    assert name.startswith("txt2img_")
+                    found(SimpleNamespace(component=gr.Dropdown(["HP Auto", "Automatic"], elem_id=name)))
+                if first:
+                    script.ui(False)
+                # the API builds the accordion again, for its defaults
+                script.ui(False)
+            ids = {block.elem_id: number for number, block in page.blocks.items() if getattr(block, "elem_id", None)}
+            setting = [each for each in page.dependencies if each["outputs"] == [ids["txt2img_sampling"],
+                       ids["txt2img_scheduler"]]]  # fmt: skip
+            assert len(setting) == 1 and setting[0]["queue"] is False
+
+    def test_questions_pass_the_queue_and_few_components_are_built(self, webui):
+        with gr.Blocks() as page:
+            webui.script.HPSamplerScript().ui(False)
+        assert len(page.config["components"]) <= 46
+        assert all(each["queue"] is False for each in page.dependencies if each["targets"][0])
 
 
 def test_img2img_is_no_second_pass(host):

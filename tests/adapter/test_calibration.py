@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
 import importlib
 import json
+import re
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,11 +20,11 @@ import pytest
 import torch
 from fastapi import FastAPI
 
-from hpsampler.calibration.job import CalibrationConfig
+from hpsampler.calibration.config import CalibrationConfig
 from hpsampler.calibration.profile import Fitted, Profile, ProfileStore
 from hpsampler.jobs import Cancelled
 from hpsampler.recipes import recipe_for
-from hpsampler.statistics.job import StatisticsConfig
+from hpsampler.statistics.config import StatisticsConfig
 from tests.adapter.host.processing import Host, Img2Img, Txt2Img
 
 FIVE = Fitted(
@@ -321,24 +324,39 @@ class TestRoutes:
         assert len(app.routes) == before
 
 
+def tab_and_runners():
+    tab, runners = (importlib.import_module(f"hpsampler.webui.{name}") for name in ("tab", "runners"))
+    made = runners.Runners()
+    return tab.Tab(made), made
+
+
+def form(values):
+    """The form's values in its order, and those that are sent as often as one likes."""
+    kinds = importlib.import_module("hpsampler.webui.kinds")
+    return [values[name] for name in kinds.FORM], [values[name] for name in kinds.CHEAP]
+
+
+PATIENCE = 900
+"""Seconds: far more than it takes, as the machine may be busy."""
+
+ASKED = {
+    "name": "from the tab", "steps": "4", "cfg": "7", "size": "64x64", "prompts": "a\nb\nc\nd", "negative": "",
+    "pictures": 4, "effort": 30, "per_pixel": False, "batch": 4, "seed": 1,
+}  # fmt: skip
+
+
 def test_a_calibration_from_the_tab_s_values_to_a_picture(webui, host, library):
     """On the stand-in's checkpoint, whose UNet is random: whatever comes of it is kept or refused with numbers."""
-    tab = importlib.import_module("hpsampler.webui.tab")
-    source = importlib.import_module("hpsampler.webui.source")
-    workshop = importlib.import_module("hpsampler.calibration.job").CalibrationRunner(
-        library, source.Checkpoint, source.HostQueue
-    )
-    acts = tab._Calibrations(tab.TAB_ID, workshop)
-    values = {
-        "name": "from the tab", "steps": "4", "cfg_scales": "7", "width": 64, "height": 64, "prompts": "a\nb\nc\nd",
-        "negative": "", "trajectories": 4, "runs": 30, "batch": 4, "seed": 1,
-    }  # fmt: skip
-    asked = [values[name] for name in tab._ORDER]
-    assert "1 to calibrate, at most" in acts.most(*asked)
-    acts.start(*asked)
-    assert workshop.wait(120) and workshop.status().state == "finished", workshop.status().message
-    status, left, chosen, details = acts.look(None)
-    assert 'data-state="finished"' in status and chosen["value"] == "from the tab" and left["choices"] == []
+    tab, runners = tab_and_runners()
+    asked, cheap = form(ASKED)
+    cost = tab.cost("Calibration", *cheap)
+    assert "1 schedule to fit, at most" in cost and "shown once the first calls were made" in cost
+    tab.start("Calibration", *asked)
+    runner = runners.calibrations
+    assert runner.wait(PATIENCE) and runner.status().state == "finished", runner.status().message
+    cost, status, stop, left, chosen, details = tab.refresh(None, "Statistics", *cheap)
+    assert 'data-state="finished"' in status and not stop["visible"]
+    assert chosen["value"] == "Calibration: from the tab" and left["choices"] == []
     made = library.get("from the tab")
     assert len(made.fitted) + len(made.refused) == 1
     assert np.isfinite([change for _, change in made.decoder]).all() and "<svg" in details
@@ -346,19 +364,91 @@ def test_a_calibration_from_the_tab_s_values_to_a_picture(webui, host, library):
         p = Txt2Img(steps=4)
         host.run(p)
         assert p.extra_generation_params["HP Calibration"] == made.label(made.fitted[0])
-    assert "steps must be" in acts.most(*[{**values, "steps": "x"}[name] for name in tab._ORDER])
+    assert re.search(r"About \d+ (s|min)", tab.cost("Calibration", *cheap)), "the calls were timed"
+    for wrong, words in (({"steps": "x"}, "steps must be"), ({"size": "64"}, "size must be width x height in pixels")):
+        assert words in tab.cost("Calibration", *form({**ASKED, **wrong})[1])
 
 
-def test_the_tab_has_every_field_of_an_order_once_and_what_its_script_presses(webui):
+def test_the_form_fits_what_is_to_be_made(webui):
+    tab, _ = tab_and_runners()
+    name, steps, _, pictures, effort, per_pixel, button, cost = tab.choose("Statistics", "My calibration")
+    assert (name["value"], button["value"], steps["visible"]) == ("My statistics", "Measure", False)
+    assert (pictures["label"], effort["label"], per_pixel["visible"]) == ("Samples", "Grid points", True)
+    assert "6,528 UNet calls" in cost and "HP DPM-v3" in cost
+    name, steps, _, pictures, *_, per_pixel, button, cost = tab.choose("Calibration", "mine")
+    assert "value" not in name, "a name that was typed stays"
+    assert (button["value"], steps["visible"], per_pixel["visible"]) == ("Calibrate", True, False)
+    assert pictures["label"] == "Trajectories" and "3 schedules to fit" in cost
+
+
+def test_what_is_stopped_is_not_under_way_and_is_resumed_from_the_list(webui, host, library):
+    tab, runners = tab_and_runners()
+    calls, going = [], threading.Event()
+
+    def look(params):
+        calls.append(1)
+        if len(calls) == 100:
+            going.set()
+
+    webui.script_callbacks.on_cfg_denoiser(look)
+    asked, _ = form(ASKED)
+    tab.start("Calibration", *asked)
+    assert going.wait(PATIENCE)
+    status, stop, *_ = tab.stop("Calibration")
+    assert 'data-state="stopped"' in status and "Now:" not in status and not stop["visible"]
+    *_, left, chosen, _ = tab._shown("Calibration", None)
+    assert left["choices"] == [left["value"]] == ["Calibration: from the tab"] and chosen["choices"] == []
+    tab.resume("Calibration", left["value"])
+    assert runners.calibrations.wait(PATIENCE) and runners.calibrations.status().state == "finished"
+    *_, left, chosen, _ = tab._shown("Calibration", None)
+    assert left["choices"] == [] and chosen["choices"] == ["Calibration: from the tab"]
+
+
+def test_the_list_s_buttons(webui, host, library, made, tmp_path, monkeypatch):
+    said = []
+    tab, _ = tab_and_runners()
+    monkeypatch.setattr(gr, "Warning", said.append)
+    monkeypatch.setattr(gr, "Info", said.append)
+    *_, chosen, details = tab._shown("Calibration", None)
+    assert chosen["value"] == "Calibration: mine" and not said
+    link = re.search(r'download="mine.json" href="data:application/json;base64,([^"]+)">Export<', details)
+    path = tmp_path / "exported.json"
+    path.write_bytes(base64.b64decode(link[1]))
+    *_, chosen, _ = tab.rename("Calibration", "Calibration: mine", "other")
+    assert chosen["value"] == "Calibration: other" and library.names() == ["other"]
+    tab.delete("Calibration", "Calibration: other", False)
+    assert library.names() == ["other"] and "tick Confirm first" in said.pop()
+    *_, chosen, _ = tab.take("Calibration", str(path))
+    assert library.names() == ["other"] and "is here already, as 'other'" in said.pop()
+    assert chosen["value"] == "Calibration: other"
+    *_, chosen, _, confirm = tab.delete("Calibration", "Calibration: other", True)
+    assert library.names() == [] and confirm is False and chosen["value"] is None
+    *_, chosen, _ = tab.take("Calibration", str(path))
+    assert library.names() == ["mine"] and chosen["value"] == "Calibration: mine"
+    tab.resume("Calibration", None)
+    assert "choose one under Unfinished first" in said.pop() and not said
+
+
+def test_the_tab_asks_every_field_once_and_has_what_its_script_presses(webui):
     (build,) = webui.script_callbacks.callbacks_ui_tabs
     ((page, title, name),) = build()
     assert (title, name) == ("Calibrate", "hpsampler_calibrate")
+    assert len(page.blocks) - 1 <= 38, "gradio components, the root aside"
     ids = [each.elem_id for each in page.blocks.values() if getattr(each, "elem_id", None)]
-    assert len(ids) == len(set(ids))
+    assert len(ids) == len(set(ids)) and all(each.startswith(f"{name}_") for each in ids)
+    kinds = importlib.import_module("hpsampler.webui.kinds")
+    assert {f"{name}_{control}" for control in ("what", *kinds.FORM)} <= set(ids)
+    for kind, config in ((kinds.CALIBRATION, CalibrationConfig), (kinds.STATISTICS, StatisticsConfig)):
+        asked = {*kind.fields.values(), "width", "height"}
+        assert asked == {each.name for each in dataclasses.fields(config)}
+        # every number that the form begins with is one that it accepts
+        begun = {each: kind.form(each).get("value", "") for each in ("name", "steps", "cfg", "pictures", "effort")}
+        others = {"size": "512x512", "per_pixel": False, "batch": 4, "seed": 1}
+        assert kind.config({**begun, **others}) == dataclasses.replace(kind.usual(), name=begun["name"])
     script = (Path(__file__).parents[2] / "javascript" / "hpsampler_calibrate.js").read_text(encoding="utf-8")
-    parts = {"hpsampler_calibrate": CalibrationConfig, "hpsampler_statistics": StatisticsConfig}
-    assert all(each.startswith(tuple(f"{part}_" for part in parts)) for each in ids)
-    for part, kind in parts.items():
-        fields = {each.name for each in dataclasses.fields(kind)}
-        assert {f"{part}_{field}" for field in fields} <= set(ids)
-        assert f'"{part}"' in script and {f"{part}_look", f"{part}_status"} <= set(ids)
+    assert f'"{name}"' in script
+    pressed = {*re.findall(r'find\("(\w+)"\)', script), *re.search(r'STARTERS = \["(\w+)", "(\w+)"\]', script).groups()}
+    assert pressed == {"status", "refresh", "start", "resume"} and {f"{name}_{each}" for each in pressed} <= set(ids)
+    labels = {each.label for each in page.blocks.values() if getattr(each, "label", None)}
+    values = {each.value for each in page.blocks.values() if isinstance(each, gr.Button)}
+    assert "Confirm" in labels and "Refresh" in values

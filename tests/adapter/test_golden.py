@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hpsampler.golden.npnet import NPNet
-from hpsampler.golden.search import Form, golden_latent, sigma_below
+from hpsampler.golden.search import GoldenForm, golden_latent, sigma_below
 from hpsampler.golden.weights import weights_label
 from tests.adapter.host.processing import Host, Img2Img, Txt2Img
 
@@ -53,7 +53,7 @@ def test_two_calls_more_before_the_first_step_and_the_picture_says_so(webui, hos
     assert not torch.equal(host.run(Txt2Img(steps=5, sampler_name=sampler), {"statistics": "Off"}), result)
 
 
-@pytest.mark.parametrize("form", list(Form))
+@pytest.mark.parametrize("form", list(GoldenForm))
 def test_what_the_first_step_begins_from_is_the_core_s(webui, host, form):
     """Guided at the first look, and the positive prompt alone at the second."""
     seen = seen_by(webui)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
@@ -50,6 +51,12 @@ class TestRegistration:
         assert [[x.name for x in each] for each in lists] == before
         assert webui.sd_samplers.all_samplers is lists[0] and webui.sd_schedulers.schedulers is lists[1]
         assert len(webui.script_callbacks.callbacks_cfg_denoiser) == 1
+
+    def test_callbacks_are_added_by_our_file_from_a_short_call_stack(self, webui):
+        """The host looks through all of it for each; from where it loads scripts that took most of our start."""
+        names, depths = zip(*webui.script_callbacks.added)
+        assert len(names) == 7 and {Path(name).name for name in names} == {"script.py"}
+        assert all("webui" in Path(name).parts for name in names) and max(depths) < 8
 
     def test_unload_leaves_the_host_as_it_was(self, webui):
         webui.script_callbacks.script_unloaded_callback()
@@ -109,13 +116,45 @@ class TestPasses:
     def test_img2img_runs_the_end_of_the_schedule(self, webui, host, noise):
         p = Img2Img(steps=6, denoising_strength=0.5, init_latent=torch.randn(1, 4, 8, 8))
         seen, latent = sigmas_seen(webui, host, p)
-        assert seen == pytest.approx(recipe_for("sd1", 6, 7.0).sigmas(noise)[2:-1].tolist(), rel=1e-4)
-        assert torch.isfinite(latent).all()
+        recipe = recipe_for("sd1", 6, 7.0)
+        assert seen == pytest.approx(recipe.sigmas(noise, first=2, strength=0.5)[2:-1].tolist(), rel=1e-4)
+        # half of the warped time is where a schedule of very many steps would start
+        half = noise.t_to_sigma((999 ** (1 / recipe.time_rho) / 2) ** recipe.time_rho)
+        assert seen[0] == pytest.approx(float(half), rel=1e-4) and torch.isfinite(latent).all()
+
+    @pytest.mark.parametrize("sampler", ["HP Auto", "HP UniPC", "Euler"])
+    @pytest.mark.parametrize("steps", [4, 5, 8, 12])
+    def test_img2img_changes_more_the_greater_the_strength(self, webui, host, sampler, steps):
+        """From as good as unchanged at 0, without a jump; the host's slice alone has one start for many strengths."""
+        picture, changes = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2)), []
+        for strength in (0.0, 0.1, 0.3, 0.5, 0.75, 1.0):
+            p = Img2Img(
+                steps=steps, denoising_strength=strength, init_latent=picture, sampler_name=sampler, scheduler="HP"
+            )
+            seen, _ = sigmas_seen(webui, host, p)
+            changes.append(seen[0])
+            if strength == 0:
+                assert seen[0] < 0.03, "as good as unchanged"
+        assert changes == sorted(changes) and len(set(changes)) == len(changes)
+
+    def test_img2img_with_exact_steps_starts_at_its_strength_too(self, webui, host, noise):
+        webui.shared.opts.img2img_fix_steps = True
+        starts = []
+        for strength in (0.3, 0.6, 0.9):
+            p = Img2Img(steps=5, denoising_strength=strength, init_latent=torch.randn(1, 4, 8, 8))
+            seen, _ = sigmas_seen(webui, host, p)
+            assert len(seen) == 5
+            starts.append(seen[0])
+        webui.shared.opts.img2img_fix_steps = False
+        for strength, start in zip((0.3, 0.6, 0.9), starts):
+            p = Img2Img(steps=5, denoising_strength=strength, init_latent=torch.randn(1, 4, 8, 8))
+            assert sigmas_seen(webui, host, p)[0][0] == pytest.approx(start, rel=1e-4), "one strength, one noise level"
 
     def test_hires_fix_has_a_recipe_of_its_own_for_each_pass(self, webui, host, noise):
         p = Txt2Img(steps=5, enable_hr=True, hr_second_pass_steps=6, denoising_strength=0.6)
         seen, latent = sigmas_seen(webui, host, p)
-        second = recipe_for("sd1", 10, 7.0).sigmas(noise)
+        # the host runs the end of ten steps, which begins at the sigma that the strength means
+        second = recipe_for("sd1", 10, 7.0).sigmas(noise, first=4, strength=0.6)
         assert seen[5:] == pytest.approx(second[-7:-1].tolist(), rel=1e-4)
         assert latent.shape[-1] == 16 and torch.isfinite(latent).all() and not host.printed
 

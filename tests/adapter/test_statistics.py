@@ -17,7 +17,7 @@ from hpsampler.settings import NO_STATISTICS
 from hpsampler.statistics.coefficients import Provenance, Statistics
 from hpsampler.statistics.files import save_statistics, statistics_label
 from tests.adapter.host.processing import Host, Img2Img, Txt2Img
-from tests.adapter.test_calibration import Client
+from tests.adapter.test_calibration import ASKED, PATIENCE, Client, form, tab_and_runners
 
 KEY, NOTE = "HP Statistics", "HP note"
 POINTS = 21
@@ -37,7 +37,7 @@ def folder(webui):
     return found
 
 
-def statistics(noise, cfg_scale=7.0, model_hash="0000000000", size=(1, 1), seed=0, points=POINTS):
+def statistics(noise, cfg_scale=5.0, model_hash="0000000000", size=(1, 1), seed=0, points=POINTS):
     rng = np.random.default_rng(seed)
     grid = np.linspace(-math.log(noise.sigma_max), -math.log(noise.sigma_min), points)
     shape = (points, 4, *size)
@@ -51,7 +51,7 @@ def kept(folder, noise):
     """Statistics of the stand-in's checkpoint, and others."""
     made = {
         "mine": statistics(noise),
-        "low": statistics(noise, 3.0, seed=1),
+        "low": statistics(noise, 1.0, seed=1),
         "foreign": statistics(noise, model_hash="feedbeef", seed=2),
     }
     for name, each in made.items():
@@ -76,13 +76,13 @@ def counted(webui):
 def test_auto_takes_those_of_the_model_nearest_in_guidance_and_names_them(webui, host, kept):
     calls = counted(webui)
     drawn = {}
-    for cfg_scale, name in ((7.0, "mine"), (4.0, "low"), (6.0, "mine")):
+    # five calls are drawn at CFG 4.75, 2.75 and 4.25: to those the nearest are taken
+    for cfg_scale, name in ((7.0, "mine"), (3.0, "low"), (6.0, "mine")):
         p = request(cfg_scale=cfg_scale)
         drawn[cfg_scale] = host.run(p)
         assert p.extra_generation_params[KEY] == kept[name]
-        off_by_some = cfg_scale not in (7.0, 3.0)
-        own = 7 if name == "mine" else 3
-        assert told(p) == (f"the statistics {kept[name]} were measured at CFG {own}" if off_by_some else "")
+        far = f"the statistics {kept[name]} were measured at CFG 1, far from CFG 2.75"
+        assert told(p) == (far if name == "low" else "")
     assert len(calls) == 15, "the corrector costs no call"
     plain = request()
     assert not torch.equal(host.run(plain, {"statistics": "Off"}), drawn[7.0])
@@ -204,7 +204,7 @@ KINDS = ("truncated", "empty", "pickle", "torch", "noise", "shape", "nan")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bad_file_is_refused_by_name_and_left_out_by_auto(webui, host, folder, noise, kind):
     good = folder / "good.safetensors"
-    save_statistics(statistics(noise, 3.0), good)
+    save_statistics(statistics(noise, 1.0), good)
     # nearer in guidance than the good one
     spoiled(kind, folder / "bad.safetensors", good, noise)
     calls = counted(webui)
@@ -273,10 +273,10 @@ def test_the_menus_list_them_and_the_panel_knows(webui, kept, folder):
     store = importlib.import_module("hpsampler.webui.folders")
     page = importlib.import_module("hpsampler.webui.page")
     assert store.menus()["statistics"]() == ["foreign", "low", "mine"]
-    assert page.panel()["noStatistics"] == ""
+    assert page.known().measured()
     for path in folder.glob("*.safetensors"):
         path.unlink()
-    assert page.panel()["noStatistics"] == NO_STATISTICS
+    assert not page.known().measured()
 
 
 # ---- measured here ---------------------------------------------------------------------------------------------------
@@ -284,23 +284,17 @@ def test_the_menus_list_them_and_the_panel_knows(webui, kept, folder):
 
 def test_from_the_tab_s_values_to_a_picture(webui, host):
     """On the stand-in's checkpoint; another one loaded meanwhile stops it, with what is done kept."""
-    tab, source, workshop, store = (
-        importlib.import_module(f"hpsampler.{name}")
-        for name in ("webui.tab", "webui.source", "statistics.job", "webui.folders")
-    )
-    shop = workshop.StatisticsRunner(store.statistics_folder(), source.Checkpoint, source.HostQueue)
-    acts = tab._Statistics(tab.STATISTICS_ID, shop)
-    values = {
-        "name": "from the tab", "cfg_scale": 7, "width": 64, "height": 64, "prompts": "a\nb\nc", "negative": "",
-        "samples": 8, "points": 21, "per_pixel": False, "batch": 2, "seed": 1,
-    }  # fmt: skip
-    asked = [values[name] for name in tab._SURVEY]
-    assert "336 UNet calls, each for one picture" in acts.most(*asked)
-    assert "samples must be a whole number" in acts.most(*[{**values, "samples": 0}[name] for name in tab._SURVEY])
-    acts.start(*asked)
-    assert shop.wait(60) and shop.status().state == "finished", shop.status().message
-    status, left, chosen, details = acts.look(None)
-    assert 'data-state="finished"' in status and chosen["value"] == "from the tab" and left["choices"] == []
+    tab, runners = tab_and_runners()
+    runner = runners.statistics
+    asked, cheap = form({**ASKED, "prompts": "a\nb\nc", "pictures": 8, "effort": 21, "batch": 2})
+    assert "336 UNet calls, each for one picture" in tab.cost("Statistics", *cheap)
+    assert "samples must be a whole number" in tab.cost("Statistics", *form({**ASKED, "pictures": 0})[1])
+    assert "cfg_scale must be a number" in tab.cost("Statistics", *form({**ASKED, "cfg": "5, 7"})[1])
+    tab.start("Statistics", *asked)
+    assert runner.wait(PATIENCE) and runner.status().state == "finished", runner.status().message
+    _, status, _, left, chosen, details = tab.refresh(None, "Statistics", *cheap)
+    assert 'data-state="finished"' in status and left["choices"] == []
+    assert chosen["value"] == "Statistics: from the tab"
     assert "of tiny" in details and "at CFG 7, from 8 samples, 21 grid points, for every channel" in details
     p = request()
     host.run(p)
@@ -317,13 +311,14 @@ def test_from_the_tab_s_values_to_a_picture(webui, host):
             )
 
     webui.script_callbacks.on_cfg_denoiser(swap)
-    acts.start(*[{**values, "name": "second"}[name] for name in tab._SURVEY])
-    assert shop.wait(60) and shop.status().state == "failed"
-    assert "the checkpoint was changed from tiny" in shop.status().message
+    second, _ = form({**ASKED, "name": "second", "prompts": "a\nb\nc", "pictures": 8, "effort": 21, "batch": 2})
+    tab.start("Statistics", *second)
+    assert runner.wait(PATIENCE) and runner.status().state == "failed"
+    assert "the checkpoint was changed from tiny" in runner.status().message
     webui.shared.sd_model.sd_checkpoint_info = loaded
-    acts.resume("second")
-    assert shop.wait(60) and shop.status().state == "finished"
-    one, two = (shop.folder / f"{name}.safetensors" for name in ("from the tab", "second"))
+    tab.resume("Statistics", "Statistics: second")
+    assert runner.wait(PATIENCE) and runner.status().state == "finished"
+    one, two = (runner.folder / f"{name}.safetensors" for name in ("from the tab", "second"))
     assert one.read_bytes() == two.read_bytes(), "resumed it is the same"
 
 
@@ -334,7 +329,7 @@ def test_over_http(webui, kept):
     client = Client(app)
     rows = client("GET", "statistics").json()["statistics"]
     assert [row["name"] for row in rows] == ["foreign", "low", "mine"]
-    assert rows[1]["source"]["cfg_scale"] == 3 and rows[1]["shape"] == [POINTS, 4, 1, 1]
+    assert rows[1]["source"]["cfg_scale"] == 1 and rows[1]["shape"] == [POINTS, 4, 1, 1]
     assert client("PATCH", "statistics/low", json={"name": "lower"}).json() == {"name": "lower"}
     assert client("DELETE", "statistics/lower").json() == {"deleted": "lower"}
     refused = client("POST", "measure", json={"name": "x", "points": 3})

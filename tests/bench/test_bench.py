@@ -1,4 +1,4 @@
-"""The bench: its methods spend the calls they say, its figures are right, its files can be made again."""
+"""The bench: the calls of its methods, its figures, and its files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TABLE = stable_diffusion_noise()
 
 
 class Counted:
-    """The exact denoiser of a unit Gaussian, and how often it was asked."""
+    """The exact denoiser of a unit Gaussian, which counts its calls."""
 
     def __init__(self):
         self.calls = 0
@@ -43,9 +43,9 @@ class Counted:
 
 
 @pytest.mark.parametrize("method", grid.all_methods(), ids=lambda method: method.name)
-def test_a_method_spends_the_calls_it_says(method):
+def test_a_method_makes_the_stated_number_of_calls(method):
     x = seeded_noise(range(3), (4, 3, 3))
-    made = 0
+    plans_from_5 = 0
     for nfe in (1, 2, 4, 5, 6, 7, 8, 10, 20):
         plan = method.plan(TABLE, nfe, 5.0)
         if plan is None:
@@ -53,8 +53,8 @@ def test_a_method_spends_the_calls_it_says(method):
         model = Counted()
         result = plan.run(model, x, range(3))
         assert model.calls == nfe == plan.nfe and torch.isfinite(result).all() and result.shape == x.shape
-        made += nfe >= 5
-    assert made >= 2
+        plans_from_5 += nfe >= 5
+    assert plans_from_5 >= 2
 
 
 @pytest.mark.parametrize("method", grid.all_methods(), ids=lambda method: method.name)
@@ -65,19 +65,19 @@ def test_a_seed_gives_one_result_alone_or_in_a_batch(method):
     torch.testing.assert_close(together[1:2], alone)
 
 
-def test_many_steps_of_every_ode_method_lead_to_one_place():
+def test_many_steps_of_every_ode_method_reach_the_same_endpoint():
     problem = PROBLEMS["gauss1f2"]()
     noise = torch.from_numpy(np.random.default_rng(0).standard_normal((8, problem.dims)))
     model = problem.model(problem.labels(8), 3.0)
-    aim = reference_endpoint(problem, noise, 3.0, TABLE.sigma_max)
+    reference = reference_endpoint(problem, noise, 3.0, TABLE.sigma_max)
     for method in methods():
         plan = method.plan(TABLE, 121, 3.0)
         if plan is None or "SDE" in method.sampler:
             continue
-        kept = float(plan.sigmas[-1])
-        error = relative_error(plan.run(model, noise, range(8)), aim)
+        last_sigma = float(plan.sigmas[-1])
+        error = relative_error(plan.run(model, noise, range(8)), reference)
         allowed = 0.03 if "Euler" not in method.sampler and "1" not in method.sampler else 0.08
-        assert error < allowed + kept, f"{method.name}: {error:.3f}"
+        assert error < allowed + last_sigma, f"{method.name}: {error:.3f}"
 
 
 def test_endings_of_one_schedule_differ_in_the_last_sigma_only():
@@ -114,7 +114,7 @@ def test_diffusers_unipc_at_equal_points_is_ours():
 # ---- figures ---------------------------------------------------------------------------------------------------------
 
 
-def test_frechet_distance_is_that_of_its_definition():
+def test_frechet_distance_agrees_with_its_definition():
     rng = np.random.default_rng(0)
     a, b = (
         Moments.of(rng.standard_normal((500, 6)) @ rng.standard_normal((6, 6)) + rng.standard_normal(6)) for _ in "ab"
@@ -125,7 +125,7 @@ def test_frechet_distance_is_that_of_its_definition():
     assert abs(frechet_distance(a, a)) < 1e-8
 
 
-def test_standard_errors_are_those_of_repeated_draws():
+def test_standard_errors_agree_with_repeated_draws():
     rng = np.random.default_rng(1)
     drawn = [rng.standard_normal((400, 3)) for _ in range(60)]
     means = [float(rows.mean()) for rows in drawn]
@@ -139,11 +139,11 @@ def test_standard_errors_are_those_of_repeated_draws():
 
 def test_relative_errors_and_their_geometric_mean():
     assert relative_rmse(np.full(10, 0.04), np.full(10, 4.0)).value == pytest.approx(0.1)
-    found = [
+    scores = [
         ExactScore(name, "s", "", "zero", 5, 3.0, Estimate(value, value / 10))
         for name, value in (("a", 0.1), ("b", 0.4))
     ]
-    mean = geometric_mean(found)
+    mean = geometric_mean(scores)
     assert mean.value == pytest.approx(0.2) and mean.error == pytest.approx(0.2 * 0.1 * 2**0.5 / 2)
 
 
@@ -176,23 +176,23 @@ def random_model():
     return model
 
 
-def test_remembered_calls_change_nothing_and_save_calls(random_model):
+def test_cached_calls_change_nothing_and_save_calls(random_model):
     prompts, noise, seeds = [picture.caption() for picture in captioned(2)], seeded_noise([1, 2]), [1, 2]
-    memory, asked = {}, []
+    memory, calls = {}, []
     for method in (coupled("DPM++ 2M"), coupled("DPM++ 2M", "zero"), coupled("DPM++ 2M", freeu="late"), KARRAS):
         plan = method.plan(random_model.noise, 6, 3.0)
         plain = plan.run(random_model.denoiser(prompts, 3.0, freeu=plan.freeu), noise, seeds)
-        denoiser = random_model.denoiser(prompts, 3.0, freeu=plan.freeu, on_call=partial(asked.append, method.name))
-        remembering = tiny.Remembering(denoiser, memory)
-        assert torch.equal(plan.run(remembering, noise, seeds), plain), method.name
-        assert remembering.calls == 6
-    counts = [asked.count(name) for name in dict.fromkeys(asked)]
-    # the second ends as the first began; Free-U parts from it at its fifth call; Karras shares the first call
+        denoiser = random_model.denoiser(prompts, 3.0, freeu=plan.freeu, on_call=partial(calls.append, method.name))
+        cached = tiny.CachedDenoiser(denoiser, memory)
+        assert torch.equal(plan.run(cached, noise, seeds), plain), method.name
+        assert cached.calls == 6
+    counts = [calls.count(name) for name in dict.fromkeys(calls)]
+    # the second differs only in its last step; Free-U starts at the fifth call; Karras shares the first call
     assert counts == [6, 2, 5]
 
 
 class InPlace:
-    """An executor that works at once, here."""
+    """An executor that runs jobs immediately in this process."""
 
     def __init__(self, *_):
         pass
@@ -209,7 +209,7 @@ class InPlace:
         return future
 
 
-def test_a_run_is_measured_whole_and_goes_on_where_it_stopped(tmp_path, monkeypatch, random_model):
+def test_a_run_continues_where_it_stopped(tmp_path, monkeypatch, random_model):
     for module in (grid, tiny):
         monkeypatch.setattr(module, "BATCH", 4)
         monkeypatch.setattr(module, "COMMON", 4)
@@ -222,7 +222,7 @@ def test_a_run_is_measured_whole_and_goes_on_where_it_stopped(tmp_path, monkeypa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cfg5-00.npz", "cfg5-01.npz"]
     done = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     tiny.measure(False, None, tmp_path, tmp_path, "cpu", 1)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == done, "nothing was left to do"
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == done, "everything was done already"
     (tmp_path / "cfg5-01.npz").unlink()
     monkeypatch.setattr(tiny, "processes", InPlace)
     tiny.measure(False, None, tmp_path, tmp_path, "cpu", 1)
@@ -235,14 +235,14 @@ def test_a_run_is_measured_whole_and_goes_on_where_it_stopped(tmp_path, monkeypa
     assert all(0 <= row.accuracy.value <= 1 and row.distance.value > 0 and row.frechet.value > 0 for row in rows)
 
 
-def test_the_page_is_made_of_the_tables(tmp_path):
+def test_the_page_is_written_from_the_tables(tmp_path):
     estimate = Estimate(0.25, 0.01)
     folder = tmp_path / "bench"
     folder.mkdir()
     row = tiny.Score("HP Auto", "", "as coupled", "as coupled", 5, 3.0, 2000, *[estimate] * 5)
     worse = dataclasses.replace(row, sampler="DPM++ 2M", schedule="Karras", ending="zero", frechet=Estimate(0.9, 0.01))
-    few = [dataclasses.replace(each, samples=500) for each in (row, worse)]
-    rows = [row, worse, dataclasses.replace(row, nfe=6), dataclasses.replace(worse, nfe=6), *few]
+    common = [dataclasses.replace(score, samples=500) for score in (row, worse)]
+    rows = [row, worse, dataclasses.replace(row, nfe=6), dataclasses.replace(worse, nfe=6), *common]
     report.write_csv(folder / "tiny.csv", rows)
     report.write_csv(folder / "exact.csv", [ExactMean("HP Auto", "", "as coupled", 5, 3.0, estimate)])
     report.write_csv(folder / "decoder.csv", [Tolerance(s, 9, s, s, estimate, estimate, estimate) for s in (0.0, 0.5)])
@@ -253,41 +253,41 @@ def test_the_page_is_made_of_the_tables(tmp_path):
     page = (tmp_path / "bench.md").read_text()
     assert "**0.25 (0.01)** / **.250 (.010)**" in page and "| 0.9 (0.01) / **.250" in page
     assert "make bench" in page and {path.name for path in (tmp_path / "images").iterdir()} == {
-        "bench_tiny.png", "bench_exact.png", "bench_decoder.png", "tiny_losses.png",
+        "bench_tiny.webp", "bench_exact.webp", "bench_decoder.webp", "tiny_losses.webp",
     }  # fmt: skip
-    again = (tmp_path / "images" / "bench_exact.png").read_bytes()
+    again = (tmp_path / "images" / "bench_exact.webp").read_bytes()
     main(["report", "--docs", str(tmp_path), "--weights", str(tmp_path)])
-    assert (tmp_path / "images" / "bench_exact.png").read_bytes() == again
+    assert (tmp_path / "images" / "bench_exact.webp").read_bytes() == again
 
 
 def test_dpm_v3_and_golden_noise_are_measured_on_both_testbeds(tmp_path, monkeypatch, random_model):
-    for name, value in (("BATCH", 3), ("FEW", 6), ("MANY", 9), ("STEPS", (5,)), ("CFG_SCALES", (5.0,))):
+    for name, value in (("BATCH", 3), ("COMMON_SAMPLES", 6), ("MANY", 9), ("STEPS", (5,)), ("CFG_SCALES", (5.0,))):
         monkeypatch.setattr(further, name, value)
     monkeypatch.setattr(further, "processes", InPlace)
     monkeypatch.setattr(further, "PROBLEMS", {"gauss1f2": PROBLEMS["gauss1f2"]})
-    monkeypatch.setattr(further, "Survey", partial(further.Survey, samples=8, points=31))
+    monkeypatch.setattr(further, "StatisticsConfig", partial(further.StatisticsConfig, samples=8, points=31))
     monkeypatch.setattr(further, "weights_hash", lambda _: "0" * 64)
     monkeypatch.setattr("bench.runs.REFERENCE_STEPS", 12)
     monkeypatch.setattr(further.TinyModel, "load", classmethod(lambda cls, *_: random_model))
     real = tiny.Reference(Moments(np.zeros(64), np.eye(64)), Moments(np.zeros(192), np.eye(192)))
     rows = further.measure_further(real, tmp_path, "cpu", 1)
-    few, many = ([row for row in rows if row.samples == samples] for samples in (6, 9))
-    assert [(row.method, row.nfe) for row in few] == [
+    common, many = ([row for row in rows if row.samples == samples] for samples in (6, 9))
+    assert [(row.method, row.nfe) for row in common] == [
         ("Auto", 5), *((name, 5) for name in further.V3), *((name, 7) for name in further.GOLDEN), (further.MORE, 7),
-        (further.YARDSTICK, 20),
+        (further.BASELINE, 20),
     ]  # fmt: skip
-    assert [row.method for row in many] == list(further.DECIDING) and len(few) + len(many) == len(rows)
-    assert len({row.distance.value for row in few}) == len(few), "each is another way to sample"
+    assert [row.method for row in many] == list(further.DECIDING) and len(common) + len(many) == len(rows)
+    assert len({row.distance.value for row in common}) == len(common), "every trial samples differently"
     exact = further.measure_exact_v3(1)
     errors = {row.sampler: row.error.value for row in exact}
     assert list(errors) == ["Auto", *further.V3]
-    assert errors["DPM-v3 of order 2"] < 0.7 * errors["DPM-v3 without statistics"], "what they are for"
+    assert errors["DPM-v3 of order 2"] < 0.7 * errors["DPM-v3 without statistics"], "statistics must help"
     report.write_csv(tmp_path / "further.csv", rows)
     report.write_csv(tmp_path / "exact_dpm_v3.csv", exact)
     read = [report.read_csv(tmp_path / name) for name in ("further.csv", "exact_dpm_v3.csv")]
     page = "\n".join([*dpm_v3_section(*read), *golden_section(read[0])])
     assert f"*{error_text(errors['Auto'])}*" in page
-    assert page.count("| 5 | ") == len(rows) + 1, "Auto stands in both tables of few"
+    assert page.count("| 5 | ") == len(rows) + 1, "Auto is in both tables of the common samples"
     assert page.count("20 steps, for scale") == 2
 
 

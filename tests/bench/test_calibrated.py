@@ -1,4 +1,4 @@
-"""The demonstration's calibration: its source is the model's own, what is fitted is held out from the bench."""
+"""The tiny model's calibration: its source, its held-out captions and seeds, its reach, and its report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from bench import calibrate, exact, grid, reach, tiny
 from bench import calibrated as module
-from bench.calibrated import NAME, TinySource, calibrated, made_for, order_of, profile_of, weights_hash
+from bench.calibrated import NAME, TinySource, calibrated, config_of, made_for, profile_of, weights_hash
 from bench.calibrated_report import exact_section, reach_section, tiny_section
 from bench.problems import PROBLEMS, reference_endpoint, relative_error
 from bench.report import read_csv, write_csv
@@ -62,27 +62,29 @@ def gaussian(model, monkeypatch):
     monkeypatch.setattr(TinySource, "decode", lambda self, latents: latents[:, :3])
 
 
-# ---- what is calibrated to -------------------------------------------------------------------------------------------
+# ---- the source and the profile --------------------------------------------------------------------------------------
 
 
 def test_the_source_is_the_model_in_batches(model):
-    asked = []
-    source = TinySource(model, "abc", batch=2, on_call=asked.append)
+    calls = []
+    source = TinySource(model, "abc", batch=2, on_call=calls.append)
     prompts = [picture.caption() for picture in SHOWN[:3]]
     x, sigma = source.start([5, 6, 7], 96, 96) * 9, torch.full((3,), 9.0)
     whole = model.denoiser(prompts, 4.0, "a red heart")(x, sigma)
     torch.testing.assert_close(source.denoiser(prompts, "a red heart", 4.0)(x, sigma), whole, rtol=1e-4, atol=1e-4)
-    assert asked == [2, 1]
+    assert calls == [2, 1]
     assert not torch.allclose(source.denoiser(prompts, "", 4.0)(x, sigma), whole, rtol=1e-3, atol=1e-3)
     assert torch.equal(x, seeded_noise([5, 6, 7]) * 9) and source.start([5], 128, 64).shape == (1, 4, 8, 16)
     assert source.decode(x).shape == (3, 3, 96, 96) and source.hashes == ("abc",) and source.noise is model.noise
 
 
-def test_captions_and_seeds_are_none_that_the_bench_draws():
-    order = order_of([5, 8], [3.0], 48, 60)
+def test_captions_and_seeds_differ_from_those_of_the_bench():
+    config = config_of([5, 8], [3.0], 48, 60)
     drawn = {picture.caption() for picture in [*captioned(grid.MANY), *SHOWN]}
-    assert len(set(order.prompts)) == 96 and not drawn & set(order.prompts)
-    assert order.seed > tiny.FIRST_SEED + grid.MANY and order.trajectories == 48 and order.width == order.height == 96
+    assert len(set(config.prompts)) == 96 and not drawn & set(config.prompts)
+    assert (
+        config.seed > tiny.FIRST_SEED + grid.MANY and config.trajectories == 48 and config.width == config.height == 96
+    )
     assert module.BENCH_CAPTIONS == grid.MANY
 
 
@@ -96,7 +98,7 @@ def test_a_profile_is_for_the_weights_it_was_made_for(tmp_path):
     assert not made_for(path, tmp_path)
 
 
-def test_the_method_plays_what_the_profile_holds():
+def test_the_method_samples_with_the_schedule_of_the_profile():
     own = fitted(5, 3.0)
     method = calibrated(profile_with(own, fitted(6, 3.0)))
     plan = method.plan(TABLE, 5, 3.0)
@@ -123,22 +125,22 @@ def test_the_command_writes_a_profile(tmp_path, capsys):
 # ---- the bench -------------------------------------------------------------------------------------------------------
 
 
-def small_orders():
-    return [order_of([2, 3], [cfg_scale], 2, 12) for cfg_scale in (5.0, 3.0)]
+def small_configs():
+    return [config_of([2, 3], [cfg_scale], 2, 12) for cfg_scale in (5.0, 3.0)]
 
 
 @pytest.mark.usefixtures("gaussian")
-def test_a_calibration_is_put_together_and_goes_on_where_it_stopped(monkeypatch, tmp_path):
+def test_a_calibration_is_combined_and_continues_where_it_stopped(monkeypatch, tmp_path):
     (tmp_path / "unet.safetensors").write_bytes(b"one")
     monkeypatch.setattr(calibrate, "processes", InPlace)
-    monkeypatch.setattr(calibrate, "orders", small_orders)
+    monkeypatch.setattr(calibrate, "configs", small_configs)
     whole = calibrate.calibrate_tiny(tmp_path, tmp_path, "cpu", 1)
     cells = sorted((each.cfg_scale, each.steps) for each in (*whole.fitted, *whole.refused))
     assert cells == [(3.0, 2), (3.0, 3), (5.0, 2), (5.0, 3)]
     assert [(e.cfg_scale, e.steps) for e in whole.fitted] == sorted((e.cfg_scale, e.steps) for e in whole.fitted)
     files = sorted(tmp_path.glob("calibration-*.json"))
     assert len(files) == 2
-    # one is interrupted in its first cell, the other must not be touched
+    # one job is interrupted in its first cell, and the other must not be changed
     kept, lost = files
     lost.write_text(dataclasses.replace(profile_of(lost), fitted=profile_of(lost).fitted[:0], refused=()).to_json())
     before = kept.stat().st_mtime_ns
@@ -157,7 +159,7 @@ def test_calibrated_cells_are_those_that_were_fitted(tmp_path):
     keys = [tiny._planned(own, 3.0, 0)[0][2]]
     path.write_text(profile_with(fitted(5, 3.0, factor=1.1)).to_json())
     again = [cell for cell in grid.cells(False, path) if cell.method.name == NAME]
-    assert tiny._planned(again, 3.0, 0)[0][2] not in keys, "another schedule must be drawn anew"
+    assert tiny._planned(again, 3.0, 0)[0][2] not in keys, "another schedule must be drawn again"
     assert [cell for cell in grid.cells() if cell.method.name == NAME] == []
 
 
@@ -174,12 +176,12 @@ def test_a_schedule_fitted_to_a_problem_is_nearer_on_noise_it_has_not_seen():
     assert fit.start and 20 < fit.runs <= 60 and method.plan(TABLE, 6, 3.0) is None
 
 
-def test_where_a_fit_is_refused_the_row_is_auto_s(monkeypatch):
-    def refuse(fit, held_out, known):
-        fit.error(known["Auto"])
-        for start in known.values():
-            held_out.error(start)
-        held_out.error(known["Auto"])
+def test_the_row_of_a_refused_fit_is_that_of_auto(monkeypatch):
+    def refuse(fit, held_out, schedules):
+        fit.error(schedules["Auto"])
+        for schedule in schedules.values():
+            held_out.error(schedule)
+        held_out.error(schedules["Auto"])
         raise CalibrationRefused
 
     monkeypatch.setattr(exact, "calibrate", refuse)
@@ -192,17 +194,19 @@ def test_where_a_fit_is_refused_the_row_is_auto_s(monkeypatch):
 # ---- how far it carries ----------------------------------------------------------------------------------------------
 
 
-def test_what_lies_between_two_schedules():
+def test_interpolation_of_two_schedules():
     low, high = fitted(5, 3.0, first=4.0, factor=1.0), fitted(5, 5.0, first=9.0, factor=2.0)
-    middle = reach.between(low, high, 4.0)
+    middle = reach.interpolate(low, high, 4.0)
     assert middle.sigmas[1] == pytest.approx(6.0) and middle.sigmas[-1] == 0 and middle.factors[1] == pytest.approx(1.5)
-    assert reach.between(low, high, 3.0).sigmas == pytest.approx(low.sigmas)
-    assert reach.between(low, high, 4.5).sigmas[1] == pytest.approx(math.exp(np.interp(4.5, [3, 5], np.log([4, 9]))))
+    assert reach.interpolate(low, high, 3.0).sigmas == pytest.approx(low.sigmas)
+    assert reach.interpolate(low, high, 4.5).sigmas[1] == pytest.approx(
+        math.exp(np.interp(4.5, [3, 5], np.log([4, 9])))
+    )
     kept = dataclasses.replace(high, sigmas=(*high.sigmas[:-1], 0.06))
-    assert reach.between(low, kept, 4.0).sigmas[-1] == pytest.approx(0.03)
+    assert reach.interpolate(low, kept, 4.0).sigmas[-1] == pytest.approx(0.03)
 
 
-def test_what_is_tried_where():
+def test_the_plans_that_are_tried_at_each_place():
     profile = profile_with(*(fitted(steps, cfg, first=cfg) for steps in (5, 8) for cfg in (3.0, 5.0, 7.5)))
     tried = {
         (cfg, size): [name for name, nfe, _ in reach.plans(profile, reach.Place(cfg, size, 4)) if nfe == 5]
@@ -219,7 +223,7 @@ def test_what_is_tried_where():
 
 @pytest.fixture
 def reached(model, monkeypatch, tmp_path):
-    """Rows of a small run, made twice, and the folder they were made in."""
+    """The rows of a small run, which is repeated, and its folder."""
     monkeypatch.setattr(TinyModel, "load", classmethod(lambda cls, *_: model))
     monkeypatch.setattr(reach, "processes", InPlace)
     monkeypatch.setattr(reach, "BATCH", 2)
@@ -230,7 +234,7 @@ def reached(model, monkeypatch, tmp_path):
     path.write_text(profile_with(*(fitted(steps, cfg, first=cfg) for steps in (5, 8) for cfg in (3.0, 5.0))).to_json())
     rows = reach.measure_reach(path, tmp_path / "out", tmp_path, "cpu", 1)
     monkeypatch.setattr(reach, "_job", None)
-    assert reach.measure_reach(path, tmp_path / "out", tmp_path, "cpu", 1) == rows, "nothing is made twice"
+    assert reach.measure_reach(path, tmp_path / "out", tmp_path, "cpu", 1) == rows, "stored results are used"
     return rows, tmp_path
 
 
@@ -261,8 +265,8 @@ def test_reach_on_an_exact_problem(monkeypatch, tmp_path):
     rows = reach.measure_exact_reach(1)
     at = {(row.schedule, row.cfg_scale): row.error.value for row in rows}
     assert set(at) == {("Auto", 3.0), ("CFG 3", 3.0), ("Auto", 5.0), ("CFG 3", 5.0)}
-    assert at["CFG 3", 3.0] < at["Auto", 3.0] / 2, "it is fitted there"
-    assert at["CFG 3", 5.0] > at["CFG 3", 3.0], "and not here"
+    assert at["CFG 3", 3.0] < at["Auto", 3.0] / 2, "it is fitted at this scale"
+    assert at["CFG 3", 5.0] > at["CFG 3", 3.0], "and not at this one"
     write_csv(tmp_path / "exact_reach.csv", rows)
     tiny_row = {"schedule": "Auto", "cfg_scale": "3.0", "height": "12", "width": "12", "samples": "2", "distance": ".2"}
     section = reach_section([{**tiny_row, "nfe": "5"}], read_csv(tmp_path / "exact_reach.csv"))
@@ -278,7 +282,7 @@ def row(sampler, nfe, distance, **other):
     return {"sampler": sampler, "nfe": str(nfe), "distance": str(distance), **figures, **values}
 
 
-def test_the_page_holds_calibrated_against_the_best_there_was():
+def test_the_page_compares_calibrated_schedules_with_the_best_others():
     tiny_rows = [
         row(NAME, 5, 0.15), row("HP Auto", 5, 0.3), row("DPM++ 2M", 5, 0.25, schedule="SGM Uniform"),
         row("DPM++ 2M", 20, 0.03, schedule="Karras"), row(NAME, 5, 0.15, samples="2000", frechet="41"),
@@ -326,6 +330,8 @@ def test_the_sheet_shows_a_calibration_where_one_fits(monkeypatch, tmp_path):
     assert [(run.name, run.nfe) for run in comparison.shown][-2:] == [("HP Auto", 8), (NAME, 5)]
     numbers = json.loads((tmp_path / "numbers.json").read_text())["runs"]
     assert numbers[-1]["sampler"] == NAME and numbers[-1]["sigmas"][2] == pytest.approx(fitted(5, 5.0).sigmas[2])
-    with Image.open(tmp_path / "sheet.png") as sheet:
+    with Image.open(tmp_path / "sheet.webp") as sheet:
         pixels = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
-    assert (pixels == (0xBE, 0x18, 0x5D)).all(1).any(), "its column has a heading in its colour"
+    # the sheet is compressed, so a colour comes back nearly, not exactly
+    near = np.abs(pixels.astype(int) - (0xBE, 0x18, 0x5D)).max(1) <= 24
+    assert near.any(), "its column has a heading in its colour"

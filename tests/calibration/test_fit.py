@@ -1,4 +1,4 @@
-"""Calibration: derivatives are right, unseen trajectories gain, budgets hold, and what gives nothing is refused."""
+"""The fit: its derivatives, the gain on held-out trajectories, its budget, and the refusal of useless fits."""
 
 from __future__ import annotations
 
@@ -36,12 +36,11 @@ def trajectories(name, cfg_scale, seed, count=24):
     return Trajectories.of(model, noise, TABLE), model
 
 
-def starts(steps):
-    found = {method.name: method.plan(TABLE, steps, 7.5).sigmas.tolist() for method in (OURS, SGM)}
-    return {name: MultistepSchedule.of(sigmas) for name, sigmas in found.items()}
+def initial_schedules(steps):
+    return {method.name: MultistepSchedule.of(method.plan(TABLE, steps, 7.5).sigmas.tolist()) for method in (OURS, SGM)}
 
 
-def test_factors_one_are_the_solver_s_own_and_zero_is_first_order():
+def test_factors_of_one_change_nothing_and_zero_is_first_order():
     problem = PROBLEMS["toy2d"]()
     model = problem.model(problem.labels(8), 3.0)
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((8, 2))) * TABLE.sigma_max
@@ -57,26 +56,28 @@ def test_factors_one_are_the_solver_s_own_and_zero_is_first_order():
         sample_dpmpp_2m(model, x, sigmas, factors=[1.0] * 5)
 
 
-def test_the_economical_jacobian_is_that_of_whole_runs():
+def test_the_jacobian_from_partial_runs_equals_that_of_complete_runs():
     target, model = trajectories("gauss1f2", 3.0, seed=1, count=4)
-    start = starts(5)["DPM++ 2M SGM Uniform"]
-    fit = calibration._Fit(target, start.sigmas[0], 5, 0.1, calibration._Spent(target.calls, 10**6, None))
-    at = fit.parameters(start)
-    here = fit.residuals(at)
+    start = initial_schedules(5)["DPM++ 2M SGM Uniform"]
+    fit = calibration._Fit(target, start.sigmas[0], 5, 0.1, calibration._Budget(target.calls, 10**6, None))
+    parameters = fit.parameters(start)
+    residuals = fit.residuals(parameters)
     before = model.calls
-    ours = fit.jacobian(at)
+    jacobian = fit.jacobian(parameters)
     assert model.calls - before == 10 + 6  # calls after each of four points, after each of four factors
-    assert fit.spent.calls == model.calls
-    for column, index in zip(ours.T, range(len(at)), strict=True):
-        moved = at.copy()
-        moved[index] += calibration.DIFFERENCE
-        np.testing.assert_allclose(column, (fit.residuals(moved) - here) / calibration.DIFFERENCE, atol=1e-9)
-    assert np.linalg.norm(ours, axis=0).min() > 1e-4
+    assert fit.budget.calls == model.calls
+    for column, index in zip(jacobian.T, range(len(parameters)), strict=True):
+        changed = parameters.copy()
+        changed[index] += calibration.FINITE_DIFFERENCE
+        np.testing.assert_allclose(
+            column, (fit.residuals(changed) - residuals) / calibration.FINITE_DIFFERENCE, atol=1e-9
+        )
+    assert np.linalg.norm(jacobian, axis=0).min() > 1e-4
 
 
-def test_parameters_and_schedules_are_each_other_s_inverse():
-    start = starts(6)["DPM++ 2M SGM Uniform"]
-    fit = calibration._Fit(None, start.sigmas[0], 6, 1.0, calibration._Spent(0, 0, None))
+def test_parameters_and_schedules_are_converted_into_each_other():
+    start = initial_schedules(6)["DPM++ 2M SGM Uniform"]
+    fit = calibration._Fit(None, start.sigmas[0], 6, 1.0, calibration._Budget(0, 0, None))
     again = fit.schedule(fit.parameters(start))
     np.testing.assert_allclose(again.sigmas, start.sigmas, rtol=1e-12)
     assert again.factors == start.factors and again.sigmas[-1] == 0 and again.steps == 6
@@ -86,12 +87,12 @@ def test_parameters_and_schedules_are_each_other_s_inverse():
     ("gauss1f2", 1.0, 5, 8), ("gauss1f1", 3.0, 5, 2), ("lowrank", 7.5, 6, 1.5), ("toy2d", 7.5, 5, 3),
     ("mix8", 3.0, 8, 3),
 ])  # fmt: skip
-def test_unseen_trajectories_gain_within_the_budget(name, cfg_scale, steps, gain):
+def test_held_out_errors_improve_within_the_budget(name, cfg_scale, steps, gain):
     fit, model = trajectories(name, cfg_scale, seed=1)
     unseen, _ = trajectories(name, cfg_scale, seed=2)
     seen_by_progress = []
     result = calibrate(
-        fit, unseen, starts(steps), progress=lambda calls, error: seen_by_progress.append((calls, error))
+        fit, unseen, initial_schedules(steps), progress=lambda calls, error: seen_by_progress.append((calls, error))
     )
     assert result.gain > gain
     assert result.held_out["calibrated"] == unseen.error(result.schedule)
@@ -101,23 +102,27 @@ def test_unseen_trajectories_gain_within_the_budget(name, cfg_scale, steps, gain
     assert result.runs <= calibration.MAX_RUNS
     assert seen_by_progress[-1] == (result.calls, result.fitted_error)
     assert result.calls == model.calls
-    again = calibrate(fit, unseen, starts(steps))
+    again = calibrate(fit, unseen, initial_schedules(steps))
     assert again.schedule == result.schedule
 
 
 def test_a_fit_that_gains_nothing_is_refused_with_the_numbers(monkeypatch):
     fit, _ = trajectories("gauss1f2", 1.0, seed=1, count=4)
-    monkeypatch.setattr(calibration, "_least_squares", lambda target, start, spent: start)
+    monkeypatch.setattr(calibration, "_least_squares", lambda target, start, budget: start)
     with pytest.raises(CalibrationRefused, match=r"5 steps gave nothing.*SGM Uniform 0\.\d+, calibrated 0\.\d+"):
-        calibrate(fit, fit, starts(5))
+        calibrate(fit, fit, initial_schedules(5))
 
 
-def test_what_cannot_be_fitted_is_said():
+def test_impossible_fits_are_refused_with_a_message():
     fit, _ = trajectories("toy2d", 1.0, seed=1, count=4)
-    with pytest.raises(ValueError, match=r"one number of steps, at least 2; got \[5, 6\]"):
-        calibrate(fit, fit, {"a": starts(5)["DPM++ 2M SGM Uniform"], "b": starts(6)["DPM++ 2M SGM Uniform"]})
+    with pytest.raises(ValueError, match=r"the same number of steps, at least 2; got \[5, 6\]"):
+        calibrate(
+            fit,
+            fit,
+            {"a": initial_schedules(5)["DPM++ 2M SGM Uniform"], "b": initial_schedules(6)["DPM++ 2M SGM Uniform"]},
+        )
     with pytest.raises(ValueError, match="not finite"):
         Trajectories.of(lambda x, sigma, **_: x * float("nan"), fit.noise, TABLE)
     broken = Trajectories(lambda x, sigma, **_: x * float("inf"), fit.noise, fit.endpoints, 0)
-    with pytest.raises(ValueError, match="no start stays finite"):
-        calibrate(broken, broken, starts(5))
+    with pytest.raises(ValueError, match="no initial schedule stays finite"):
+        calibrate(broken, broken, initial_schedules(5))

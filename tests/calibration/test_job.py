@@ -1,4 +1,4 @@
-"""A whole calibration: an order is understood, the same to the last bit each time, stopped and resumed at no loss."""
+"""Calibration jobs: their config, their results, progress, stopping and resuming, and the choice of the last sigma."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from bench.problems import PROBLEMS
 from bench.schedules import stable_diffusion_noise
 from hpsampler.calibration import fit as calibration
-from hpsampler.calibration import job as tuning
-from hpsampler.calibration.decoder import END_SIGMAS, decoder_curve, noise_tolerance, with_best_final_sigma
+from hpsampler.calibration import job as job_module
+from hpsampler.calibration.config import CalibrationConfig
+from hpsampler.calibration.decoder import END_SIGMAS, decoder_curve, with_best_final_sigma
 from hpsampler.calibration.fit import calibrate
-from hpsampler.calibration.job import CalibrationConfig, CalibrationJob, initial_schedules
-from hpsampler.calibration.profile import Profile, ProfileStore, sigmas_of
+from hpsampler.calibration.job import CalibrationJob, initial_schedules
+from hpsampler.calibration.profile import Profile, ProfileStore, noise_tolerance, rounded
 from hpsampler.calibration.trajectories import MultistepSchedule, Trajectories
 from hpsampler.jobs import DEFAULT_PROMPTS, Cancelled, Progress
 from hpsampler.recipes import AUTO, recipe_for
@@ -37,10 +38,10 @@ COUNT = 6
 
 
 class Exact:
-    """A problem whose denoiser is known, as a source; a prompt ends in the number of its class.
+    """A source with a problem whose denoiser is known; a prompt ends in the number of its class.
 
     Args:
-        contrast: how much of a latent its picture shows; at 1 the decoder tolerates nothing, at 0.1 much.
+        contrast: how much of a latent its picture shows; at 1 the decoder tolerates no noise, at 0.1 a lot.
         before: called before every call of the model, with the number of pictures drawn so far.
     """
 
@@ -48,10 +49,10 @@ class Exact:
 
     def __init__(self, name="toy2d", contrast=1.0, batch=1000, before=lambda calls: None):
         self.problem, self.contrast, self.batch, self.before = PROBLEMS[name](), contrast, batch, before
-        self.calls, self.asked, self.decoded = 0, [], []
+        self.calls, self.requests, self.decoded = 0, [], []
 
     def denoiser(self, prompts, negative, cfg_scale):
-        self.asked.append((list(prompts), negative, cfg_scale))
+        self.requests.append((list(prompts), negative, cfg_scale))
         labels = torch.tensor([int(prompt.split()[-1]) % self.problem.classes for prompt in prompts])
 
         def model(x, sigma, **_):
@@ -72,43 +73,43 @@ class Exact:
         return 0.5 + self.contrast * latents[:, :2]
 
 
-def order(**values):
+def config_of(**values):
     prompts = [f"of class {index}" for index in range(2 * COUNT)]
     common = {"name": "exact", "steps": (5, 6), "cfg_scales": (3.0,), "trajectories": COUNT, "prompts": prompts}
     return CalibrationConfig.of({**common, **values})
 
 
-def tuned(source=None, **values):
-    return CalibrationJob(order(**values), source or Exact()).run()
+def calibrated(source=None, **values):
+    return CalibrationJob(config_of(**values), source or Exact()).run()
 
 
 def scaled(denoiser, factor):
-    """The same, its output times what ``factor`` gives at each call."""
+    """The same denoiser with its output multiplied by ``factor()`` at each call."""
 
-    def made(*args):
+    def denoiser_of(*args):
         inner = denoiser(*args)
         return lambda x, sigma: inner(x, sigma) * factor()
 
-    return made
+    return denoiser_of
 
 
 @pytest.fixture
 def references(monkeypatch):
-    """How many reference runs were made."""
-    made, own = [], Trajectories.of.__func__
-    monkeypatch.setattr(Trajectories, "of", classmethod(lambda cls, *args: made.append(1) or own(cls, *args)))
-    return made
+    """A list with an entry for every run for reference endpoints."""
+    runs, solve = [], Trajectories.of.__func__
+    monkeypatch.setattr(Trajectories, "of", classmethod(lambda cls, *args: runs.append(1) or solve(cls, *args)))
+    return runs
 
 
-# ---- an order --------------------------------------------------------------------------------------------------------
+# ---- the config ------------------------------------------------------------------------------------------------------
 
 
-def test_an_order_s_defaults_are_what_the_field_table_says():
-    made = CalibrationConfig.of({"name": "x"})
+def test_the_defaults_of_a_config():
+    config = CalibrationConfig.of({"name": "x"})
     assert (
-        made == CalibrationConfig("x")
-        and made.prompts == DEFAULT_PROMPTS
-        and len(made.prompts) >= 2 * made.trajectories
+        config == CalibrationConfig("x")
+        and config.prompts == DEFAULT_PROMPTS
+        and len(config.prompts) >= 2 * config.trajectories
     )
     assert all(prompt == " ".join(prompt.split()) for prompt in DEFAULT_PROMPTS)
     assert len(set(DEFAULT_PROMPTS)) == len(DEFAULT_PROMPTS)
@@ -126,15 +127,15 @@ def test_an_order_s_defaults_are_what_the_field_table_says():
     ("prompts", "a cat\r\n\n  a   dog \n\t\n", ("a cat", "a dog")), ("prompts", ["x\ny", " "], ("x y",)),
     ("prompts", ("é",), ("é",)), ("prompts", "x\n" * 4096, ("x",) * 4096),
 ])  # fmt: skip
-def test_good_values_are_understood(field, value, kept):
-    made = CalibrationConfig.of({"name": "x", field: value})
-    assert getattr(made, field) == kept
-    assert replace(made, **{field: getattr(CalibrationConfig("x"), field)}) == CalibrationConfig("x"), (
+def test_valid_values_are_accepted(field, value, kept):
+    config = CalibrationConfig.of({"name": "x", field: value})
+    assert getattr(config, field) == kept
+    assert replace(config, **{field: getattr(CalibrationConfig("x"), field)}) == CalibrationConfig("x"), (
         "nothing else is changed"
     )
-    assert type(getattr(made, field)) is type(kept)
-    assert {type(each) for each in made.steps} == {int} and {type(each) for each in made.cfg_scales} == {float}
-    assert CalibrationConfig.of(json.loads(json.dumps(asdict(made)))) == made, "a file gives it back"
+    assert type(getattr(config, field)) is type(kept)
+    assert {type(each) for each in config.steps} == {int} and {type(each) for each in config.cfg_scales} == {float}
+    assert CalibrationConfig.of(json.loads(json.dumps(asdict(config)))) == config, "a file gives it back"
 
 
 NO_NUMBER = [None, True, False, "x", "", "nan", "inf", "1e400", math.nan, math.inf, -math.inf, 10**400, 10**5000, [],
@@ -158,9 +159,9 @@ def test_bad_values_are_refused_with_field_value_and_what_is_allowed(field, valu
     for value in values:
         with pytest.raises(StoreError) as error:
             CalibrationConfig.of({"name": "x", field: value})
-        told = str(error.value)
-        assert type(error.value) is StoreError and len(told) < 300, told
-        assert re.match(f"{field} must (not )?be ", told) and "got " in told, (value, told)
+        message = str(error.value)
+        assert type(error.value) is StoreError and len(message) < 300, message
+        assert re.match(f"{field} must (not )?be ", message) and "got " in message, (value, message)
 
 
 def test_unknown_and_missing_fields_are_named():
@@ -179,29 +180,29 @@ json_values = st.recursive(
 
 @settings(deadline=None, max_examples=300)
 @given(st.sampled_from([*asdict(CalibrationConfig("x")), "other"]), json_values)
-def test_any_value_is_understood_or_refused(field, value):
+def test_any_value_is_accepted_or_refused(field, value):
     try:
-        made = CalibrationConfig.of({"name": "x", field: value})
+        config = CalibrationConfig.of({"name": "x", field: value})
     except StoreError as error:
         assert field in str(error)
         return
-    assert CalibrationConfig.of(asdict(made)) == made and made.most_calls() > 0 and made.cells
+    assert CalibrationConfig.of(asdict(config)) == config and config.most_calls() > 0 and config.cells
 
 
-def test_cells_go_scale_by_scale():
-    made = order(steps="8 5", cfg_scales="7 3")
-    assert made.cells == [(3.0, 5), (3.0, 8), (7.0, 5), (7.0, 8)]
-    both, one = made.most_calls(), made.most_calls([(3.0, 5), (3.0, 8)])
-    assert both == 2 * one and made.most_calls(made.cells) == 0
-    assert made.most_calls([(3.0, 5)]) == both - made.most_calls_of(5), "its references are still to be made"
+def test_cells_are_ordered_by_guidance_scale():
+    config = config_of(steps="8 5", cfg_scales="7 3")
+    assert config.cells == [(3.0, 5), (3.0, 8), (7.0, 5), (7.0, 8)]
+    both, one = config.most_calls(), config.most_calls([(3.0, 5), (3.0, 8)])
+    assert both == 2 * one and config.most_calls(config.cells) == 0
+    assert config.most_calls([(3.0, 5)]) == both - config.most_calls_of(5), "its references are still to be made"
 
 
-# ---- what a tuning makes ---------------------------------------------------------------------------------------------
+# ---- the result ------------------------------------------------------------------------------------------------------
 
 
-def test_it_is_what_calibrating_by_hand_makes():
+def test_a_job_gives_the_same_as_its_parts_by_hand():
     source = Exact("gauss1f2")
-    made = tuned(source, steps="5", negative="bad", seed=11, height=256)
+    profile = calibrated(source, steps="5", negative="bad", seed=11, height=256)
     by_hand = Exact("gauss1f2")
     model_of = by_hand.problem.model
     sets = []
@@ -210,32 +211,38 @@ def test_it_is_what_calibrating_by_hand_makes():
         unit = by_hand.start(range(11 + COUNT * part, 11 + COUNT * (part + 1)), 512, 256)
         sets.append(Trajectories.of(model_of(labels, 3.0), unit, TABLE))
     found = calibrate(*sets, initial_schedules("sd1", 5, 3.0, TABLE), 60)
-    (own,) = made.fitted
-    assert own.sigmas == sigmas_of(found.schedule.sigmas) and own.factors == sigmas_of(found.schedule.factors)
+    (own,) = profile.fitted
+    assert own.sigmas == rounded(found.schedule.sigmas) and own.factors == rounded(found.schedule.factors)
     assert own.held_out == {name: float(f"{error:.6g}") for name, error in found.held_out.items()}
     assert own.gain > 1.5 and list(own.held_out) == [AUTO, "first order", "SGM Uniform", "Karras", "calibrated"]
     assert (own.steps, own.cfg_scale, own.start, own.calls) == (5, 3.0, found.start, found.calls * COUNT)
     karras = torch.tensor([*base_karras(20, 7.0, TABLE.sigma_min, TABLE.sigma_max), 0.0])
     ends = sample_dpmpp_2m(sets[1].model, sets[1].noise * TABLE.sigma_max, karras)
     assert own.baseline == pytest.approx(sets[1].error_of(ends), rel=1e-5)
-    assert source.asked == [([f"of class {n}" for n in range(part, 12, 2)], "bad", 3.0) for part in (0, 1)]
-    assert (made.name, made.model, made.hashes, made.family) == ("exact", "exact", ("feedbeef",), "sd1")
-    assert (made.width, made.height, made.seed, made.trajectories, made.held_out) == (512, 256, 11, COUNT, COUNT)
-    assert (made.sigma_min, made.sigma_max, made.refused) == (TABLE.sigma_min, TABLE.sigma_max, ())
-    assert [sigma for sigma, _ in made.decoder] == list(END_SIGMAS)
-    assert Profile.from_json(made.to_json()) == made
+    assert source.requests == [([f"of class {n}" for n in range(part, 12, 2)], "bad", 3.0) for part in (0, 1)]
+    assert (profile.name, profile.model, profile.hashes, profile.family) == ("exact", "exact", ("feedbeef",), "sd1")
+    assert (profile.width, profile.height, profile.seed, profile.trajectories, profile.held_out) == (
+        512,
+        256,
+        11,
+        COUNT,
+        COUNT,
+    )
+    assert (profile.sigma_min, profile.sigma_max, profile.refused) == (TABLE.sigma_min, TABLE.sigma_max, ())
+    assert [sigma for sigma, _ in profile.decoder] == list(END_SIGMAS)
+    assert Profile.from_json(profile.to_json()) == profile
 
 
-def test_a_few_prompts_serve_for_both_sets():
+def test_few_prompts_are_used_for_both_sets():
     source = Exact()
-    tuned(source, steps="2", prompts="class 3")
-    assert [prompts for prompts, *_ in source.asked] == [["class 3"] * COUNT] * 2
+    calibrated(source, steps="2", prompts="class 3")
+    assert [prompts for prompts, *_ in source.requests] == [["class 3"] * COUNT] * 2
     source = Exact()
-    tuned(source, steps="2", prompts="1\n2\n3")
-    assert [prompts for prompts, *_ in source.asked] == [["1", "3"] * 3, ["2"] * COUNT]
+    calibrated(source, steps="2", prompts="1\n2\n3")
+    assert [prompts for prompts, *_ in source.requests] == [["1", "3"] * 3, ["2"] * COUNT]
 
 
-def test_the_starts_are_the_recipe_and_the_usual_schedules():
+def test_the_initial_schedules_are_the_recipe_and_common_schedules():
     for cfg_scale, last in ((1.0, 1.0), (7.0, 0.0)):
         found = initial_schedules("sdxl", 7, cfg_scale, TABLE)
         assert list(found) == [AUTO, "first order", "SGM Uniform", "Karras"]
@@ -246,12 +253,12 @@ def test_the_starts_are_the_recipe_and_the_usual_schedules():
         assert found["first order"].factors == (0.0,) * 7 and found["Karras"].factors == (0.0, *[1.0] * 5, 0.0)
 
 
-def test_equal_orders_give_equal_files_whatever_the_batch():
-    whole = tuned(steps="6").to_json()
+def test_equal_configs_give_equal_files_whatever_the_batch():
+    whole = calibrated(steps="6").to_json()
     assert len(Profile.from_json(whole).fitted) == 1
     for batch in (1000, 1, 4):
-        assert tuned(Exact(batch=batch), steps="6").to_json() == whole
-    assert tuned(steps="6", seed=2).to_json() != whole
+        assert calibrated(Exact(batch=batch), steps="6").to_json() == whole
+    assert calibrated(steps="6", seed=2).to_json() != whole
 
 
 @pytest.mark.parametrize("contrast", [1.0, 0.1])
@@ -259,127 +266,131 @@ def test_equal_orders_give_equal_files_whatever_the_batch():
 def test_the_most_calls_are_never_exceeded_and_the_budget_holds(contrast, runs):
     for name, steps, cfg_scale in (("toy2d", (2,), 3.0), ("toy2d", (20,), 7.0), ("mix64", (3, 5), 1.0)):
         source, kept = Exact(name, contrast), []
-        made = order(steps=steps, cfg_scales=cfg_scale, runs=runs)
-        tuning_ = CalibrationJob(made, source, keep=kept.append)
-        assert tuning_.progress.of == made.most_calls()
-        profile = tuning_.run()
+        config = config_of(steps=steps, cfg_scales=cfg_scale, runs=runs)
+        job = CalibrationJob(config, source, save=kept.append)
+        assert job.progress.of == config.most_calls()
+        profile = job.run()
         assert len(profile.fitted) + len(profile.refused) == len(steps) == len(kept) and profile == kept[-1]
-        assert source.calls == tuning_.progress.calls == tuning_.progress.of <= made.most_calls()
+        assert source.calls == job.progress.calls == job.progress.of <= config.most_calls()
         if runs == 60:
-            assert source.calls > 0.5 * made.most_calls(), "the bound is near"
+            assert source.calls > 0.5 * config.most_calls(), "the bound is near"
             assert all(0 < each.calls / (each.steps * COUNT) <= 60 for each in profile.fitted)
 
 
 def test_the_calls_of_a_cell_are_those_on_the_calibration_set():
-    # what a cell takes of the held-out set is known: its reference, the baseline, five schedules, and the end's run
+    # the calls on the held-out set are known: its reference, the baseline, five schedules, and the last sigma's run
     ended = []
     for contrast in (1.0, 0.1):
         for cfg_scale in (3.0, 7.0):
             source = Exact(contrast=contrast)
-            made = tuned(source, steps="5", cfg_scales=cfg_scale)
-            (own,) = made.fitted
+            profile = calibrated(source, steps="5", cfg_scales=cfg_scale)
+            (own,) = profile.fitted
             rest = source.calls - own.calls - (60 + 20 + 5 * 5) * COUNT
             assert rest == 5 * COUNT if own.sigmas[-1] > 0 else rest in (0, 5 * COUNT)
-            assert rest == 0 or noise_tolerance(made.decoder) > 0
+            assert rest == 0 or noise_tolerance(profile.decoder) > 0
             ended.append(own.sigmas[-1] > 0)
-    assert ended[:2] == [False, False] and any(ended), "one of them must show the end's run"
+    assert ended[:2] == [False, False] and any(ended), "one of them must include the run for the last sigma"
 
 
 def test_a_refused_cell_is_recorded_with_numbers_and_not_tried_again():
-    made = tuned(steps="2 5", cfg_scales=5.0)
-    (refused,) = made.refused
-    assert (refused.steps, refused.cfg_scale) == (2, 5.0) and [each.steps for each in made.fitted] == [5]
+    profile = calibrated(steps="2 5", cfg_scales=5.0)
+    (refused,) = profile.refused
+    assert (refused.steps, refused.cfg_scale) == (2, 5.0) and [each.steps for each in profile.fitted] == [5]
     assert re.search(r"calibrating 2 steps gave nothing: .*Auto \d\.\d+,.*calibrated \d\.\d+$", refused.reason)
-    assert Profile.from_json(made.to_json()) == made
+    assert Profile.from_json(profile.to_json()) == profile
     source = Exact()
-    again = CalibrationJob(order(steps="2 5", cfg_scales=5.0), source, made)
+    again = CalibrationJob(config_of(steps="2 5", cfg_scales=5.0), source, profile)
     assert again.progress.of == 0 and again.progress.seconds_left is None
-    assert again.run() == made and source.calls == 0 and source.asked == []
+    assert again.run() == profile and source.calls == 0 and source.requests == []
 
 
-def test_where_all_is_refused_the_profile_says_so(monkeypatch):
+def test_a_profile_of_refused_fits_only(monkeypatch):
     monkeypatch.setattr(calibration, "_least_squares", lambda target, start, spent: start)
     kept = []
-    tuning_ = CalibrationJob(order(steps="5"), Exact(), keep=kept.append)
-    monkeypatch.setattr(tuning, "initial_schedules", lambda *args: {AUTO: initial_schedules(*args)["Karras"]})
-    made = tuning_.run()
-    assert made.fitted == () and kept == [made] and "refused, calibrating 5 steps" in tuning_.progress.log[-1]
-    assert Profile.from_json(made.to_json()) == made and tuning_.progress.calls == tuning_.progress.of
+    job = CalibrationJob(config_of(steps="5"), Exact(), save=kept.append)
+    monkeypatch.setattr(job_module, "initial_schedules", lambda *args: {AUTO: initial_schedules(*args)["Karras"]})
+    profile = job.run()
+    assert profile.fitted == () and kept == [profile] and "refused, calibrating 5 steps" in job.progress.log[-1]
+    assert Profile.from_json(profile.to_json()) == profile and job.progress.calls == job.progress.of
 
 
-def test_a_start_that_blows_up_is_a_number_in_the_file_and_no_line_in_the_plot(monkeypatch, tmp_path):
+def test_an_initial_schedule_that_blows_up_is_a_number_in_the_file_and_no_line_in_the_plot(monkeypatch, tmp_path):
     def with_a_bomb(*args):
         good = initial_schedules(*args)
         bomb = replace(good["Karras"], factors=(0.0, *[1e308] * (len(good["Karras"].factors) - 1)))
         return {AUTO: good[AUTO], "bomb": bomb, "Karras": good["Karras"], "SGM Uniform": good["SGM Uniform"]}
 
-    monkeypatch.setattr(tuning, "initial_schedules", with_a_bomb)
+    monkeypatch.setattr(job_module, "initial_schedules", with_a_bomb)
     source = Exact()
-    tuning_ = CalibrationJob(order(steps="5"), source, keep=ProfileStore(tmp_path).save)
-    (own,) = tuning_.run().fitted
-    assert own.held_out["bomb"] == 1e12 and ProfileStore(tmp_path).read() == ([tuning_.profile], [])
-    lines, curve = tuning_.progress.lines, tuning_.progress.curve
+    job = CalibrationJob(config_of(steps="5"), source, save=ProfileStore(tmp_path).save)
+    (own,) = job.run().fitted
+    assert own.held_out["bomb"] == 1e12 and ProfileStore(tmp_path).read() == ([job.profile], [])
+    lines, curve = job.progress.lines, job.progress.curve
     assert list(lines) == ["20 steps of DPM++ 2M Karras", AUTO, "Karras", "SGM Uniform"]
     assert [error for _, error in curve[:3]] == [lines[AUTO], lines["Karras"], lines["SGM Uniform"]]
     assert all(math.isfinite(error) for _, error in curve) and all(map(math.isfinite, lines.values()))
 
 
-def test_one_cell_s_lines_and_curve_are_of_the_calibration_set():
-    tuning_ = CalibrationJob(order(steps="6"), Exact())
-    (own,) = tuning_.run().fitted
-    fit = tuning_._trajectories(3.0, 0)
+def test_the_lines_and_curve_of_a_cell_are_errors_on_the_calibration_set():
+    job = CalibrationJob(config_of(steps="6"), Exact())
+    (own,) = job.run().fitted
+    fit = job._trajectories(3.0, 0)
     known = initial_schedules("sd1", 6, 3.0, TABLE)
-    lines = dict(tuning_.progress.lines)
+    lines = dict(job.progress.lines)
     assert lines.pop("20 steps of DPM++ 2M Karras") == pytest.approx(own.baseline, rel=1e-5)
     assert lines == {name: fit.error(each) for name, each in known.items()}
-    at, errors = zip(*tuning_.progress.curve)
+    at, errors = zip(*job.progress.curve)
     assert at == tuple(sorted(at)) and at[0] == 11 and at[-1] == pytest.approx(own.calls / 6 / COUNT)
     assert min(errors) < 0.9 * min(lines.values())
 
 
-def test_a_decoder_that_breaks_swallows_nothing():
+def test_a_broken_decoder_tolerates_no_noise():
     source = Exact(contrast=0.01)
-    sound = tuned(source, steps="5")
+    sound = calibrated(source, steps="5")
     assert noise_tolerance(sound.decoder) == END_SIGMAS[-1] and max(source.decoded) <= 8
     for broken in (math.nan, math.inf):
         source = Exact()
         source.decode = lambda latents, broken=broken: latents * broken
-        made = tuned(source, steps="5")
-        assert made.decoder == tuple((sigma, 1.0) for sigma in END_SIGMAS)
-        assert made.fitted[0].sigmas[-1] == 0 and Profile.from_json(made.to_json()) == made
+        profile = calibrated(source, steps="5")
+        assert profile.decoder == tuple((sigma, 1.0) for sigma in END_SIGMAS)
+        assert profile.fitted[0].sigmas[-1] == 0 and Profile.from_json(profile.to_json()) == profile
 
 
-def test_weights_that_could_be_trained_leave_no_trace():
+def test_no_gradients_are_recorded():
     source = Exact()
     own, weight = source.denoiser, torch.ones((), dtype=torch.float64, requires_grad=True)
     source.denoiser = scaled(own, lambda: weight)
     source.decode = lambda latents: 0.5 + 0.1 * latents * weight
-    assert tuned(source).to_json() == tuned(Exact(contrast=0.1)).to_json()
+    assert calibrated(source).to_json() == calibrated(Exact(contrast=0.1)).to_json()
 
 
-def test_a_source_of_which_no_profile_can_be_kept_is_refused_before_any_call():
-    for wrong, told in (({"hashes": ()}, "hashes must hold at least one"), ({"hashes": ("",)}, "hashes.0. must be a"),
-                        ({"family": "sd3"}, "family must be one"), ({"model_name": " "}, "model must")):  # fmt: skip
+def test_a_source_whose_profile_could_not_be_stored_is_refused_before_any_call():
+    for wrong, message in (
+        ({"hashes": ()}, "hashes must hold at least one"),
+        ({"hashes": ("",)}, "hashes.0. must be a"),
+        ({"family": "sd3"}, "family must be one"),
+        ({"model_name": " "}, "model must"),
+    ):
         source = Exact()
         vars(source).update(wrong)
-        with pytest.raises(StoreError, match=told):
-            CalibrationJob(order(), source)
+        with pytest.raises(StoreError, match=message):
+            CalibrationJob(config_of(), source)
         assert source.calls == 0
     source = Exact()
     source.model_name, source.hashes = "caf\udce9", ["feedbeef"]
-    assert tuned(source, steps="5").model == "caf?"
+    assert calibrated(source, steps="5").model == "caf?"
 
 
-# ---- turns, time -----------------------------------------------------------------------------------------------------
+# ---- sharing the model, and time -------------------------------------------------------------------------------------
 
 
-def test_the_model_is_only_used_in_a_turn_and_only_its_own_time_counts(monkeypatch):
+def test_the_model_is_used_exclusively_and_waiting_is_not_timed(monkeypatch):
     clock, inside = SimpleNamespace(now=0.0), []
     monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
 
     def turn(work):
-        assert not inside, "turns are not taken in turns"
-        clock.now += 1000  # somebody else's picture
+        assert not inside, "it is used twice at a time"
+        clock.now += 1000  # a picture of another user
         inside.append(1)
         try:
             return work()
@@ -398,30 +409,30 @@ def test_the_model_is_only_used_in_a_turn_and_only_its_own_time_counts(monkeypat
     source.before = in_turn(lambda calls: setattr(clock, "now", clock.now + COUNT))
     for name in ("start", "decode", "denoiser"):
         setattr(source, name, in_turn(getattr(source, name)))
-    tuning_ = CalibrationJob(order(steps="5"), source, exclusively=turn)
-    profile = tuning_.run()
-    assert tuning_.progress.seconds == tuning_.progress.calls > 0 and len(profile.fitted) == 1
-    assert profile == tuned(Exact(contrast=0.1), steps="5")
+    job = CalibrationJob(config_of(steps="5"), source, exclusively=turn)
+    profile = job.run()
+    assert job.progress.seconds == job.progress.calls > 0 and len(profile.fitted) == 1
+    assert profile == calibrated(Exact(contrast=0.1), steps="5")
 
 
-def test_progress_tells_the_calls_and_at_most_the_time_left(monkeypatch):
+def test_progress_counts_calls_and_bounds_the_time_left(monkeypatch):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
     seen = []
 
     def before(calls):
         clock.now += 0.5
-        progress = tuning_.progress
+        progress = job.progress
         assert progress.calls == calls
         seen.append((calls, progress.of, progress.seconds_left, progress.cell))
 
     source = Exact(before=before)
-    tuning_ = CalibrationJob(order(steps="5 6", cfg_scales="3 7"), source)
-    assert tuning_.progress == Progress(of=order(steps="5 6", cfg_scales="3 7").most_calls())
-    tuning_.run()
-    progress = tuning_.progress
+    job = CalibrationJob(config_of(steps="5 6", cfg_scales="3 7"), source)
+    assert job.progress == Progress(of=config_of(steps="5 6", cfg_scales="3 7").most_calls())
+    job.run()
+    progress = job.progress
     assert progress.calls == progress.of == source.calls and progress.seconds_left == 0 and progress.cell is None
-    assert seen[0][:3] == (0, order(steps="5 6", cfg_scales="3 7").most_calls(), None)
+    assert seen[0][:3] == (0, config_of(steps="5 6", cfg_scales="3 7").most_calls(), None)
     for calls, of, left, _ in seen[1:]:
         assert source.calls <= of and left == pytest.approx((of - calls) * 0.5 / COUNT)
     assert [of for _, of, *_ in seen] == sorted((of for _, of, *_ in seen), reverse=True)
@@ -443,31 +454,31 @@ CELLS = {"steps": "5 6", "cfg_scales": "3 7"}
 
 @pytest.fixture(scope="module")
 def whole():
-    """An uninterrupted tuning: (profile as text, pictures drawn, profiles kept and after how many)."""
+    """An uninterrupted job: (profile as text, pictures drawn, saved profiles with the number of pictures by then)."""
     source, kept = Exact(contrast=0.1), []
-    profile = CalibrationJob(order(**CELLS), source, keep=lambda each: kept.append((each, source.calls))).run()
+    profile = CalibrationJob(config_of(**CELLS), source, save=lambda each: kept.append((each, source.calls))).run()
     assert len(profile.fitted) + len(profile.refused) == 4 and len(profile.fitted) >= 3
     return profile.to_json(), source.calls, kept
 
 
 class Stop(Exception):
-    """What a test throws."""
+    """Raised by a test."""
 
 
 def interrupted(at, cache, fault=None):
-    """Run until so many pictures are drawn; what is kept as text and where it ended."""
+    """Run until that many pictures are drawn; returns the saved profiles and the source."""
     kept = []
 
     def before(calls):
         if calls >= at:
             if fault is not None:
                 raise fault
-            tuning_.cancel()
+            job.cancel()
 
     source = Exact(contrast=0.1, before=before)
-    tuning_ = CalibrationJob(order(**CELLS), source, keep=kept.append, cache=cache)
+    job = CalibrationJob(config_of(**CELLS), source, save=kept.append, cache=cache)
     with pytest.raises(Cancelled if fault is None else type(fault)):
-        tuning_.run()
+        job.run()
     return kept, source
 
 
@@ -475,96 +486,98 @@ REFERENCE = 60 * COUNT
 
 
 @pytest.mark.parametrize("at", [0, 30, REFERENCE + 6, 2 * REFERENCE + 30, 0.3, 0.45, 0.5, 0.6, 0.9, "last"])
-def test_after_a_stop_it_goes_on_as_if_there_had_been_none(at, whole, tmp_path, references):
+def test_a_stopped_and_resumed_job_gives_the_same_result(at, whole, tmp_path, references):
     text, calls, kept_whole = whole
     at = calls - COUNT if at == "last" else int(at * calls) // COUNT * COUNT if isinstance(at, float) else at
     kept, source = interrupted(at, tmp_path)
-    assert source.calls in (at, at + COUNT), "the call under way is made, and none after it"
+    assert source.calls in (at, at + COUNT), "the running call is finished, and no other is made"
     assert kept == [each for each, after in kept_whole if after <= at]
 
     begun = len(references)
     resumed = Exact(contrast=0.1)
     left = Profile.from_json(kept[-1].to_json()) if kept else None
-    again = CalibrationJob(order(**CELLS), resumed, left, cache=tmp_path)
+    again = CalibrationJob(config_of(**CELLS), resumed, left, cache=tmp_path)
     assert again.run().to_json() == text
     second = kept_whole[1][1]
     ends = REFERENCE, 2 * REFERENCE, second + REFERENCE, second + 2 * REFERENCE
-    assert len(references) - begun == sum(end > source.calls for end in ends), "none that was finished is made again"
+    assert len(references) - begun == sum(end > source.calls for end in ends), (
+        "finished endpoints are not computed again"
+    )
     assert len(list(tmp_path.glob("*.npy"))) == 4
     assert again.progress.calls == resumed.calls == again.progress.of
 
 
-def test_a_stop_while_decoding_is_a_stop(whole):
+def test_a_job_can_be_stopped_while_decoding(whole):
     source = Exact(contrast=0.1)
     own = source.decode
 
     def decode(latents):
-        tuning_.cancel()
+        job.cancel()
         return own(latents)
 
     source.decode = decode
-    tuning_ = CalibrationJob(order(**CELLS), source)
+    job = CalibrationJob(config_of(**CELLS), source)
     with pytest.raises(Cancelled):
-        tuning_.run()
-    assert source.decoded == [COUNT] and tuning_.progress.cancelled
+        job.run()
+    assert source.decoded == [COUNT] and job.progress.cancelled
 
 
-def test_a_stop_while_waiting_for_the_turn_makes_no_call():
+def test_a_job_that_is_stopped_while_waiting_for_the_model_makes_no_call():
     source = Exact()
 
     def turn(work):
-        tuning_.cancel()
+        job.cancel()
         return work()
 
-    tuning_ = CalibrationJob(order(), source, exclusively=turn)
+    job = CalibrationJob(config_of(), source, exclusively=turn)
     with pytest.raises(Cancelled):
-        tuning_.run()
-    assert source.calls == 0 and source.asked == []
+        job.run()
+    assert source.calls == 0 and source.requests == []
 
 
-def test_what_the_model_throws_passes_and_what_was_kept_stays(whole, tmp_path):
+def test_an_error_of_the_model_is_raised_and_saved_cells_stay(whole, tmp_path):
     text, _, kept_whole = whole
     kept, source = interrupted(kept_whole[0][1] + 60, tmp_path, RuntimeError("CUDA out of memory"))
     assert kept == [kept_whole[0][0]] and source.calls == kept_whole[0][1] + 60
-    assert CalibrationJob(order(**CELLS), Exact(contrast=0.1), kept[-1], cache=tmp_path).run().to_json() == text
+    assert CalibrationJob(config_of(**CELLS), Exact(contrast=0.1), kept[-1], cache=tmp_path).run().to_json() == text
 
 
-def test_a_folder_that_cannot_be_written_stops_it_with_nothing_lost_before(whole):
+def test_a_folder_that_cannot_be_written_stops_the_job(whole):
     def keep(profile):
         raise OSError("disk full")
 
-    tuning_ = CalibrationJob(order(**CELLS), Exact(contrast=0.1), keep=keep)
+    job = CalibrationJob(config_of(**CELLS), Exact(contrast=0.1), save=keep)
     with pytest.raises(OSError, match="disk full"):
-        tuning_.run()
-    assert tuning_.profile == whole[2][0][0]
+        job.run()
+    assert job.profile == whole[2][0][0]
 
 
-@pytest.mark.parametrize(("scale", "told"), [(math.nan, "not finite"), (math.inf, "not finite"), (0.0, "but zeros")])
-def test_a_model_that_gives_no_numbers_is_refused_in_words(scale, told, tmp_path):
+@pytest.mark.parametrize(("scale", "message"), [(math.nan, "not finite"), (math.inf, "not finite"), (0.0, "but zeros")])
+def test_a_model_without_finite_output_is_refused_with_a_message(scale, message, tmp_path):
     source, kept = Exact(), []
     own = source.denoiser
     source.denoiser = scaled(own, lambda: scale)
-    with pytest.raises(ValueError, match=f"the model's output is .*{told}.*nothing can be calibrated to it"):
-        CalibrationJob(order(), source, keep=kept.append, cache=tmp_path).run()
+    with pytest.raises(ValueError, match=f"the model's output is .*{message}.*nothing can be calibrated to it"):
+        CalibrationJob(config_of(), source, save=kept.append, cache=tmp_path).run()
     assert kept == [] and list(tmp_path.iterdir()) == []
 
 
-def test_a_model_that_gives_no_numbers_later_loses_nothing(whole):
+def test_a_model_that_fails_later_keeps_the_saved_cells(whole):
     kept_whole, kept = whole[2], []
     source = Exact(contrast=0.1)
     own = source.denoiser
     after = kept_whole[1][1]
     source.denoiser = scaled(own, lambda: math.nan if source.calls >= after else 1.0)
     with pytest.raises(ValueError, match="not finite"):
-        CalibrationJob(order(**CELLS), source, keep=kept.append).run()
+        CalibrationJob(config_of(**CELLS), source, save=kept.append).run()
     assert kept == [each for each, _ in kept_whole[:2]]
 
 
-# ---- reference endpoints that are kept -------------------------------------------------------------------------------
+# ---- saved reference endpoints ---------------------------------------------------------------------------------------
 
 
 class Trap:
-    """Un-pickling it would leave a mark."""
+    """Unpickling it creates a folder."""
 
     def __init__(self, mark):
         self.mark = mark
@@ -586,7 +599,7 @@ def _archive(path):
 
 
 def _vast(path):
-    """More than any memory holds, as the header has it."""
+    """A header that promises more numbers than fit into memory."""
     with path.open("wb") as file:
         header = {"descr": "<f8", "fortran_order": False, "shape": (10**13, 2)}
         np.lib.format.write_array_header_1_0(file, header)
@@ -613,31 +626,31 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damaged_endpoints_are_made_anew(kind, tmp_path, references):
-    wanted = CalibrationJob(order(steps="5"), Exact(), cache=tmp_path).run().to_json()
+def test_damaged_endpoints_are_computed_again(kind, tmp_path, references):
+    wanted = CalibrationJob(config_of(steps="5"), Exact(), cache=tmp_path).run().to_json()
     files = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert len(files) == len(references) == 2
     damaged = sorted(files)[1]
     DAMAGE[kind](damaged)
     assert damaged.read_bytes() != files[damaged] and not (tmp_path / "mark").exists()
     source = Exact()
-    again = CalibrationJob(order(steps="5"), source, cache=tmp_path)
+    again = CalibrationJob(config_of(steps="5"), source, cache=tmp_path)
     assert again.run().to_json() == wanted
     assert len(references) == 3 and {path: path.read_bytes() for path in tmp_path.iterdir()} == files
     assert again.progress.calls == again.progress.of == source.calls
 
 
-def test_whole_endpoints_are_used_as_they_are(tmp_path, references):
+def test_saved_endpoints_are_used(tmp_path, references):
     source = Exact()
-    wanted = CalibrationJob(order(steps="5"), source, cache=tmp_path).run()
+    wanted = CalibrationJob(config_of(steps="5"), source, cache=tmp_path).run()
     again = Exact()
-    assert CalibrationJob(order(steps="5"), again, cache=tmp_path).run() == wanted
+    assert CalibrationJob(config_of(steps="5"), again, cache=tmp_path).run() == wanted
     assert len(references) == 2 and again.calls == source.calls - 2 * REFERENCE
-    CalibrationJob(order(steps="5"), Exact()).run()
-    assert len(references) == 4, "no folder, none kept"
+    CalibrationJob(config_of(steps="5"), Exact()).run()
+    assert len(references) == 4, "without a folder none are saved"
 
 
-def test_single_precision_comes_back_in_its_own_precision(tmp_path):
+def test_single_precision_endpoints_are_loaded_in_single_precision(tmp_path):
     class Single(Exact):
         def start(self, *args):
             return super().start(*args).float()
@@ -646,23 +659,23 @@ def test_single_precision_comes_back_in_its_own_precision(tmp_path):
             inner = super().denoiser(*args)
             return lambda x, sigma: inner(x.double(), sigma.double()).to(x)
 
-    first = CalibrationJob(order(steps="5"), Single(), cache=tmp_path)
+    first = CalibrationJob(config_of(steps="5"), Single(), cache=tmp_path)
     wanted = first.run()
-    second = CalibrationJob(order(steps="5"), Single(), cache=tmp_path)
+    second = CalibrationJob(config_of(steps="5"), Single(), cache=tmp_path)
     assert second.run() == wanted and second.progress.calls < first.progress.calls
     assert second._trajectories(3.0, 0).endpoints.dtype == torch.float32
 
 
-def test_scales_that_nearly_agree_have_endpoints_of_their_own(tmp_path, references):
+def test_guidance_scales_that_nearly_agree_have_separate_endpoints(tmp_path, references):
     values = {"steps": "5", "cfg_scales": (7.0, 7.0000001)}
-    CalibrationJob(order(**values), Exact(), cache=tmp_path).run()
+    CalibrationJob(config_of(**values), Exact(), cache=tmp_path).run()
     assert len(references) == len(list(tmp_path.iterdir())) == 4
 
 
-# ---- the end ---------------------------------------------------------------------------------------------------------
+# ---- the last sigma --------------------------------------------------------------------------------------------------
 
 
-def test_the_decoder_s_curve_is_the_change_of_its_pictures():
+def test_the_decoder_curve_is_the_change_of_its_pictures():
     unit = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     own = float(unit.square().mean().sqrt())
     curve = decoder_curve(lambda x: 0.5 + 0.1 * x, unit * 2, unit, (0.03, 0.3))
@@ -674,25 +687,25 @@ def test_the_decoder_s_curve_is_the_change_of_its_pictures():
     ((), 0.0), ((0.01,), 0.03), ((0.021,), 0.0), ((0.01, 0.02, 0.0201), 0.06), ((0.01, 0.03, 0.01), 0.03),
     ((math.nan, 0.01), 0.0), ((0.01, math.inf), 0.03), ((0.0,) * 7, 0.45),
 ])  # fmt: skip
-def test_swallowed_is_the_last_sigma_before_too_much_is_left(changes, largest):
+def test_the_tolerance_is_the_last_sigma_before_the_change_is_too_large(changes, largest):
     assert noise_tolerance(tuple(zip(END_SIGMAS, changes))) == largest
 
 
 def low_pass(latents):
-    """A decoder that loses what is fine: averages, and few levels."""
+    """A decoder that loses details: averages with few levels."""
     rows = latents.unflatten(1, (4, 16, 16))[:, :3]
     return (torch.nn.functional.avg_pool2d(rows, 4) * 4).round() / 8
 
 
 def sets(name="gauss1f2", cfg_scale=3.0, count=6):
-    """Calibration and held-out set, and a list that takes the sigma of every call."""
-    problem, made, called = PROBLEMS[name](), [], []
+    """Calibration and held-out set, and a list of the sigmas of all calls."""
+    problem, trajectories, called = PROBLEMS[name](), [], []
     for seed in (1, 2):
         own = problem.model(problem.labels(count), cfg_scale)
         model = lambda x, sigma, own=own, **_: (called.append(float(sigma[0])), own(x, sigma))[1]  # noqa: E731
-        made.append(Trajectories.of(model, problem.noise(count, seed), TABLE))
+        trajectories.append(Trajectories.of(model, problem.noise(count, seed), TABLE))
     called.clear()
-    return *made, called
+    return *trajectories, called
 
 
 @pytest.mark.parametrize("largest", [0.03, 0.2])
@@ -709,7 +722,7 @@ def test_an_end_above_zero_is_chosen_where_it_is_nearer_on_both_sets(decode, nam
             ends = [end for end in END_SIGMAS if end <= largest and end < schedule.sigmas[-2]]
             runs = 0 if not ends else 1 if chosen is schedule and len(called) == steps else 2
             assert len(called) == runs * steps and called == [*schedule.sigmas[:-1]] * runs
-            # the same by whole runs
+            # the same with complete runs
             candidates = [schedule] + [
                 replace(schedule, sigmas=(*schedule.sigmas[:-1], end), factors=(*schedule.factors[:-1], factor))
                 for end in ends
@@ -727,16 +740,16 @@ def test_an_end_above_zero_is_chosen_where_it_is_nearer_on_both_sets(decode, nam
             levels = torch.tensor(chosen.sigmas, dtype=torch.float32)
             drawn = sample_dpmpp_2m(fit.model, fit.noise * levels[0], levels, factors=chosen.factors)
             torch.testing.assert_close(drawn, chosen.sample(fit.model, fit.noise), rtol=1e-4, atol=1e-4)
-    assert min(chosen_ends) == 0 < max(chosen_ends), "both are seen here"
+    assert min(chosen_ends) == 0 < max(chosen_ends), "the cases must include both"
 
 
 def end_at(schedule, end, fit):
-    """The set as if its reference ended where the schedule does, with that end."""
+    """The set with endpoints that the schedule reaches with ``end`` as its last sigma."""
     other = replace(schedule, sigmas=(*schedule.sigmas[:-1], end))
     return replace(fit, endpoints=other.sample(fit.model, fit.noise))
 
 
-def test_an_end_that_wins_on_the_calibration_set_alone_is_not_taken():
+def test_an_end_that_is_better_on_the_calibration_set_alone_is_not_used():
     fit, unseen, called = sets("toy2d")
     schedule = initial_schedules("sd1", 5, 3.0, TABLE)["first order"]
     for aims, wanted in (((0.1, 0.1), 0.1), ((0.1, 0.0), 0.0), ((0.0, 0.1), 0.0), ((0.0, 0.0), 0.0)):
@@ -747,7 +760,7 @@ def test_an_end_that_wins_on_the_calibration_set_alone_is_not_taken():
         assert wanted or chosen is schedule
 
 
-def test_without_a_possible_end_nothing_is_called():
+def test_without_a_possible_end_the_model_is_not_called():
     fit, unseen, called = sets("toy2d")
     schedule = initial_schedules("sd1", 5, 3.0, TABLE)["Karras"]
 
@@ -764,7 +777,7 @@ def test_without_a_possible_end_nothing_is_called():
     ]
 
 
-def test_a_picture_that_is_not_finite_is_never_the_nearest():
+def test_a_candidate_whose_pictures_are_not_finite_is_never_chosen():
     fit, unseen, _ = sets("toy2d")
     schedule = initial_schedules("sd1", 5, 3.0, TABLE)["first order"]
     aimed = [end_at(schedule, 0.1, each) for each in (fit, unseen)]
@@ -778,7 +791,7 @@ def test_a_picture_that_is_not_finite_is_never_the_nearest():
     assert with_best_final_sigma(schedule, *aimed, lambda x: x * math.nan, 0.45) is schedule
 
 
-def test_pictures_are_held_a_few_at_a_time():
+def test_pictures_are_decoded_in_small_batches():
     fit, unseen, _ = sets("toy2d", count=19)
     schedule = initial_schedules("sd1", 5, 3.0, TABLE)["first order"]
     sizes = []
@@ -793,9 +806,9 @@ def test_pictures_are_held_a_few_at_a_time():
     assert sizes == [each for part in (8, 8, 3) for each in [part] * (candidates + 1)] + [8] * 6 + [3] * 3
 
 
-def test_a_tuning_ends_where_its_decoder_says():
-    plain = {each.steps: each for each in tuned(steps="2", cfg_scales="7.5", runs=25).fitted}
-    faint = {each.steps: each for each in tuned(Exact(contrast=0.1), steps="2", cfg_scales="7.5", runs=25).fitted}
+def test_the_last_sigma_depends_on_the_decoder():
+    plain = {each.steps: each for each in calibrated(steps="2", cfg_scales="7.5", runs=25).fitted}
+    faint = {each.steps: each for each in calibrated(Exact(contrast=0.1), steps="2", cfg_scales="7.5", runs=25).fitted}
     assert plain.keys() == faint.keys() == {2} and plain[2].sigmas[-1] == 0 < faint[2].sigmas[-1]
     assert plain[2].sigmas[:-1] == faint[2].sigmas[:-1] and faint[2].calls == plain[2].calls + 2 * COUNT
     assert faint[2].held_out == plain[2].held_out

@@ -1,4 +1,4 @@
-"""Profiles and their folder: a file is read exactly or refused in words, and nothing that people keep gets lost."""
+"""Profiles and their store: files are read exactly or refused with a message, and nothing that was saved is lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hpsampler.calibration.profile import (
     ProfileStore,
     Refused,
     Target,
-    sigmas_of,
+    rounded,
 )
 from hpsampler.calibration.trajectories import MultistepSchedule
 from hpsampler.noise import NoiseModel
@@ -39,10 +39,10 @@ TABLE = stable_diffusion_noise()
 
 
 def fitted(steps=3, cfg_scale=7.0, gain=2.0, end=0.0, last=0.5):
-    """``last`` tells schedules of the same number of steps apart."""
+    """A fitted schedule; ``last``, its last factor, makes schedules with equally many steps differ."""
     sigmas = [TABLE.sigma_max * 0.4**index for index in range(steps)]
     return Fitted(
-        steps, cfg_scale, (*sigmas_of(sigmas), end), (0.0, *[1.25] * (steps - 2), last), "Auto",
+        steps, cfg_scale, (*rounded(sigmas), end), (0.0, *[1.25] * (steps - 2), last), "Auto",
         {"Auto": 0.4, "Karras": 0.2 * gain, "calibrated": 0.2}, 0.05, 3000,
     )  # fmt: skip
 
@@ -61,12 +61,12 @@ def target(cfg_scale=7.0, width=512, height=512, hashes=("bbbb",), noise=TABLE):
 
 
 @pytest.fixture
-def library(tmp_path):
+def store(tmp_path):
     return ProfileStore(tmp_path / "calibrations")
 
 
-def files_of(library):
-    return {path.name: path.read_bytes() for path in library.folder.iterdir() if path.is_file()}
+def files_of(store):
+    return {path.name: path.read_bytes() for path in store.folder.iterdir() if path.is_file()}
 
 
 # ---- one profile as text ---------------------------------------------------------------------------------------------
@@ -103,14 +103,14 @@ any_profile = st.builds(
 
 @settings(deadline=None, max_examples=60)
 @given(any_profile, names)
-def test_a_file_gives_back_every_number_to_the_last_bit(made, new_name):
-    again = Profile.from_json(made.to_json())
-    assert again == made and again.to_json() == made.to_json()
-    renamed = Profile.from_json(replace(made, name=new_name).to_json())
-    assert [each.hash for each in renamed.fitted] == [each.hash for each in made.fitted]
+def test_a_file_round_trip_is_exact(example, new_name):
+    again = Profile.from_json(example.to_json())
+    assert again == example and again.to_json() == example.to_json()
+    renamed = Profile.from_json(replace(example, name=new_name).to_json())
+    assert [each.hash for each in renamed.fitted] == [each.hash for each in example.fitted]
 
 
-def test_the_hash_is_of_the_numbers_that_draw_and_of_all_of_them():
+def test_the_hash_depends_on_all_numbers_that_determine_the_picture():
     one = fitted()
     assert len(one.hash) == 8 and int(one.hash, 16) >= 0
     assert replace(one, start="Karras", baseline=1.0, calls=1, cfg_scale=3.0).hash == one.hash
@@ -120,11 +120,11 @@ def test_the_hash_is_of_the_numbers_that_draw_and_of_all_of_them():
     assert len({each.hash for each in (one, *others)}) == 3
 
 
-def test_sigmas_are_kept_with_all_digits_that_single_precision_has():
+def test_sigmas_are_stored_with_all_digits_of_single_precision():
     values = torch.rand(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 15
-    kept = torch.tensor(sigmas_of(values.tolist()), dtype=torch.float64)
+    kept = torch.tensor(rounded(values.tolist()), dtype=torch.float64)
     assert ((kept - values).abs() <= values * 5.1e-8).all()
-    assert sigmas_of(sigmas_of(values.tolist())) == sigmas_of(values.tolist())
+    assert rounded(rounded(values.tolist())) == rounded(values.tolist())
 
 
 WHOLE = json.loads(replace(profile(), refused=(Refused(2, 7.0, "gave nothing"),)).to_json())
@@ -199,7 +199,7 @@ def put(path, value, data=WHOLE):
 
 
 def name_in_words(path):
-    """As messages name it: the field, which is enough of a pair's member."""
+    """The field as messages name it; for a member of a pair that is the pair."""
     words = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps_of(path)).removeprefix(".")
     return words[:10] if words.startswith("decoder[0][") else words
 
@@ -226,16 +226,16 @@ def test_a_wrong_value_is_refused_with_field_value_and_what_is_allowed(path):
     for value in WRONG[path]:
         with pytest.raises(StoreError) as error:
             Profile.from_json(json.dumps(put(path, value)))
-        told = str(error.value)
-        assert type(error.value) is StoreError and len(told) < 400, (value, told)
+        message = str(error.value)
+        assert type(error.value) is StoreError and len(message) < 400, (value, message)
         if path == "format":
-            assert "format must be 'hpsampler calibration'" in told
+            assert "format must be 'hpsampler calibration'" in message
         elif path == "fitted.0.steps" and value in (2, 4) and type(value) is int:
-            assert f"fitted[0].sigmas must be {value + 1} numbers" in told
+            assert f"fitted[0].sigmas must be {value + 1} numbers" in message
         elif path == "sigma_min" and value == 14.7:
-            assert "sigma_max must be above sigma_min (14.7), got 14.6" in told
+            assert "sigma_max must be above sigma_min (14.7), got 14.6" in message
         else:
-            assert name_in_words(path) in told and "must" in told and "got" in told, (value, told)
+            assert name_in_words(path) in message and "must" in message and "got" in message, (value, message)
 
 
 @pytest.mark.parametrize("path", [path for path in all_paths(WHOLE) if not path.rpartition(".")[2].isdigit()])
@@ -276,16 +276,16 @@ json_values = st.recursive(
 
 
 def read_or_refused(text):
-    """Nothing else may happen; what is read holds finite numbers alone, and can be kept."""
+    """The text must be read or refused; a profile that is read has finite numbers only and can be stored."""
     try:
-        made = Profile.from_json(text)
+        example = Profile.from_json(text)
     except StoreError as error:
         assert 0 < len(str(error)) < 400
         return
-    json.dumps(json.loads(made.to_json()), allow_nan=False)
-    assert Profile.from_json(made.to_json()) == made
-    for each in made.fitted:
-        levels = made.recipe(each, recipe_for("sd1", each.steps, 7.0)).sigmas(TABLE)
+    json.dumps(json.loads(example.to_json()), allow_nan=False)
+    assert Profile.from_json(example.to_json()) == example
+    for each in example.fitted:
+        levels = example.recipe(each, recipe_for("sd1", each.steps, 7.0)).sigmas(TABLE)
         assert (levels.diff() < 0).all() and (levels[:-1] > 0).all()
 
 
@@ -306,12 +306,12 @@ def test_any_damage_to_the_text_is_read_or_refused(at, length, instead):
     "", " ", "{", "[]", "null", "5", "NaN", '"x"', "{}", '{"format": []}', "[" * 200_000, '{"a":' * 100_000, "\x00",
     "9" * 10_000, json.dumps(WHOLE)[:-2], json.dumps(WHOLE) * 2, " " * MAX_FILE + json.dumps(WHOLE), None, b"{}", {},
 ], ids=range(20))  # fmt: skip
-def test_what_is_no_calibration_is_said(text):
+def test_anything_but_a_calibration_is_refused(text):
     with pytest.raises(StoreError, match=r"not a JSON file|not a calibration of HP Sampler"):
         Profile.from_json(text)
 
 
-def test_a_value_too_deep_to_be_written_out_is_refused_all_the_same():
+def test_a_value_nested_too_deeply_for_the_message_is_refused():
     # where the parser just manages, the message's own recursion may not
     for depth in range(700, 1000, 3):
         text = json.dumps(put("width", 0)).replace('"width": 0', f'"width": {"[" * depth}{"]" * depth}')
@@ -319,7 +319,7 @@ def test_a_value_too_deep_to_be_written_out_is_refused_all_the_same():
             Profile.from_json(text)
 
 
-def test_a_byte_order_mark_is_no_mistake():
+def test_a_byte_order_mark_is_accepted():
     assert Profile.from_json("\ufeff" + json.dumps(WHOLE)).name == "my model"
 
 
@@ -334,7 +334,7 @@ def test_a_byte_order_mark_is_no_mistake():
         ("Automatic", None), ("offline", None), ("a..b", None), ("con", None),
     ],
 )  # fmt: skip
-def test_names_that_can_be_kept(given, kept):
+def test_valid_names(given, kept):
     assert clean_name(given) == (kept or given) == clean_name(clean_name(given))
 
 
@@ -343,7 +343,7 @@ def test_names_that_can_be_kept(given, kept):
     "a; b", 'a"b', "a'b", "a<b>", "a&b", "a|b", "a*b", "a\x00b", "a\u200bb", "a\ud800", "🦊", "(x)", "\u0301x",
     "Auto", "auto", " AUTO ", "Off", "oFF", None, True, 5, ["x"], b"x",
 ])  # fmt: skip
-def test_names_that_cannot_be_kept_are_refused_in_words(name):
+def test_invalid_names_are_refused_with_a_message(name):
     with pytest.raises(StoreError, match=r"^name must") as error:
         clean_name(name, ProfileStore.reserved)
     assert "got " in str(error.value) and len(str(error.value)) < 250
@@ -352,11 +352,11 @@ def test_names_that_cannot_be_kept_are_refused_in_words(name):
 # ---- which one fits --------------------------------------------------------------------------------------------------
 
 
-def test_why_a_profile_does_not_fit_is_said():
-    made = profile()
-    assert made.misfit(target()) == made.misfit(target(hashes=("other", "aaaa111122"))) == ""
-    assert made.misfit(target(hashes=("AAAA",))) == "it was made for the model some_checkpoint"
-    assert made.misfit(target(hashes=())) == "it was made for the model some_checkpoint"
+def test_the_reason_why_a_profile_does_not_fit():
+    example = profile()
+    assert example.mismatch(target()) == example.mismatch(target(hashes=("other", "aaaa111122"))) == ""
+    assert example.mismatch(target(hashes=("AAAA",))) == "it was made for the model some_checkpoint"
+    assert example.mismatch(target(hashes=())) == "it was made for the model some_checkpoint"
     for scale, changed in ((1.0009, False), (1.0011, True), (1 / 1.0009, False), (0.5, True)):
         for low, high in ((scale, 1), (1, scale)):
             sigmas = TABLE.sigmas.copy()
@@ -364,22 +364,22 @@ def test_why_a_profile_does_not_fit_is_said():
             sigmas[-1] *= high
             if (sigmas[1:] <= sigmas[:-1]).any():
                 sigmas.sort()
-            told = made.misfit(target(noise=NoiseModel.from_sigmas(sigmas)))
-            assert told == ("the model's noise table has changed since" if changed else ""), (low, high)
-    assert made.misfit(target(width=1024)) == "it was made at 512x512, the picture is 1024x512"
+            message = example.mismatch(target(noise=NoiseModel.from_sigmas(sigmas)))
+            assert message == ("the model's noise table has changed since" if changed else ""), (low, high)
+    assert example.mismatch(target(width=1024)) == "it was made at 512x512, the picture is 1024x512"
 
 
 @pytest.mark.parametrize(("width", "height", "fits"), [
     (1000, 1000, True), (1800, 1000, True), (1801, 1000, False), (556, 1000, True), (555, 1000, False),
     (500, 2000, True), (0, 1000, False),
 ])  # fmt: skip
-def test_pictures_of_nearly_the_same_area_are_served(width, height, fits):
+def test_pictures_of_similar_area_fit(width, height, fits):
     assert AREA_REACH == 1.8
-    made = profile(width=1000, height=1000)
-    assert (made.misfit(target(width=width, height=height)) == "") == fits
+    example = profile(width=1000, height=1000)
+    assert (example.mismatch(target(width=width, height=height)) == "") == fits
     if fits:
         back = profile(width=width, height=height)
-        assert back.misfit(target(width=1000, height=1000)) == "", "it is the same both ways"
+        assert back.mismatch(target(width=1000, height=1000)) == "", "it is the same both ways"
 
 
 @pytest.mark.parametrize(("cfg_scale", "found"), [
@@ -388,31 +388,31 @@ def test_pictures_of_nearly_the_same_area_are_served(width, height, fits):
 ])  # fmt: skip
 def test_schedules_near_in_guidance_scale_are_found(cfg_scale, found):
     assert CFG_REACH == 1.5
-    made = profile("x", fitted())
-    assert made.find(3, target(cfg_scale)) is (made.fitted[0] if found else None)
+    example = profile("x", fitted())
+    assert example.find(3, target(cfg_scale)) is (example.fitted[0] if found else None)
 
 
 def test_the_nearest_of_that_many_steps_is_found():
     cells = fitted(3, 6.0), fitted(3, 7.0), fitted(4, 6.6), fitted(3, 6.5)
-    made = profile("x", *cells)
+    example = profile("x", *cells)
     near = {6.7: 3, 6.8: 1, 6.2: 0, 5.3: 0, 8.0: 1}
-    assert {cfg: made.fitted.index(made.find(3, target(cfg))) for cfg in near} == near
-    assert made.find(4, target(6.6)) is cells[2] and made.find(5, target(6.6)) is None
-    assert made.find(3, target(7.0, hashes=("no",))) is None and made.find(3, target(7.0, width=64)) is None
+    assert {cfg: example.fitted.index(example.find(3, target(cfg))) for cfg in near} == near
+    assert example.find(4, target(6.6)) is cells[2] and example.find(5, target(6.6)) is None
+    assert example.find(3, target(7.0, hashes=("no",))) is None and example.find(3, target(7.0, width=64)) is None
 
 
-def test_where_all_was_refused_nothing_is_found():
-    made = replace(profile(), fitted=(), refused=(Refused(3, 7.0, "gave nothing"),))
-    assert Profile.from_json(made.to_json()) == made
-    assert made.misfit(target()) == "" and made.find(3, target()) is None
+def test_in_a_profile_of_refused_fits_nothing_is_found():
+    example = replace(profile(), fitted=(), refused=(Refused(3, 7.0, "gave nothing"),))
+    assert Profile.from_json(example.to_json()) == example
+    assert example.mismatch(target()) == "" and example.find(3, target()) is None
 
 
 @pytest.mark.parametrize("end", [0.0, 0.13])
-def test_its_recipe_draws_what_was_calibrated(end):
-    made = profile("x", fitted(5, 7.0, end=end))
-    (own,) = made.fitted
+def test_its_recipe_has_the_calibrated_schedule(end):
+    example = profile("x", fitted(5, 7.0, end=end))
+    (own,) = example.fitted
     base = recipe_for("sd1", 5, 7.0)
-    recipe = made.recipe(own, base)
+    recipe = example.recipe(own, base)
     sigmas = recipe.sigmas(TABLE, sigma_min=0.1, sigma_max=10.0)
     assert sigmas.dtype == torch.float32 and sigmas.tolist() == pytest.approx(own.sigmas, rel=6e-8)
     assert recipe.options() == {"factors": own.factors} and recipe.ending == ("keep" if end else "zero")
@@ -430,18 +430,18 @@ def test_its_recipe_draws_what_was_calibrated(end):
 # ---- the folder ------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_not_there_is_empty_until_something_is_kept(library):
-    assert library.read() == ([], []) and library.names() == [] and not library.folder.exists()
-    assert library.best(3, target()) is None and library.by_label("x 00000000") is None
+def test_a_missing_folder_is_empty_until_something_is_saved(store):
+    assert store.read() == ([], []) and store.names() == [] and not store.folder.exists()
+    assert store.best(3, target()) is None and store.by_label("x 00000000") is None
     with pytest.raises(StoreError, match="there is no calibration named 'x'; there are: none yet"):
-        library.get("x")
-    assert library.save(profile("x")) == library.get("x") and files_of(library).keys() == {"x.json"}
+        store.get("x")
+    assert store.save(profile("x")) == store.get("x") and files_of(store).keys() == {"x.json"}
 
 
-def test_profiles_are_sorted_as_people_sort(library):
+def test_profiles_are_sorted_without_regard_to_case(store):
     for name in ("b", "C", "a", "A"):
-        library.save(profile(name))
-    assert [name.lower() for name in library.names()] == ["a", "a", "b", "c"]
+        store.save(profile(name))
+    assert [name.lower() for name in store.names()] == ["a", "a", "b", "c"]
 
 
 BROKEN = {
@@ -462,193 +462,193 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_file_is_named_left_alone_and_in_nobody_s_way(library, kind):
-    library.save(profile("whole", fitted(last=0.3)))
-    (library.folder / "mine.json").write_bytes(BROKEN[kind])
-    found, (problem,) = library.read()
+def test_a_broken_file_is_reported_and_left_alone(store, kind):
+    store.save(profile("whole", fitted(last=0.3)))
+    (store.folder / "mine.json").write_bytes(BROKEN[kind])
+    found, (problem,) = store.read()
     assert [each.name for each in found] == ["whole"] and problem.startswith("mine.json: ") and len(problem) < 300
-    assert str(library.folder) not in problem
-    library.save(profile("mine"))
-    library.save(profile("mine"), replacing=True)
-    library.rename("whole", "whole 2")
-    library.delete("mine")
-    assert (library.folder / "mine.json").read_bytes() == BROKEN[kind]
-    assert library.names() == ["whole 2"] and library.best(3, target())[0].name == "whole 2"
+    assert str(store.folder) not in problem
+    store.save(profile("mine"))
+    store.save(profile("mine"), replacing=True)
+    store.rename("whole", "whole 2")
+    store.delete("mine")
+    assert (store.folder / "mine.json").read_bytes() == BROKEN[kind]
+    assert store.names() == ["whole 2"] and store.best(3, target())[0].name == "whole 2"
 
 
-def test_folders_and_other_files_are_no_profiles(library):
-    library.save(profile("x"))
-    (library.folder / "folder.json").mkdir()
-    (library.folder / "gone.json").symlink_to(library.folder / "nowhere")
-    (library.folder / "y.json.123-4.part").write_text(profile("y").to_json())
-    (library.folder / "readme.txt").write_text("hello")
-    found, problems = library.read()
+def test_folders_and_other_files_are_ignored(store):
+    store.save(profile("x"))
+    (store.folder / "folder.json").mkdir()
+    (store.folder / "gone.json").symlink_to(store.folder / "nowhere")
+    (store.folder / "y.json.123-4.part").write_text(profile("y").to_json())
+    (store.folder / "readme.txt").write_text("hello")
+    found, problems = store.read()
     assert [each.name for each in found] == ["x"] and problems == ["folder.json: not a file"]
-    library.save(profile("folder"))
-    library.save(profile("gone"))
-    assert library.names() == ["folder", "gone", "x"] and (library.folder / "gone.json").is_symlink()
+    store.save(profile("folder"))
+    store.save(profile("gone"))
+    assert store.names() == ["folder", "gone", "x"] and (store.folder / "gone.json").is_symlink()
 
 
-def test_of_two_files_with_one_name_one_counts_and_the_other_is_named(library):
-    library.save(profile("x", fitted(last=0.1)))
-    (library.folder / "zz.json").write_text(profile("x", fitted(last=0.2)).to_json())
-    found, problems = library.read()
+def test_of_two_files_with_one_name_one_is_used_and_the_other_reported(store):
+    store.save(profile("x", fitted(last=0.1)))
+    (store.folder / "zz.json").write_text(profile("x", fitted(last=0.2)).to_json())
+    found, problems = store.read()
     assert [each.fitted[0].factors[-1] for each in found] == [0.1]
     assert problems == ["zz.json: another file holds a calibration named 'x'"]
     # what is written, renamed and deleted is the one that is shown
-    library.save(profile("x", fitted(last=0.3)), replacing=True)
-    assert library.get("x").fitted[0].factors[-1] == 0.3
-    library.rename("x", "y")
-    assert {each.name: each.fitted[0].factors[-1] for each in library.read()[0]} == {"x": 0.2, "y": 0.3}
-    library.delete("x")
-    assert library.names() == ["y"] and files_of(library).keys() == {"x.json"}
+    store.save(profile("x", fitted(last=0.3)), replacing=True)
+    assert store.get("x").fitted[0].factors[-1] == 0.3
+    store.rename("x", "y")
+    assert {each.name: each.fitted[0].factors[-1] for each in store.read()[0]} == {"x": 0.2, "y": 0.3}
+    store.delete("x")
+    assert store.names() == ["y"] and files_of(store).keys() == {"x.json"}
 
 
-def test_saving_never_overwrites_another(library):
-    saved = [library.save(profile("my model", fitted(last=0.1 * n))) for n in range(3)]
-    assert [each.name for each in saved] == ["my model", "my model 2", "my model 3"] == library.names()
-    assert [library.get(each.name) for each in saved] == saved
+def test_saving_never_overwrites_another(store):
+    saved = [store.save(profile("my model", fitted(last=0.1 * n))) for n in range(3)]
+    assert [each.name for each in saved] == ["my model", "my model 2", "my model 3"] == store.names()
+    assert [store.get(each.name) for each in saved] == saved
     # other names for which the same file would be chosen
-    assert [library.save(profile(name)).name for name in ("my-model", "My.Model")] == ["my-model", "My.Model"]
-    assert len(library.names()) == len(files_of(library)) == 5
-    again = library.save(replace(saved[1], model="changed"), replacing=True)
-    assert again.name == "my model 2" and library.get("my model 2").model == "changed" and len(files_of(library)) == 5
-    assert library.save(profile("new"), replacing=True).name == "new"
+    assert [store.save(profile(name)).name for name in ("my-model", "My.Model")] == ["my-model", "My.Model"]
+    assert len(store.names()) == len(files_of(store)) == 5
+    again = store.save(replace(saved[1], model="changed"), replacing=True)
+    assert again.name == "my model 2" and store.get("my model 2").model == "changed" and len(files_of(store)) == 5
+    assert store.save(profile("new"), replacing=True).name == "new"
 
 
-def test_a_long_name_stays_one_that_can_be_read(library):
+def test_a_long_name_stays_valid(store):
     long = "x" * 59 + "y"
-    saved = [library.save(profile(long)).name for _ in range(11)]
-    assert len(set(saved)) == 11 and max(map(len, saved)) == 60 and library.read()[1] == []
+    saved = [store.save(profile(long)).name for _ in range(11)]
+    assert len(set(saved)) == 11 and max(map(len, saved)) == 60 and store.read()[1] == []
     assert saved[1] == "x" * 58 + " 2" and saved[10] == "x" * 57 + " 11"
     blank = "x" * 57 + " ab"
-    assert [library.save(profile(blank)).name for _ in range(2)][1] == "x" * 57 + " 2"
+    assert [store.save(profile(blank)).name for _ in range(2)][1] == "x" * 57 + " 2"
 
 
 @pytest.mark.parametrize(("name", "file"), [
     ("日本", "calibration.json"), ("nul", "calibration-nul.json"), ("Con", "calibration-con.json"),
     ("com1", "calibration-com1.json"), ("a..b", "a-b.json"), ("A (2)", "a-2.json"), ("constant", "constant.json"),
 ])  # fmt: skip
-def test_a_file_s_name_is_safe_on_every_system(library, name, file):
-    library.save(profile(name))
-    assert files_of(library).keys() == {file} and library.names() == [name]
+def test_a_file_s_name_is_safe_on_every_system(store, name, file):
+    store.save(profile(name))
+    assert files_of(store).keys() == {file} and store.names() == [name]
 
 
-def test_where_case_does_not_tell_files_apart_none_is_overwritten(library):
-    library.folder.mkdir()
-    (library.folder / "Mine.JSON").write_text("people's own")
-    library.save(profile("mine"))
-    assert files_of(library).keys() == {"Mine.JSON", "mine-2.json"}
+def test_files_are_not_overwritten_where_case_is_ignored(store):
+    store.folder.mkdir()
+    (store.folder / "Mine.JSON").write_text("people's own")
+    store.save(profile("mine"))
+    assert files_of(store).keys() == {"Mine.JSON", "mine-2.json"}
 
 
-def test_what_could_not_be_read_again_is_not_written(library):
-    library.save(profile("x"))
-    before = files_of(library)
+def test_what_could_not_be_read_back_is_not_written(store):
+    store.save(profile("x"))
+    before = files_of(store)
     for wrong in ({"hashes": ()}, {"model": ""}, {"family": "sd9"}, {"decoder": ((0.03, math.nan),)}, {"seed": -1},
                   {"fitted": (replace(fitted(), held_out={"Auto": math.inf, "calibrated": 0.1}),)}):  # fmt: skip
         with pytest.raises(StoreError, match=f"{next(iter(wrong))}"):
-            library.save(replace(profile("x"), **wrong), replacing=True)
+            store.save(replace(profile("x"), **wrong), replacing=True)
     with pytest.raises(StoreError, match="name must"):
-        library.save(profile("a/b"))
-    assert files_of(library) == before
+        store.save(profile("a/b"))
+    assert files_of(store) == before
 
 
-def test_renaming(library):
-    library.save(profile("x", fitted(last=0.1)))
-    library.save(profile("y"))
-    renamed = library.rename("x", " new  name ")
-    assert renamed.name == "new name" and library.get("new name") == renamed and library.names() == ["new name", "y"]
-    assert library.rename("y", "y").name == "y" and len(files_of(library)) == 2
-    for wrong, told in (
+def test_renaming(store):
+    store.save(profile("x", fitted(last=0.1)))
+    store.save(profile("y"))
+    renamed = store.rename("x", " new  name ")
+    assert renamed.name == "new name" and store.get("new name") == renamed and store.names() == ["new name", "y"]
+    assert store.rename("y", "y").name == "y" and len(files_of(store)) == 2
+    for wrong, message in (
         ("y", "name must be a new one.*'y' already"),
         ("off", "name must be one"),
         ("", "name must be 1"),
     ):
-        with pytest.raises(StoreError, match=told):
-            library.rename("new name", wrong)
+        with pytest.raises(StoreError, match=message):
+            store.rename("new name", wrong)
     with pytest.raises(StoreError, match="no calibration named 'x'; there are: new name, y"):
-        library.rename("x", "z")
-    assert library.names() == ["new name", "y"]
+        store.rename("x", "z")
+    assert store.names() == ["new name", "y"]
 
 
-def test_deleting(library):
-    library.save(profile("x"))
-    library.save(profile("y"))
-    library.delete("x")
-    assert library.names() == ["y"]
+def test_deleting(store):
+    store.save(profile("x"))
+    store.save(profile("y"))
+    store.delete("x")
+    assert store.names() == ["y"]
     for name in ("x", "../calibrations/y", "y.json", ""):
         with pytest.raises(StoreError, match="there is no calibration named"):
-            library.delete(name)
-    assert library.names() == ["y"]
+            store.delete(name)
+    assert store.names() == ["y"]
 
 
-def test_taking_another_one_s_file(library):
-    library.save(profile("x", fitted(last=0.1)))
-    taken = library.import_json(profile("x", fitted(last=0.2)).to_json())
-    assert taken.name == "x 2" and library.get("x").fitted[0].factors[-1] == 0.1
-    before = files_of(library)
+def test_importing_a_file(store):
+    store.save(profile("x", fitted(last=0.1)))
+    taken = store.import_json(profile("x", fitted(last=0.2)).to_json())
+    assert taken.name == "x 2" and store.get("x").fitted[0].factors[-1] == 0.1
+    before = files_of(store)
     for text in ("", "{}", json.dumps({**WHOLE, "name": "../x"}), json.dumps(put("fitted.0.calls", math.nan))):
         with pytest.raises(StoreError):
-            library.import_json(text)
-    assert files_of(library) == before
+            store.import_json(text)
+    assert files_of(store) == before
 
 
-def test_a_picture_s_label_finds_its_schedule_after_renaming_and_growth(library):
+def test_a_picture_s_label_finds_its_schedule_after_renaming_and_growth(store):
     one, other = fitted(last=0.1), fitted(4, last=0.2)
-    made = library.save(profile("x", one))
-    label = made.label(one)
-    library.save(replace(made, fitted=(other, one)), replacing=True)
-    library.save(profile("x y"))
-    library.rename("x", "quite another")
-    found, each = library.by_label(label)
+    example = store.save(profile("x", one))
+    label = example.label(one)
+    store.save(replace(example, fitted=(other, one)), replacing=True)
+    store.save(profile("x y"))
+    store.rename("x", "quite another")
+    found, each = store.by_label(label)
     assert (found.name, each) == ("quite another", one)
-    assert library.by_label(f" {one.hash} ")[1] == one
+    assert store.by_label(f" {one.hash} ")[1] == one
     for wrong in ("", "x", "quite another", f"{label}0", label[:-1], "; "):
-        assert library.by_label(wrong) is None, wrong
-    library.save(profile("copy", one))
-    assert library.by_label(f"copy {one.hash}")[0].name == "copy"
-    assert library.by_label(f"quite another {one.hash}")[0].name == "quite another"
+        assert store.by_label(wrong) is None, wrong
+    store.save(profile("copy", one))
+    assert store.by_label(f"copy {one.hash}")[0].name == "copy"
+    assert store.by_label(f"quite another {one.hash}")[0].name == "quite another"
 
 
-def test_the_best_is_the_nearest_and_then_that_of_the_greatest_gain(library):
+def test_the_best_is_the_nearest_and_then_that_of_the_greatest_gain(store):
     assert fitted(gain=1.5).gain == pytest.approx(1.5) and fitted(gain=9).gain == pytest.approx(2), "over the best"
-    library.save(profile("far", fitted(3, 6.5, gain=1.9, last=0.1)))
-    library.save(profile("low", fitted(3, 7.0, gain=1.2, last=0.2)))
-    library.save(profile("high", fitted(3, 7.0, gain=1.8, last=0.3)))
-    library.save(profile("other model", fitted(3, 7.0, gain=2.0, last=0.4), hashes=("cccc",)))
-    library.save(replace(profile("refused"), fitted=(), refused=(Refused(3, 7.0, "nothing"),)))
-    assert library.best(3, target(7.0))[0].name == "high"
-    assert library.best(3, target(6.6))[0].name == "far"
-    assert library.best(4, target(7.0)) is None and library.best(3, target(2.0)) is None
-    assert library.best(3, target(math.nan)) is None
-    found, each = library.best(3, target(7.0))
+    store.save(profile("far", fitted(3, 6.5, gain=1.9, last=0.1)))
+    store.save(profile("low", fitted(3, 7.0, gain=1.2, last=0.2)))
+    store.save(profile("high", fitted(3, 7.0, gain=1.8, last=0.3)))
+    store.save(profile("other model", fitted(3, 7.0, gain=2.0, last=0.4), hashes=("cccc",)))
+    store.save(replace(profile("refused"), fitted=(), refused=(Refused(3, 7.0, "nothing"),)))
+    assert store.best(3, target(7.0))[0].name == "high"
+    assert store.best(3, target(6.6))[0].name == "far"
+    assert store.best(4, target(7.0)) is None and store.best(3, target(2.0)) is None
+    assert store.best(3, target(math.nan)) is None
+    found, each = store.best(3, target(7.0))
     assert each is found.fitted[0]
 
 
-def test_what_a_person_named_is_picked_or_the_reason_said(library):
+def test_the_schedule_that_a_user_named_or_the_reason_why_there_is_none(store):
     one, other = fitted(3, last=0.1), fitted(4, last=0.2)
-    library.save(profile("x", one, other))
-    library.save(profile("y", fitted(5, last=0.3)))
-    assert library.pick("x", 3, target())[0][1] == one
-    assert library.pick("x", 9, target()) == (None, "it has no 9 steps near CFG 7")
-    assert library.pick("x", 3, target(3.0)) == (None, "it has no 3 steps near CFG 3")
-    assert library.pick("x", 3, target(hashes=())) == (None, "it was made for the model some_checkpoint")
+    store.save(profile("x", one, other))
+    store.save(profile("y", fitted(5, last=0.3)))
+    assert store.pick("x", 3, target())[0][1] == one
+    assert store.pick("x", 9, target()) == (None, "it has no 9 steps near CFG 7")
+    assert store.pick("x", 3, target(3.0)) == (None, "it has no 3 steps near CFG 3")
+    assert store.pick("x", 3, target(hashes=())) == (None, "it was made for the model some_checkpoint")
     labels = f"gone 00000000; old {one.hash}; x {other.hash}"
     # a picture is drawn again as it was, whatever the target
-    assert library.pick(labels, 4, target(1.0, hashes=()))[0][1] == other
-    assert library.pick(labels, 5, target()) == (None, "it is for 3 steps, not 5")
+    assert store.pick(labels, 4, target(1.0, hashes=()))[0][1] == other
+    assert store.pick(labels, 5, target()) == (None, "it is for 3 steps, not 5")
     for wrong in ("z", "", "x 00000000", "; "):
         with pytest.raises(StoreError, match=f"no calibration '{wrong}' here; there are: x, y"):
-            library.pick(wrong, 3, target())
+            store.pick(wrong, 3, target())
 
 
-# ---- what happens at once, and what breaks off -----------------------------------------------------------------------
+# ---- concurrent and interrupted writes -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", [OSError("disk"), KeyboardInterrupt()])
-def test_a_write_that_breaks_off_leaves_what_was(library, monkeypatch, fault):
-    library.save(profile("x", fitted(last=0.1)))
-    before = files_of(library)
+def test_an_interrupted_write_leaves_the_file_as_it_was(store, monkeypatch, fault):
+    store.save(profile("x", fitted(last=0.1)))
+    before = files_of(store)
 
     def broken(*_):
         raise fault
@@ -656,23 +656,23 @@ def test_a_write_that_breaks_off_leaves_what_was(library, monkeypatch, fault):
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", broken)
         for act in (
-            lambda: library.save(profile("x", fitted(last=0.2)), replacing=True),
-            lambda: library.save(profile("new")),
-            lambda: library.rename("x", "y"),
+            lambda: store.save(profile("x", fitted(last=0.2)), replacing=True),
+            lambda: store.save(profile("new")),
+            lambda: store.rename("x", "y"),
         ):
             with pytest.raises(type(fault)):
                 act()
-    assert files_of(library) == before and library.read()[1] == []
+    assert files_of(store) == before and store.read()[1] == []
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_text", lambda self, text, **_: self.write_bytes(text[:50].encode()) and broken())
         with pytest.raises(type(fault)):
-            library.save(profile("x", fitted(last=0.2)), replacing=True)
-    assert files_of(library) == before
-    library.save(profile("x", fitted(last=0.2)), replacing=True)
-    assert library.get("x").fitted[0].factors[-1] == 0.2
+            store.save(profile("x", fitted(last=0.2)), replacing=True)
+    assert files_of(store) == before
+    store.save(profile("x", fitted(last=0.2)), replacing=True)
+    assert store.get("x").fitted[0].factors[-1] == 0.2
 
 
-def test_a_file_that_somebody_reads_is_tried_again(tmp_path, monkeypatch):
+def test_replacing_a_file_that_is_being_read_is_tried_again(tmp_path, monkeypatch):
     path, own, refusals = tmp_path / "a.json", os.replace, [PermissionError()] * 3
 
     def stubborn(*paths):
@@ -690,47 +690,47 @@ def test_a_file_that_somebody_reads_is_tried_again(tmp_path, monkeypatch):
     assert path.read_text() == "new" and 0 < len(refusals) < 100 and os.listdir(tmp_path) == ["a.json"]
 
 
-def test_threads_that_save_at_once_keep_all(library):
+def test_threads_that_save_at_once_keep_all(store):
     gate = threading.Barrier(8)
 
     def save(number):
         gate.wait()
         # for all of these one file is the first choice
-        library.save(profile("same" if number % 2 else f"sa{'-.+_'[number // 2]}me", fitted(last=0.1 * number)))
+        store.save(profile("same" if number % 2 else f"sa{'-.+_'[number // 2]}me", fitted(last=0.1 * number)))
 
     threads = [threading.Thread(target=save, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    found, problems = library.read()
-    assert problems == [] and len(files_of(library)) == 8
+    found, problems = store.read()
+    assert problems == [] and len(files_of(store)) == 8
     assert sorted(each.fitted[0].factors[-1] for each in found) == [0.1 * number for number in range(8)]
 
 
 def _write_on(folder, go_on):
-    library, round_ = ProfileStore(folder), 0
+    store, round_ = ProfileStore(folder), 0
     while go_on.is_set():
         round_ += 1
-        library.save(profile("x", *[fitted(last=0.001 * round_)] * (1 + round_ % 30)), replacing=True)
-        library.save(profile("guest"))
-        library.rename("guest", "visitor")
-        library.delete("visitor")
+        store.save(profile("x", *[fitted(last=0.001 * round_)] * (1 + round_ % 30)), replacing=True)
+        store.save(profile("guest"))
+        store.rename("guest", "visitor")
+        store.delete("visitor")
 
 
-def test_reading_while_another_process_writes_never_fails(library):
-    library.save(profile("x"))
+def test_reading_while_another_process_writes_never_fails(store):
+    store.save(profile("x"))
     context = multiprocessing.get_context("fork")
     go_on = context.Event()
     go_on.set()
-    writer = context.Process(target=_write_on, args=(library.folder, go_on), daemon=True)
+    writer = context.Process(target=_write_on, args=(store.folder, go_on), daemon=True)
     writer.start()
     seen = set()
     try:
         for _ in range(3000):
-            found, problems = library.read()
+            found, problems = store.read()
             assert problems == [] and {"x"} <= {each.name for each in found} <= {"x", "guest", "visitor"}
-            seen.add(library.get("x").fitted[0].hash)
+            seen.add(store.get("x").fitted[0].hash)
             if len(seen) > 20:
                 break
     finally:

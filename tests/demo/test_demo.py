@@ -13,7 +13,7 @@ from PIL import Image
 
 from bench import perf
 from bench.calibrated import NAME as CALIBRATED
-from bench.methods import AUTO, KARRAS
+from bench.methods import AUTO, KARRAS, SGM
 from bench.oracles_import import k_diffusion_sampling
 from demo import draw
 from demo.sheet import CELL, GAP, HEADER, contact_sheet
@@ -34,14 +34,14 @@ def by_run(comparison, figure):
 
 def test_drawing_writes_whole_files(drawn):
     out, comparison = drawn
-    assert {path.name for path in out.iterdir()} == {"sheet.png", "schedules.png", "index.html", "numbers.json"}
-    for name in ("sheet.png", "schedules.png"):
+    assert {path.name for path in out.iterdir()} == {"sheet.webp", "schedules.webp", "index.html", "numbers.json"}
+    for name in ("sheet.webp", "schedules.webp"):
         with Image.open(out / name) as image:
             image.load()
             assert image.width > 900 and np.asarray(image.convert("L")).std() > 10
     html = (out / "index.html").read_text(encoding="utf-8")
     assert re.search(r"not Stable\s+Diffusion", html)
-    assert re.findall(r'(?:src|href)="(.{0,21})', html) == ["data:image/png;base64"] * 2
+    assert re.findall(r'(?:src|href)="(.{0,22})', html) == ["data:image/webp;base64"] * 2
     numbers = json.loads((out / "numbers.json").read_text())
     assert [run["nfe"] for run in numbers["runs"]] == [run.nfe for run in comparison.runs]
 
@@ -50,7 +50,8 @@ def test_the_sheet_shows_the_runs_that_were_promised(drawn):
     _, comparison = drawn
     shown = [(run.name, run.nfe) for run in comparison.shown[1:]]
     auto = [(AUTO.name, 5), (AUTO.name, 6), (AUTO.name, 8)]
-    assert shown == [(KARRAS.name, 20), (KARRAS.name, 5), *auto, (CALIBRATED, 5)]
+    rival = [(SGM.name, 5), (SGM.name, 6), (SGM.name, 8)]
+    assert shown == [(KARRAS.name, 20), (KARRAS.name, 5), *rival, *auto, (CALIBRATED, 5)]
     assert all(run.nfe == run.plan.nfe for run in comparison.runs[1:])
 
 
@@ -66,6 +67,15 @@ def test_twenty_steps_are_nearest_to_the_equation(drawn):
     assert errors[CALIBRATED, 5] < errors[AUTO.name, 5] < errors[KARRAS.name, 5]
 
 
+def test_the_page_says_where_the_best_rival_at_equal_steps_is_nearer(drawn):
+    out, comparison = drawn
+    errors = by_run(comparison, "error")
+    nearer = [str(nfe) for nfe in (5, 6, 8) if errors[SGM.name, nfe] < errors[AUTO.name, nfe]]
+    steps = {0: "", 1: "{}", 2: "{} and {}", 3: "{}, {} and {}"}[len(nearer)].format(*nearer)
+    words = f"is nearer than HP Auto at {steps} steps." if nearer else "is nowhere nearer than HP Auto."
+    assert f"{SGM.name}, the WebUI's best at so few steps, {words}" in (out / "index.html").read_text(encoding="utf-8")
+
+
 def test_the_same_seed_draws_the_same_and_another_does_not(tmp_path):
     tiny = ("--images", "2", "--quiet")
     out = [tmp_path / "first", tmp_path / "again", tmp_path / "another"]
@@ -73,7 +83,7 @@ def test_the_same_seed_draws_the_same_and_another_does_not(tmp_path):
     again = draw.main([*tiny, "--out", str(out[1])])
     for one, other in zip(first.runs, again.runs, strict=True):
         assert torch.equal(one.pictures, other.pictures), one.name
-    assert (out[0] / "schedules.png").read_bytes() == (out[1] / "schedules.png").read_bytes()
+    assert (out[0] / "schedules.webp").read_bytes() == (out[1] / "schedules.webp").read_bytes()
     sheets = [np.asarray(contact_sheet(comparison)) for comparison in (first, again)]
     times = HEADER + 2 * (CELL + GAP) + 30  # the line of a sheet from which times are written
     assert np.array_equal(*(sheet[:times] for sheet in sheets))
@@ -112,17 +122,24 @@ def test_the_solver_costs_no_more_than_k_diffusion_s():
     assert best_ratio(lambda: perf.solver_line((1, 4, 64, 64), torch.device("cpu"), repeats=9), enough=1) >= 1
 
 
-def test_the_import_is_measured_in_a_fresh_interpreter():
-    line = perf.import_line(repeats=1)
-    assert 0 < line.ours_ms < 1000 and line.ratio is None  # `make perf` says how far below 100; one import may be cold
+def test_a_start_is_measured_in_a_fresh_interpreter_and_imports_what_it_needs(tmp_path):
+    start = perf.measure_start(tmp_path)
+    assert start.import_ms > 0 and start.build_ms > 0 and "hpsampler.webui.script" in start.modules
+    late = {"scipy", "safetensors", "hpsampler.calibration.fit", "hpsampler.calibration.job", "hpsampler.evaluation"}
+    late |= {"hpsampler.golden.npnet", "hpsampler.statistics.estimator", "hpsampler.statistics.job"}
+    assert not late & set(start.modules)
+    assert start.components["tab"] <= 38 and start.components["accordions"] > 0
 
 
 def test_the_table_and_the_file_hold_every_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(perf, "side_by_side", lambda *_: (2.0, 18.0))
-    monkeypatch.setattr(perf, "import_line", lambda: perf.Line("import", 20.0))
+    monkeypatch.setattr(perf, "start_lines", lambda: ([perf.Line("import", 20.0)], {"accordions": 90, "tab": 38}))
     perf.main(["--json", str(tmp_path / "perf.json")])
     printed = capsys.readouterr().out
-    lines = json.loads((tmp_path / "perf.json").read_text())["lines"]
+    written = json.loads((tmp_path / "perf.json").read_text())
+    lines = written["lines"]
+    assert written["components"] == {"accordions": 90, "tab": 38}
+    assert "components on the page: 128 (90 of the accordions, 38 of the tab)" in printed
     assert [line["ratio"] for line in lines] == [9.0] * 4 + [None]
     assert all(line["name"] in printed for line in lines) and printed.count("9.0 x") == 4
 

@@ -14,11 +14,12 @@ import torch
 from bench.oracles_import import k_diffusion_sampling
 from demo.session import OURS, SAMPLERS, SCHEDULES, Request, draw, infotext, latents, plan
 from hpsampler.freeu import FreeU
-from hpsampler.golden.search import Form, golden_latent, sigma_below
+from hpsampler.golden.search import GoldenForm, golden_latent, sigma_below
 from hpsampler.recipes import PRESETS, recipe_for
 from hpsampler.schedule import insert_first_midpoint
 from hpsampler.settings import FIELDS, Settings, SettingsError
 from hpsampler.solvers import SOLVERS
+from hpsampler.webui.accordion import ADVANCED, GROUPS
 from tests.accordion.checks import CHECKS, contrasts
 from tests.accordion.page import AccordionPage
 from tiny_model.model import TinyModel, seeded_noise
@@ -93,7 +94,7 @@ class TestPlan:
             request = Request(PROMPT, seed=3, sampler=sampler, cfg_scale=cfg_scale, settings=Settings(enabled=enabled))
             assert torch.equal(sampled(model, request)[0], expected)
 
-    @pytest.mark.parametrize("form", list(Form))
+    @pytest.mark.parametrize("form", list(GoldenForm))
     def test_golden_noise_is_the_core_s_and_counted(self, model, form):
         request = Request(
             PROMPT, seed=3, cfg_scale=5.0, settings=Settings.of_names({"enabled": True, "golden_noise": form.value})
@@ -331,11 +332,10 @@ class TestAccordion:
         accordion.ui.reload()
         accordion.ui.wait_for_selector("#demo_generate")
         accordion.open()
-        accordion.ui.wait_for_function("() => document.querySelector('#demo_hpsampler_preset_said p')")
+        accordion.ui.wait_for_function("() => document.querySelector('#demo_hpsampler_panel .hps-said p')")
         assert "broken.json: not a JSON file" in accordion.said()
         assert "kept" in accordion.fitting()
-        accordion.choose_at(accordion.id("preset"), "kept")
-        accordion.ui.wait_for_timeout(700)
+        accordion.load("kept")
         assert accordion.values()["rho"] == 6.5
         assert (presets / "broken.json").read_text() == "{"
 
@@ -356,8 +356,8 @@ class TestAccordion:
 class TestPage:
     def test_the_accordion_is_the_extension_s_and_whole(self, ui):
         ui.locator("#demo_hpsampler > .label-wrap").click()
-        for group in ("schedule", "freeu_group", "unipc_group"):
-            ui.locator(f"#demo_hpsampler_{group} .label-wrap").click()
+        for group in (ADVANCED, *(suffix for _, suffix, _ in GROUPS)):
+            ui.locator(f"#demo_hpsampler_{group} > .label-wrap").click()
         assert not ui.locator("#demo_hpsampler_enabled input").is_checked()
         for field in FIELDS:
             control = ui.locator(f"#demo_hpsampler_{field.name}")
@@ -380,7 +380,8 @@ class TestPage:
         number(ui, "demo_seed").fill("41")
         choose(ui, "demo_sampler", "HP UniPC")
         ui.locator("#demo_hpsampler > .label-wrap").click()
-        ui.locator("#demo_hpsampler_schedule .label-wrap").click()
+        for group in (ADVANCED, "schedule"):
+            ui.locator(f"#demo_hpsampler_{group} > .label-wrap").click()
         ui.check("#demo_hpsampler_enabled input")
         choose(ui, "demo_hpsampler_ending", "One more call")
         number(ui, "demo_hpsampler_rho").fill("6.5")

@@ -1,4 +1,4 @@
-"""The evaluation: against a small WebUI of our own, which draws tiny pictures, and fails when told to."""
+"""The evaluation, against a fake WebUI that draws tiny pictures and fails on demand."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ import scipy.linalg
 import torch
 from PIL import Image
 
-from hpsampler.evaluation import metrics as scores
-from hpsampler.evaluation import report
+from hpsampler.evaluation import metrics, report
 from hpsampler.evaluation.cli import main
 from hpsampler.evaluation.configurations import NAMED, Configuration
 from hpsampler.evaluation.drawing import is_whole_png
@@ -39,13 +38,13 @@ AUTO_6, KARRAS_20 = "HP Auto/HP/6/5.5", "DPM++ 2M/Karras/20/5.5"
 
 
 def colours(pictures):
-    """An extractor without a network: mean colour, and how much it varies."""
+    """An extractor without a network: mean and standard deviation of the colours."""
     values = pictures.float()
     return torch.cat([values.mean((2, 3)), values.std((2, 3))], 1)
 
 
 def classifier(pictures):
-    """The tiny model's, as an extractor."""
+    """The tiny model's classifier as an extractor."""
     return TinyModel.load().features(pictures.float() / 255)
 
 
@@ -57,7 +56,7 @@ def png(seed, size=(16, 16)):
 
 
 def tiny_clip(transformers, folder):
-    """CLIP with random weights, which reads bytes."""
+    """CLIP with random weights and a vocabulary of bytes."""
     folder.mkdir()
     letters = list(bytes_to_unicode().values())
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -77,17 +76,17 @@ def tiny_clip(transformers, folder):
 
 
 def bytes_to_unicode():
-    """The letters by which CLIP's vocabulary stands for bytes."""
+    """The characters that stand for bytes in CLIP's vocabulary."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
     return {byte: chr(byte) for byte in plain} | {byte: chr(256 + index) for index, byte in enumerate(others)}
 
 
 class Fake:
-    """The WebUI: what it was asked, and what it is to do next."""
+    """A fake WebUI: the requests it got, and how it answers the next ones."""
 
     def __init__(self):
-        self.asked, self.fail, self.state, self.info, self.auth = [], {}, {}, {}, None
+        self.requests, self.fail, self.state, self.info, self.auth = [], {}, {}, {}, None
         self.options = {"samples_format": "png", "sd_model_checkpoint": "tiny.safetensors [abc123]", "sd_vae": "None"}
         self.samplers = ["DPM++ 2M", "Euler", "HP Auto"]
         fake = self
@@ -108,18 +107,18 @@ class Fake:
                 if fake.auth and self.headers.get("Authorization") != fake.auth:
                     return self.answer(401, {"detail": "Incorrect username or password"})
                 schedulers = [("karras", "Karras"), ("automatic", "Automatic"), ("hp", "HP")]
-                found = {
-                    "samplers": [{"name": each, "aliases": []} for each in fake.samplers],
+                answers = {
+                    "samplers": [{"name": sampler, "aliases": []} for sampler in fake.samplers],
                     "schedulers": [{"name": name, "label": label} for name, label in schedulers],
                     "options": fake.options,
                     "progress": {"progress": 0, "state": fake.state},
                 }
-                self.answer(200, found[name]) if name in found else self.answer(404, {"detail": "Not Found"})
+                self.answer(200, answers[name]) if name in answers else self.answer(404, {"detail": "Not Found"})
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                fake.asked.append(body)
-                status, words = fake.fail.get(len(fake.asked), fake.fail.get(body["sampler_name"], (200, None)))
+                fake.requests.append(body)
+                status, words = fake.fail.get(len(fake.requests), fake.fail.get(body["sampler_name"], (200, None)))
                 if status != 200:
                     return self.answer(status, words)
                 if words == "half":
@@ -143,15 +142,15 @@ class Fake:
 
 @pytest.fixture
 def fake():
-    found = Fake()
-    yield found
-    found.server.shutdown()
-    found.server.server_close()
+    webui = Fake()
+    yield webui
+    webui.server.shutdown()
+    webui.server.server_close()
 
 
 @pytest.fixture
 def run(fake, tmp_path, capsys):
-    """Run the command; gives its status, what it said, and the folders of configurations."""
+    """Run the command; returns its status, its output, and the folders of configurations."""
     (tmp_path / "prompts.txt").write_text(
         "a red moon\n\n  ein grünes Haus \n月の猫\n🦊 (fox)\nlast\n", encoding="utf-8"
     )
@@ -176,9 +175,11 @@ def run(fake, tmp_path, capsys):
         if command != "draw" and "--references" not in args:
             line += ["--references", str(tmp_path / "real"), "--reference-size", "16", "--features", f"{HERE}:colours"]
         status = main([*line, *args])
-        said = capsys.readouterr()
+        output = capsys.readouterr()
         folders = sorted(path for path in (tmp_path / "out").glob("*") if path.is_dir())
-        return SimpleNamespace(status=status, out=said.out, err=said.err, folders=folders, all=said.out + said.err)
+        return SimpleNamespace(
+            status=status, out=output.out, err=output.err, folders=folders, all=output.out + output.err
+        )
 
     return do
 
@@ -188,7 +189,7 @@ def pictures(folder):
 
 
 class TestConfigurations:
-    def test_they_are_read_and_written_alike(self):
+    def test_a_configuration_round_trip(self):
         text = "HP Auto/HP/6/5.5?recipe=SD1.5 6 steps&freeu=off&b1=1.20"
         each = Configuration.parse(text)
         assert (each.sampler, each.scheduler, each.steps, each.cfg_scale) == ("HP Auto", "HP", 6, 5.5)
@@ -198,7 +199,7 @@ class TestConfigurations:
         assert Configuration.parse("a/b/Euler/Karras/20/7").sampler == "a/b/Euler"
 
     @pytest.mark.parametrize(
-        ("text", "said"),
+        ("text", "words"),
         [
             ("", "sampler/schedule/steps/cfg"),
             ("HP Auto/HP/6", "sampler/schedule/steps/cfg"),
@@ -216,11 +217,11 @@ class TestConfigurations:
             ("HP Auto/HP/6/5?recipe=Mine", "Recipe (recipe) must be one of"),
         ],
     )
-    def test_what_is_wrong_is_named(self, run, fake, text, said):
-        found = run(config=(text,))
-        assert found.status == 1 and said in found.err and "Traceback" not in found.err and not fake.asked
+    def test_what_is_wrong_is_named(self, run, fake, text, words):
+        result = run(config=(text,))
+        assert result.status == 1 and words in result.err and "Traceback" not in result.err and not fake.requests
 
-    def test_the_named_ones_are_the_papers(self):
+    def test_the_named_configurations_are_those_of_the_paper(self):
         for name, texts in NAMED.items():
             for text in texts:
                 each = Configuration.parse(text)
@@ -245,21 +246,21 @@ COCO = {
 class TestThePage:
     PAGE = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
 
-    def test_its_costs_are_counted(self):
+    def test_its_costs_are_right(self):
         for name, texts in NAMED.items():
             steps = sum(Configuration.parse(text).steps for text in texts)
             costs = " | ".join(f"{steps * pictures:,}" for pictures in (5000, 10000, 30000))
             assert f"| `{name}` | {len(texts)} | {steps} | {costs} |" in self.PAGE
 
-    def test_its_commands_are_understood(self, capsys):
+    def test_its_commands_are_valid(self, capsys):
         commands = re.findall(r"^python -m hpsampler\.evaluate (.*)$", self.PAGE, re.M)
         assert len(commands) == 9
         for command in commands:
-            # the files are not here, which is the first thing to be found wrong after the configurations
+            # after valid configurations, the missing files are the first error
             line = shlex.split(command)
             assert main(line if line[0] in ("draw", "score") else ["draw", *line]) == 1
-            said = capsys.readouterr().err
-            assert "No such file" in said or "there is no folder val2014" in said, command
+            words = capsys.readouterr().err
+            assert "No such file" in words or "there is no folder val2014" in words, command
 
 
 class TestPrompts:
@@ -275,10 +276,10 @@ class TestPrompts:
     def test_captions_are_sent_as_sentences_and_prompts_as_they_are(self, run, fake, tmp_path):
         (tmp_path / "coco.json").write_text(json.dumps(COCO), encoding="utf-8")
         assert run(command="draw", prompts="coco.json", count=None).status == 0
-        assert [body["prompt"] for body in fake.asked] == [r"Ein Hund für drei \(3\) Bälle.", "A cat on a mat."]
-        fake.asked.clear()
+        assert [body["prompt"] for body in fake.requests] == [r"Ein Hund für drei \(3\) Bälle.", "A cat on a mat."]
+        fake.requests.clear()
         assert run(command="draw", count=None).status == 0
-        assert [body["prompt"] for body in fake.asked] == [
+        assert [body["prompt"] for body in fake.requests] == [
             "a red moon",
             "ein grünes Haus",
             "月の猫",
@@ -290,14 +291,14 @@ class TestPrompts:
         (tmp_path / "empty.txt").write_text("\n \n")
         (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xff")
         (tmp_path / "wrong.json").write_text("{}")
-        for name, said in (
+        for name, words in (
             ("none.txt", "No such file"),
             ("empty.txt", "no prompts"),
             ("bytes.txt", "decode"),
             ("wrong.json", "COCO"),
         ):
-            found = run(prompts=name)
-            assert found.status == 1 and said in found.err and name in found.err
+            result = run(prompts=name)
+            assert result.status == 1 and words in result.err and name in result.err
         assert "needs 9 prompts" in run(count=9).err
 
 
@@ -305,7 +306,7 @@ class TestDrawing:
     def test_the_request_is_what_was_configured(self, run, fake):
         text = "HP Auto/HP/6/5.5?recipe=SD1.5 6 steps&freeu=Off"
         assert run("--seed", "7", command="draw", config=(text, KARRAS_20), count=2).status == 0
-        first, second, third, _ = fake.asked
+        first, second, third, _ = fake.requests
         assert (first["sampler_name"], first["scheduler"], first["steps"], first["cfg_scale"]) == (
             "HP Auto",
             "HP",
@@ -317,33 +318,33 @@ class TestDrawing:
         assert (first["prompt"], second["prompt"]) == ("a red moon", "ein grünes Haus") and first[
             "negative_prompt"
         ] == ""
-        # said, as the WebUI may begin with a preset of its own
+        # explicit, as the WebUI may start with a preset
         assert third["alwayson_scripts"] == {"HP Sampler": {"args": [{"enabled": False}]}}
 
     def test_a_webui_without_hp_sampler_draws_the_others(self, run, fake):
         fake.samplers.remove("HP Auto")
         assert run(command="draw", config=(KARRAS_20,)).status == 0
-        assert "alwayson_scripts" not in fake.asked[0]
+        assert "alwayson_scripts" not in fake.requests[0]
         assert "no HP Sampler" in run(config=("DPM++ 2M/Karras/6/5?freeu=On",)).err
 
-    def test_an_interruption_costs_only_what_was_under_way(self, run, fake, tmp_path):
+    def test_an_interruption_costs_only_the_running_request(self, run, fake, tmp_path):
         fake.fail[3] = (200, "half")
         broken = run(command="draw")
         assert broken.status == 1 and "no answer from" in broken.err
         assert sorted(pictures(broken.folders[0])) == ["000000.png", "000001.png"]
         resumed = run(command="draw")
-        assert resumed.status == 0 and [body["seed"] for body in fake.asked] == [0, 1, 2, 2, 3]
+        assert resumed.status == 0 and [body["seed"] for body in fake.requests] == [0, 1, 2, 2, 3]
         (folder,) = resumed.folders
         kept = pictures(folder)
         assert not list(folder.glob("*.part"))
         again = run(command="draw")
-        assert again.status == 0 and len(fake.asked) == 5 and pictures(folder) == kept
+        assert again.status == 0 and len(fake.requests) == 5 and pictures(folder) == kept
         manifest = (folder / "manifest.json").read_bytes()
         folder.rename(tmp_path / "interrupted")
         (whole,) = run(command="draw").folders
         assert whole == folder and pictures(whole) == kept and (whole / "manifest.json").read_bytes() == manifest
 
-    def test_ctrl_c_says_how_to_go_on(self, run, fake, monkeypatch):
+    def test_ctrl_c_says_how_to_continue(self, run, fake, monkeypatch):
         class Pressed:
             def __init__(self, *_):
                 pass
@@ -355,23 +356,23 @@ class TestDrawing:
 
         with monkeypatch.context() as patched:
             patched.setattr("hpsampler.evaluation.cli.ProgressBar", Pressed)
-            found = run(command="draw")
-        assert found.status == 130 and "same command" in found.err and len(pictures(found.folders[0])) == 1
-        assert run(command="draw").status == 0 and len(fake.asked) == 4
+            result = run(command="draw")
+        assert result.status == 130 and "same command" in result.err and len(pictures(result.folders[0])) == 1
+        assert run(command="draw").status == 0 and len(fake.requests) == 4
 
     @pytest.mark.parametrize("left", [0, 7, 60, -1])
     def test_a_truncated_picture_is_drawn_again(self, run, fake, left):
         (folder,) = run(command="draw").folders
         kept = pictures(folder)
         (folder / "000002.png").write_bytes(kept["000002.png"][:left])
-        fake.asked.clear()
+        fake.requests.clear()
         assert run(command="draw").status == 0
-        assert [body["seed"] for body in fake.asked] == [2] and pictures(folder) == kept
+        assert [body["seed"] for body in fake.requests] == [2] and pictures(folder) == kept
 
     def test_more_can_be_drawn_later(self, run, fake):
         (folder,) = run(command="draw", count=2).folders
         assert run(command="draw", count=5).folders == [folder]
-        assert [body["seed"] for body in fake.asked] == [0, 1, 2, 3, 4]
+        assert [body["seed"] for body in fake.requests] == [0, 1, 2, 3, 4]
 
     @pytest.mark.parametrize(
         "changed",
@@ -388,19 +389,19 @@ class TestDrawing:
         ],
         ids=str,
     )
-    def test_what_was_changed_is_another_folder(self, run, fake, tmp_path, changed):
+    def test_other_settings_use_another_folder(self, run, fake, tmp_path, changed):
         (tmp_path / "others.txt").write_text("a red moon\na blue one\nthree\nfour\nfive\n")
         (folder,) = run(command="draw").folders
         kept = pictures(folder)
         fake.options.update(changed.pop("options", {}))
-        found = run(*changed.pop("args", ()), command="draw", **changed)
-        assert found.status == 0 and len(found.folders) == 2 and pictures(folder) == kept
+        result = run(*changed.pop("args", ()), command="draw", **changed)
+        assert result.status == 0 and len(result.folders) == 2 and pictures(folder) == kept
 
     def test_a_model_whose_hash_becomes_known_is_the_same(self, run, fake):
         fake.options["sd_model_checkpoint"] = "tiny.safetensors"
         run(command="draw")
         fake.options["sd_model_checkpoint"] = "tiny.safetensors [abc123]"
-        assert len(run(command="draw").folders) == 1 and len(fake.asked) == 4
+        assert len(run(command="draw").folders) == 1 and len(fake.requests) == 4
 
     def test_a_folder_of_something_else_is_left_alone(self, run):
         (folder,) = run(command="draw").folders
@@ -411,19 +412,19 @@ class TestDrawing:
         (folder / "manifest.json").write_text("{")
         assert "cannot be read" in run(command="draw").err
         (folder / "manifest.json").unlink()
-        found = run(command="draw")
-        assert found.status == 1 and "nobody knows of what" in found.err and len(pictures(folder)) == 4
+        result = run(command="draw")
+        assert result.status == 1 and "their settings are unknown" in result.err and len(pictures(folder)) == 4
 
     def test_another_model_in_between_is_not_mixed_in(self, run, fake):
         (folder,) = run(command="draw", count=2).folders
         fake.info = {"sd_model_hash": "fff000", "extra_generation_params": {"HP Calibration": "mine 1a2b"}}
-        found = run(command="draw")
-        assert found.status == 1 and len(pictures(folder)) == 2
-        assert "sd_model_hash was 'abc123' and is 'fff000'" in found.err and "HP Calibration was None" in found.err
+        result = run(command="draw")
+        assert result.status == 1 and len(pictures(folder)) == 2
+        assert "sd_model_hash was 'abc123' and is 'fff000'" in result.err and "HP Calibration was None" in result.err
 
     def test_a_batch_is_of_one_prompt_and_its_grid_is_left_out(self, run, fake):
         (folder,) = run("--batch", "2", command="draw", count=3).folders
-        assert [(body["prompt"], body["seed"], body["batch_size"]) for body in fake.asked] == [
+        assert [(body["prompt"], body["seed"], body["batch_size"]) for body in fake.requests] == [
             ("a red moon", 0, 2),
             ("ein grünes Haus", 2, 2),
         ]
@@ -439,10 +440,10 @@ class TestDrawing:
             assert not is_whole_png(broken)
 
 
-class TestWhatIsWrongIsSaid:
+class TestErrors:
     def test_not_reachable(self, run):
-        found = run(url="http://127.0.0.1:9")
-        assert found.status == 1 and "no answer from http://127.0.0.1:9" in found.err
+        result = run(url="http://127.0.0.1:9")
+        assert result.status == 1 and "no answer from http://127.0.0.1:9" in result.err
         assert "no answer from localhost" in run(url="localhost:7860").err
 
     def test_started_without_api(self, run, fake):
@@ -455,20 +456,20 @@ class TestWhatIsWrongIsSaid:
         assert "webp" in run("--auth", "ä:b").err
 
     def test_unknown_sampler_or_schedule(self, run, fake):
-        found = run(config=("HP Otto/HP/6/5", "Euler/Kerras/6/5"))
-        assert found.status == 1 and not fake.asked
-        assert "no sampler 'HP Otto'; it has: DPM++ 2M, Euler, HP Auto" in found.err
-        assert "no schedule type 'Kerras'; it has: Karras, Automatic, HP" in found.err
+        result = run(config=("HP Otto/HP/6/5", "Euler/Kerras/6/5"))
+        assert result.status == 1 and not fake.requests
+        assert "no sampler 'HP Otto'; it has: DPM++ 2M, Euler, HP Auto" in result.err
+        assert "no schedule type 'Kerras'; it has: Karras, Automatic, HP" in result.err
 
     def test_an_error_stops_its_configuration_alone(self, run, fake):
         fake.fail["HP Auto"] = (500, {"error": "SettingsError", "detail": "", "errors": "HP Sampler: Rho is wrong"})
-        found = run(config=(AUTO_6, KARRAS_20))
-        assert found.status == 3 and f"{AUTO_6}: the WebUI answered 500: HP Sampler: Rho is wrong" in found.err
-        assert [body["sampler_name"] for body in fake.asked] == ["HP Auto", *["DPM++ 2M"] * 4]
-        table = (found.folders[0].parent / "table.md").read_text(encoding="utf-8")
+        result = run(config=(AUTO_6, KARRAS_20))
+        assert result.status == 3 and f"{AUTO_6}: the WebUI answered 500: HP Sampler: Rho is wrong" in result.err
+        assert [body["sampler_name"] for body in fake.requests] == ["HP Auto", *["DPM++ 2M"] * 4]
+        table = (result.folders[0].parent / "table.md").read_text(encoding="utf-8")
         assert KARRAS_20 in table and "Not measured: HP Auto" in table
 
-    def test_the_webuis_own_complaint(self, run, fake):
+    def test_the_message_of_the_webui_is_shown(self, run, fake):
         fake.fail[1] = (422, {"detail": [{"loc": ["body", "steps"], "msg": "not an integer"}]})
         assert "422: body.steps: not an integer" in run(command="draw").err
         fake.fail[2] = (502, b"<html>Bad Gateway</html>")
@@ -477,9 +478,9 @@ class TestWhatIsWrongIsSaid:
     @pytest.mark.parametrize("what", ["interrupted", "skipped", "stopping_generation"])
     def test_an_interrupted_webui(self, run, fake, what):
         fake.state = {what: True}
-        found = run(command="draw", config=(AUTO_6, KARRAS_20))
-        assert found.status == 1 and "Interrupt" in found.err and len(fake.asked) == 1
-        assert not pictures(found.folders[0])
+        result = run(command="draw", config=(AUTO_6, KARRAS_20))
+        assert result.status == 1 and "Interrupt" in result.err and len(fake.requests) == 1
+        assert not pictures(result.folders[0])
 
     def test_nothing_to_do(self, run, tmp_path):
         assert "--named" in run(config=()).err
@@ -491,31 +492,31 @@ class TestWhatIsWrongIsSaid:
     def test_missing_libraries_are_named_before_anything_is_drawn(self, run, fake, monkeypatch, tmp_path, capsys):
         monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
         monkeypatch.setitem(sys.modules, "transformers", None)
-        found = run("--references", str(tmp_path / "real"))
-        assert found.status == 1 and "pip install torch-fidelity" in found.err and not fake.asked
+        result = run("--references", str(tmp_path / "real"))
+        assert result.status == 1 and "pip install torch-fidelity" in result.err and not fake.requests
         prompts = str(tmp_path / "prompts.txt")
         assert main(["--out", str(tmp_path / "x"), "--prompts", prompts, "--config", AUTO_6, "--url", fake.url]) == 1
-        assert "pip install transformers" in capsys.readouterr().err and not fake.asked
+        assert "pip install transformers" in capsys.readouterr().err and not fake.requests
 
     def test_extractors_that_cannot_be_used(self, run, fake):
-        for name, said in (
+        for name, words in (
             ("colours", "module:function"),
             ("no.such:f", "cannot be imported"),
             (f"{HERE}:none", "no function 'none'"),
             ("torch:zeros_like", "must have shape"),
         ):
-            found = run("--features", name)
-            assert found.status == 1 and said in found.err, name
+            result = run("--features", name)
+            assert result.status == 1 and words in result.err, name
 
 
 class TestFrechet:
-    def test_of_a_set_with_itself_it_is_zero(self):
+    def test_the_distance_of_a_set_to_itself_is_zero(self):
         features = np.random.default_rng(0).normal(size=(300, 12)) @ np.diag(np.arange(1.0, 13))
         assert abs(frechet(features, Reference.of(features)).value) < 1e-9
-        few = features[:6]  # fewer pictures than features: the covariance is singular
-        assert abs(frechet(few, Reference.of(few)).value) < 1e-7 * few.var(0).sum()
+        subset = features[:6]  # fewer pictures than features: the covariance is singular
+        assert abs(frechet(subset, Reference.of(subset)).value) < 1e-7 * subset.var(0).sum()
 
-    def test_of_shifted_gaussians_it_is_the_formula(self):
+    def test_the_distance_of_gaussians_agrees_with_the_formula(self):
         rng = np.random.default_rng(1)
         a, b = (each @ each.T for each in rng.normal(size=(2, 9, 9)))
         means = rng.normal(size=(2, 9))
@@ -526,11 +527,11 @@ class TestFrechet:
         closed = ((means[0] - means[1]) ** 2).sum() + ((deviations[0] - deviations[1]) ** 2).sum()
         diagonal = [Moments(mean, np.diag(each**2)) for mean, each in zip(means, deviations)]
         assert frechet_distance(*diagonal) == pytest.approx(closed, rel=1e-12)
-        # of a sample that was only moved, the moved way squared
+        # of a shifted sample, the squared shift
         rows = rng.normal(size=(50, 4))
         assert frechet(rows + 2, Reference.of(rows)).value == pytest.approx(16)
 
-    def test_its_error_is_the_spread_over_samples(self):
+    def test_its_standard_error_agrees_with_the_spread_over_samples(self):
         rng = np.random.default_rng(2)
         reference = Reference(Moments(np.zeros(5), np.eye(5)), 0)
         found = [frechet(rng.normal(loc=0.5, size=(400, 5)), reference) for _ in range(60)]
@@ -551,8 +552,8 @@ class TestFrechet:
 
 class TestScoring:
     def test_table_sheet_and_plot(self, run, tmp_path):
-        found = run(config=(AUTO_6, KARRAS_20))
-        assert found.status == 0, found.all
+        result = run(config=(AUTO_6, KARRAS_20))
+        assert result.status == 0, result.all
         table = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
         assert f"| {AUTO_6} |" in table and "| FID |" in table and "8 pictures" in table and "CLIP" not in table
         with (tmp_path / "out" / "table.csv").open(encoding="utf-8-sig", newline="") as file:
@@ -563,27 +564,27 @@ class TestScoring:
             assert row["pictures"] == "4" and row["checkpoint"] == "tiny.safetensors"
         with Image.open(tmp_path / "out" / "plot.png") as plot:
             assert plot.format == "PNG" and plot.width > 300
-        features = scores.features_of(sorted(found.folders[0].glob("*.png")), colours)
-        names = [folder.name for folder in found.folders]
-        real = scores.reference_of(tmp_path / "real", colours, (16, 16))
+        features = metrics.features_of(sorted(result.folders[0].glob("*.png")), colours)
+        names = [folder.name for folder in result.folders]
+        real = metrics.reference_of(tmp_path / "real", colours, (16, 16))
         by_folder = {row["folder"]: float(row["fid"]) for row in rows}
         assert by_folder[names[0]] == pytest.approx(frechet(features, real).value)
 
     def test_it_can_be_done_later_and_without_a_webui(self, run, tmp_path, fake):
         assert run(command="draw", config=(AUTO_6, KARRAS_20)).status == 0
         folder = run(command="draw", config=("Euler/Karras/5/5",), count=2).folders[1]
-        found = run(command="score", config=(), count=None, url="http://127.0.0.1:9")
-        assert found.status == 0
+        result = run(command="score", config=(), count=None, url="http://127.0.0.1:9")
+        assert result.status == 0
         (folder / "000001.png").unlink()
-        found = run(command="score", config=(), count=None, url="http://127.0.0.1:9")
-        assert found.status == 3 and "unfinished: 1 of 2" in found.err
+        result = run(command="score", config=(), count=None, url="http://127.0.0.1:9")
+        assert result.status == 3 and "unfinished: 1 of 2" in result.err
         text = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
         assert KARRAS_20 in text and f"Not measured: {folder.name}" in text
 
     def test_nothing_measured_is_a_failure(self, run, fake):
         fake.fail["HP Auto"] = (500, {"errors": "out of memory"})
-        found = run()
-        assert found.status == 1 and "nothing could be measured" in found.err and "out of memory" in found.err
+        result = run()
+        assert result.status == 1 and "nothing could be measured" in result.err and "out of memory" in result.err
 
     def test_nothing_to_measure_is_a_failure(self, fake, tmp_path, capsys):
         (tmp_path / "p.txt").write_text("one\n")
@@ -593,8 +594,8 @@ class TestScoring:
 
     def test_a_picture_that_cannot_be_read_is_named(self, run, tmp_path):
         (tmp_path / "real" / "broken.jpg").write_bytes(b"not a picture")
-        found = run()
-        assert found.status == 1 and "broken.jpg cannot be read" in found.err and "Traceback" not in found.err
+        result = run()
+        assert result.status == 1 and "broken.jpg cannot be read" in result.err and "Traceback" not in result.err
 
     def test_references_of_the_inception_network_are_read_once(self, tmp_path):
         for number in range(4):
@@ -605,14 +606,14 @@ class TestScoring:
             read.append(len(batch))
             return colours(batch)
 
-        first = scores.reference_of(tmp_path, extract, (16, 16), tmp_path)
-        again = scores.reference_of(tmp_path, extract, (16, 16), tmp_path)
+        first = metrics.reference_of(tmp_path, extract, (16, 16), tmp_path)
+        again = metrics.reference_of(tmp_path, extract, (16, 16), tmp_path)
         assert read == [4] and again.count == 4 and frechet_distance(first.moments, again.moments) < 1e-9
         (kept,) = tmp_path.glob("references-*.npz")
         kept.write_bytes(kept.read_bytes()[:50])
-        scores.reference_of(tmp_path, extract, (16, 16), tmp_path)
+        metrics.reference_of(tmp_path, extract, (16, 16), tmp_path)
         (tmp_path / "5.png").write_bytes(png(5))
-        assert scores.reference_of(tmp_path, extract, (16, 16), tmp_path).count == 5 and read == [4, 4, 5]
+        assert metrics.reference_of(tmp_path, extract, (16, 16), tmp_path).count == 5 and read == [4, 4, 5]
 
     def test_clip_scores_each_picture_against_its_prompt(self, run, tmp_path):
         transformers = pytest.importorskip("transformers")
@@ -621,7 +622,7 @@ class TestScoring:
         assert main(["score", "--out", str(tmp_path / "out"), "--quiet", "--clip", str(model), "--device", "cpu"]) == 0
         with (tmp_path / "out" / "table.csv").open(encoding="utf-8-sig", newline="") as file:
             (row,) = csv.DictReader(file)
-        # one by one, from the library's own scores
+        # one by one, from the library's scores
         network = transformers.CLIPModel.from_pretrained(model).eval()
         processor = transformers.CLIPProcessor.from_pretrained(model)
         expected = []
@@ -632,10 +633,10 @@ class TestScoring:
             expected.append(max(100 * cosine.item(), 0))
         assert len(set(expected)) == 4 and float(row["clip"]) == pytest.approx(np.mean(expected), rel=1e-4)
         assert float(row["clip_error"]) == pytest.approx(np.std(expected, ddof=1) / 2, rel=1e-3)
-        score = scores.clip_scorer(str(model), "cpu")
+        score = metrics.clip_scorer(str(model), "cpu")
         assert score([torch.zeros(3, 8, 8, dtype=torch.uint8)], ["long " * 300]).shape == (1,)
         with pytest.raises(ScoreError, match="cannot be loaded"):
-            scores.clip_scorer(str(tmp_path / "none"), "cpu")
+            metrics.clip_scorer(str(tmp_path / "none"), "cpu")
 
     def test_seconds_are_the_median(self, tmp_path):
         assert seconds_per_picture(tmp_path) is None
@@ -648,11 +649,11 @@ class TestScoring:
         drawn = (model.decode(torch.randn(12, 4, 12, 12, generator=generator)) * 255).byte()
         for number, picture in enumerate(drawn):
             Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / f"{number:02d}.png")
-        extract = scores.features_named(f"{HERE}:classifier", "cpu")
-        found = scores.features_of(scores.images_in(tmp_path), extract)
+        extract = metrics.features_named(f"{HERE}:classifier", "cpu")
+        found = metrics.features_of(metrics.images_in(tmp_path), extract)
         assert found.shape == (12, 64)
         assert np.allclose(found, model.features(drawn.float() / 255).numpy(), atol=1e-4)
-        reference = scores.reference_of(tmp_path, extract, (96, 96))
+        reference = metrics.reference_of(tmp_path, extract, (96, 96))
         assert abs(frechet(found, reference).value) < 1e-3 * reference.moments.covariance.trace()
         assert frechet(found[:6], reference).value > 0.01 * reference.moments.covariance.trace()
 

@@ -1,4 +1,4 @@
-"""NPNet: held to its authors' code by frozen numbers, what it refuses, and everything a bad file can do."""
+"""NPNet: its authors' code by frozen numbers, the inputs that it refuses, and damaged and malicious files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PRIME = 2**31 - 1
 
 
 def numbers(key, *shape):
-    """Equal on every machine, being whole-number arithmetic: spread evenly, of mean 0 and variance 1."""
+    """Uniform numbers of mean 0 and variance 1, equal on every machine as they come from integer arithmetic."""
     count = torch.arange(math.prod(shape)) + zlib.crc32(key.encode()) % PRIME
     for _ in range(3):
         count = (count % PRIME) ** 2
@@ -30,7 +30,7 @@ def numbers(key, *shape):
 
 
 def weight(key, shape):
-    """Sizes at which every part of the network is felt in its result."""
+    """Weights of a scale at which every part of the network shows in its result."""
     part = numbers(key, *shape)
     if key in ("alpha", "beta"):
         return 1 + 0.1 * part
@@ -44,7 +44,7 @@ def weight(key, shape):
 
 
 def published_form(tensors):
-    """The dictionary that its authors save, with what it holds beyond the network."""
+    """The dictionary as its authors save it, with the tensors that are not used."""
     sections = {name: OrderedDict() for name in ("unet_svd", "unet_embedding", "embeeding")}
     for key, value in {**{key: torch.zeros(shape) for key, shape in UNUSED}, **tensors}.items():
         section, _, name = key.partition(".")
@@ -67,7 +67,7 @@ def published(tensors, tmp_path_factory):
     path = tmp_path_factory.mktemp("published") / "sdxl.pth"
     torch.save(published_form(tensors), path)
     yield path
-    path.unlink()  # pytest keeps what three runs made
+    path.unlink()  # pytest keeps the files of the last three runs
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def golden(network, z, e):
 
 
 def settled_svd(matrix):
-    """torch.linalg.svd with signs and digits that do not belong to the machine."""
+    """torch.linalg.svd with signs and digits that do not depend on the machine."""
     u, s, v = SVD(matrix.double())
     signs = u.sum(-2).sign()
     return (u * signs[:, None]).float(), s.float(), (v * signs[:, :, None]).float()
@@ -112,7 +112,7 @@ SVD = torch.linalg.svd
 
 
 def probes(values):
-    """Thirteen numbers of a tensor, from its first row to its last, and the size of the whole."""
+    """Thirteen entries of a tensor, from its first to its last, and the RMS of the whole."""
     at = torch.linspace(0, values.numel() - 1, 13, dtype=torch.float64).long()
     return [*values.flatten()[at].tolist(), float(values.double().square().mean().sqrt())]
 
@@ -139,20 +139,20 @@ REFERENCE = {
 aa7103e, with timm 0.9.16's Swin, in evaluation mode, on the CPU) makes of these weights and inputs with settled_svd."""
 
 
-def test_the_swin_s_features_are_timm_s(network):
+def test_the_swin_features_agree_with_timm(network):
     features = network.unet_embedding.swin(picture())
     assert features.shape == (1, 7, 7, 768)
     np.testing.assert_allclose(probes(features), REFERENCE["features"], rtol=0, atol=1e-4)
 
 
-def test_the_network_is_its_authors(network, z, e, monkeypatch):
+def test_the_network_agrees_with_its_authors_code(network, z, e, monkeypatch):
     monkeypatch.setattr(torch.linalg, "svd", settled_svd)
     np.testing.assert_allclose(probes(network.unet_svd(z)), REFERENCE["svd"], rtol=0, atol=1e-4)
     np.testing.assert_allclose(probes(network(z, e)), REFERENCE["golden"], rtol=0, atol=1e-4)
 
 
-def test_the_svd_branch_is_its_formula_index_by_index(network, z):
-    """In float64, with loops, and with this machine's own singular vectors."""
+def test_the_svd_branch_agrees_with_its_formula_element_by_element(network, z):
+    """In float64, with loops, and with this machine's singular vectors."""
     latent = z[0].double().numpy()
     matrix = np.empty((2 * SIZE, 2 * SIZE))
     for channel in range(4):
@@ -204,11 +204,11 @@ def test_a_row_does_not_depend_on_its_batch(network, z, e, golden):
         torch.testing.assert_close(other, golden, rtol=0, atol=1e-4)
     shared = network(z, e[:1])
     torch.testing.assert_close(shared[0], golden[0], rtol=0, atol=1e-4)
-    assert float((shared[1] - golden[1]).abs().max()) > 0.1, "else the prompt is not felt"
+    assert float((shared[1] - golden[1]).abs().max()) > 0.1, "otherwise the prompt has no effect"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_the_dtype_is_the_noise_s_and_the_network_s_stays(network, z, e, dtype):
+def test_the_result_has_the_dtype_of_the_noise_and_the_network_stays_float32(network, z, e, dtype):
     ours = network(z[:1].to(dtype), e[:1].half())
     expected = network(z[:1].to(dtype).float(), e[:1].half().float())
     assert ours.dtype == dtype and torch.equal(ours, expected.to(dtype))
@@ -216,7 +216,7 @@ def test_the_dtype_is_the_noise_s_and_the_network_s_stays(network, z, e, dtype):
 
 def test_autocast_does_not_reach_it(network, z, e, golden):
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16, "else this test tests nothing"
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16, "otherwise this test proves nothing"
         assert torch.equal(network(z, e), golden)
 
 
@@ -253,25 +253,25 @@ UNIT = numbers("unit", 1, 4, SIZE, SIZE)
         (UNIT, WIDE[0], r"the embedding must have shape \(batch, 77, 2048\), got \(77, 2048\)"),
     ],
 )
-def test_what_it_was_not_trained_for_is_refused(network, noise, positive, words):
+def test_inputs_it_was_not_trained_for_are_refused(network, noise, positive, words):
     with pytest.raises(GoldenNoiseError, match=words):
         network(noise, positive)
 
 
 @pytest.mark.parametrize("width", [0, -1, 2.0])
-def test_a_width_that_is_none_is_refused(width):
+def test_an_invalid_width_is_refused(width):
     with pytest.raises(GoldenNoiseError, match=f"width must be a whole number of at least 1, got {width}"):
         NPNet(width)
 
 
 def test_one_of_another_width_is_loaded_and_fits_that_model_alone(tmp_path):
     torch.manual_seed(0)
-    made = NPNet(64).requires_grad_(False).eval()
-    save_file(made.state_dict(), tmp_path / "own.safetensors")
+    original = NPNet(64).requires_grad_(False).eval()
+    save_file(original.state_dict(), tmp_path / "own.safetensors")
     network = load_npnet(tmp_path / "own.safetensors")
     assert network.width == 64 and not network.model
     positive = torch.ones(1, 77, 64)
-    assert torch.equal(network(UNIT, positive), made(UNIT, positive))
+    assert torch.equal(network(UNIT, positive), original(UNIT, positive))
     with pytest.raises(GoldenNoiseError, match=r"reads embeddings 64 wide \(of another model\), the model's are 2048"):
         network(UNIT, WIDE)
 
@@ -280,16 +280,17 @@ def test_one_of_another_width_is_loaded_and_fits_that_model_alone(tmp_path):
 
 
 def refused(path, words, capsys, out="out.safetensors"):
-    """By the converter: one sentence, no traceback, no file."""
+    """The converter refuses it with one sentence, without a traceback, and leaves no file."""
     target = path.with_name(out)
     assert main(["convert", str(path), str(target)]) == 1
-    told = capsys.readouterr()
-    assert told.out == "" and told.err.count("\n") == 1 and told.err.startswith("error: ") and words in told.err
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.count("\n") == 1
+    assert output.err.startswith("error: ") and words in output.err
     assert not list(path.parent.glob(f"*{out}*"))
 
 
 def test_a_converted_file_is_the_network(network, converted, tensors):
-    """The made-up file has every name of a published one, and what the network does not use."""
+    """The file has every name of a published one, with the tensors that the network does not use."""
     stored = load_file(converted)
     assert stored.keys() == tensors.keys() and all(torch.equal(stored[key], tensors[key]) for key in tensors)
     assert network.width == 2048 and network.model == "SDXL"
@@ -334,9 +335,9 @@ def test_the_command_line_converts_and_knows_the_model(tensors, small, published
         assert capsys.readouterr().out == f"{target}: NPNet for {model}\n"
         network = load_npnet(target)
         assert network.model == model
-        assert network.width == {each.model: each.width for each in PUBLISHED}[model]
+        assert network.width == {entry.model: entry.width for entry in PUBLISHED}[model]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["DreamShaper.pth", "dit.pth", "out.safetensors"]
-    with pytest.raises(GoldenNoiseError, match="there is one for Hunyuan-DiT, not 'SDXL'"):
+    with pytest.raises(GoldenNoiseError, match="has the shape of the NPNet for Hunyuan-DiT, not for 'SDXL'"):
         convert(hunyuan, tmp_path / "no.safetensors", "SDXL")
     for file in (hunyuan, turbo, target):
         file.unlink()
@@ -345,14 +346,14 @@ def test_the_command_line_converts_and_knows_the_model(tensors, small, published
 NOT_WEIGHTS = {
     "empty": (b"", "is empty; download it again"),
     "page": (b"\n<!DOCTYPE html><html>" + b" " * 99, "is a web page, not weights; download it again"),
-    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "only points to weights that git-lfs keeps"),
-    "text": (b"hello" * 99, "is no file of weights that is known here"),
-    "huge header": ((2**60).to_bytes(8, "little") + b"{}", "is no file of weights that is known here"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is only a git-lfs pointer to the weights"),
+    "text": (b"hello" * 99, "is not a known format of weights"),
+    "huge header": ((2**60).to_bytes(8, "little") + b"{}", "is not a known format of weights"),
 }
 
 
 @pytest.mark.parametrize(("content", "words"), NOT_WEIGHTS.values(), ids=NOT_WEIGHTS)
-def test_what_is_no_file_of_weights_is_refused(tmp_path, capsys, content, words):
+def test_a_file_that_holds_no_weights_is_refused(tmp_path, capsys, content, words):
     path = tmp_path / "sdxl.pth"
     path.write_bytes(content)
     refused(path, f"sdxl.pth {words}", capsys)
@@ -360,7 +361,7 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path, capsys, content, words)
         load_npnet(path)
 
 
-def test_a_file_that_is_not_there_is_told_of(tmp_path, capsys):
+def test_a_missing_file_is_reported(tmp_path, capsys):
     (tmp_path / "folder").mkdir()
     refused(tmp_path / "none.pth", "none.pth cannot be read: No such file", capsys)
     refused(tmp_path / "folder", "folder is not a file", capsys)
@@ -380,14 +381,14 @@ def test_each_format_is_sent_to_its_own_reader(converted, published, tmp_path, c
 
 @pytest.mark.parametrize("first", [0x80, 0x50])
 def test_a_header_of_any_length_is_a_safetensors_file(tmp_path, capsys, first):
-    """The file's first byte is a part of that length: it may be a pickle's, or a zip archive's."""
+    """The file's first byte is part of that length, so it may be the one that a pickle or a zip archive begins with."""
     path = tmp_path / "some.safetensors"
     for length in range(0, 256, 8):
         save_file({"a": torch.zeros(1)}, path, {"note": "x" * length})
         if path.read_bytes()[0] == first:
             break
-    assert path.read_bytes()[0] == first, "else this test tests nothing"
-    with pytest.raises(GoldenNoiseError, match=r"is no NPNet: it has no text_embedding.linear.weight; it has 'a'"):
+    assert path.read_bytes()[0] == first, "otherwise this test proves nothing"
+    with pytest.raises(GoldenNoiseError, match=r"is not an NPNet: it has no text_embedding.linear.weight; it has 'a'"):
         load_npnet(path)
     refused(path, "is a safetensors file already", capsys)
 
@@ -395,10 +396,10 @@ def test_a_header_of_any_length_is_a_safetensors_file(tmp_path, capsys, first):
 def test_programs_are_refused_and_not_run(tmp_path, capsys):
     path, mark = tmp_path / "sdxl.pth", tmp_path / "mark"
     torch.save({"unet_svd": Bomb(mark)}, path)
-    refused(path, "holds something other than tensors, which may be a program; nothing of it was run", capsys)
+    refused(path, "holds something other than tensors, which may be a program; it was not executed", capsys)
     assert not mark.exists()
     torch.load(path, weights_only=False)["unet_svd"].close()
-    assert mark.exists(), "else this test tests nothing"
+    assert mark.exists(), "otherwise this test proves nothing"
     mark.unlink()
     path.write_bytes(pickled(mark))
     refused(path, "is a bare pickle, which may hold any program; it was not opened", capsys)
@@ -412,19 +413,19 @@ def test_programs_are_refused_and_not_run(tmp_path, capsys):
     assert not mark.exists()
 
 
-def test_an_archive_that_unfolds_to_too_much_is_not_unfolded(tmp_path, capsys, monkeypatch):
+def test_an_archive_that_unpacks_to_too_much_is_not_unpacked(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("hpsampler.golden.weights.MAX_BYTES", 2**20)
-    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda *_: pytest.fail("it was unfolded"))
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda *_: pytest.fail("it was unpacked"))
     path = tmp_path / "sdxl.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\0" * 2**21)
     assert path.stat().st_size < 2**14
-    refused(path, "it unfolds to more than 1 MB", capsys)
+    refused(path, "it unpacks to more than 1 MB", capsys)
     path.write_bytes(b"\0" * (2**20 + 1))
     refused(path, "the file must be at most 1 MB", capsys)
 
 
-def test_no_archive_cut_or_changed_anywhere_is_taken(tmp_path, capsys):
+def test_a_truncated_or_damaged_archive_is_refused(tmp_path, capsys):
     path = tmp_path / "sdxl.pth"
     torch.save({"unet_svd": {"a": torch.ones(500)}}, path)
     whole = path.read_bytes()
@@ -444,10 +445,10 @@ ODD = {
 
 
 @pytest.mark.parametrize("alpha", ODD.values(), ids=ODD)
-def test_what_is_no_plain_tensor_is_refused(tmp_path, capsys, alpha):
+def test_anything_but_a_plain_tensor_is_refused(tmp_path, capsys, alpha):
     path = tmp_path / "sdxl.pth"
     torch.save({"unet_svd": {}, "unet_embedding": {}, "embeeding": {}, "alpha": alpha, "beta": torch.ones(1)}, path)
-    refused(path, "sdxl.pth is no NPNet: 'alpha' must be a plain tensor", capsys)
+    refused(path, "sdxl.pth is not an NPNet: 'alpha' must be a plain tensor", capsys)
 
 
 def test_another_dictionary_is_refused(tmp_path, capsys):
@@ -463,13 +464,13 @@ def test_another_dictionary_is_refused(tmp_path, capsys):
         ({**rest, "unet_svd": {}, "embeeding": {}}, "it has no text_embedding.linear.weight; it has 'alpha', 'beta'"),
     ):
         torch.save(data, path)
-        refused(path, f"sdxl.pth is no NPNet: {words}", capsys)
+        refused(path, f"sdxl.pth is not an NPNet: {words}", capsys)
 
 
 QKV = "unet_svd.attention.qkv.weight"
 BAD_TENSORS = {
     "missing": ({QKV: None}, f"lacks '{QKV}'"),
-    "surplus": ({"unet_svd.more": torch.zeros(1)}, "holds what no NPNet has: 'unet_svd.more'"),
+    "surplus": ({"unet_svd.more": torch.zeros(1)}, "holds tensors that no NPNet has: 'unet_svd.more'"),
     "shape": ({QKV: torch.zeros(768, 255)}, f"{QKV} must have shape (768, 256), got (768, 255)"),
     "unused shape": ({UNUSED[0][0]: torch.zeros(2)}, f"{UNUSED[0][0]} must have shape (256,), got (2,)"),
     "old timm": (
@@ -497,7 +498,7 @@ def test_bad_content_is_refused_from_either_file(small, tmp_path, capsys, change
     (tmp_path / "bad.pth").unlink()
 
 
-def test_a_safetensors_file_cut_anywhere_is_refused(converted, tmp_path):
+def test_a_truncated_safetensors_file_is_refused(converted, tmp_path):
     path = tmp_path / "bad.safetensors"
     with converted.open("rb") as file:
         start = file.read(2**20)
@@ -510,9 +511,12 @@ def test_a_safetensors_file_cut_anywhere_is_refused(converted, tmp_path):
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
-        ({"format": "hpsampler-statistics"}, "is no NPNet: its format is 'hpsampler-statistics'"),
+        ({"format": "hpsampler-statistics"}, "is not an NPNet: its format is 'hpsampler-statistics'"),
         ({"format": "hpsampler-npnet", "version": "2"}, "version must be 1, got '2'; update HP Sampler"),
-        ({"format": "hpsampler-npnet", "version": "1", "model": "SD"}, "there is one for Hunyuan-DiT, not 'SD'"),
+        (
+            {"format": "hpsampler-npnet", "version": "1", "model": "SD"},
+            "has the shape of the NPNet for Hunyuan-DiT, not for 'SD'",
+        ),
     ],
 )
 def test_metadata_of_something_else_is_refused(tmp_path, metadata, words):

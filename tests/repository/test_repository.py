@@ -1,45 +1,35 @@
-"""The repository itself: who imports whom, what the README promises, what the host finds."""
+"""The repository itself: who imports whom, what the host finds, what CI runs."""
 
 from __future__ import annotations
 
 import ast
-import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import hpsampler
 import install
-from hpsampler.recipes import PRESETS
-from hpsampler.settings import ENABLED, FIELDS, Settings
+from tests.check_python import complaint
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    # pytest brings it along there
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = sorted((ROOT / "hpsampler").rglob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ORDER = (
-    "noise",
-    "schedule",
-    "freeu",
-    "recipes",
-    "solvers",
-    "calibration",
-    "shelf",
-    "statistics",
-    "golden",
-    "npnet",
-    "profiles",
-    "tuning",
-    "measuring",
-    "workshop",
-    "settings",
-    "presets",
-    "effects",
-    "panel",
-)
-"""The way imports may run: a module knows those before it."""
+ROOMS = (
+    "noise", "schedule", "freeu", "solvers", "guidance", "recipes", "store", "client", "golden", "jobs", "statistics",
+    "calibration", "settings", "presets", "effects", "plan", "panel", "evaluation", "webui",
+)  # fmt: skip
+"""The way imports run: a room of hpsampler/ knows those before it, and the version in hpsampler itself."""
 
 
 def imports(file: Path) -> list[tuple[int, str]]:
@@ -53,29 +43,59 @@ def imports(file: Path) -> list[tuple[int, str]]:
     return found
 
 
+def name_of(file: Path) -> str:
+    """``calibration.fit`` for hpsampler/calibration/fit.py."""
+    return ".".join(file.relative_to(ROOT / "hpsampler").with_suffix("").parts)
+
+
 def is_adapter(file: Path) -> bool:
     return "webui" in file.relative_to(ROOT).parts
 
 
-@pytest.mark.parametrize("file", [file for file in CODE if not is_adapter(file)], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [file for file in CODE if not is_adapter(file)], ids=name_of)
 def test_the_core_knows_torch_and_numpy_only(file):
     outside = {module.partition(".")[0] for level, module in imports(file) if level == 0}
-    own = {"calibration": {"scipy"}, "statistics": {"safetensors"}, "npnet": {"safetensors"}}
-    allowed = {"torch", "numpy", *own.get(file.stem, ())}
+    own = {"calibration.fit": {"scipy"}, "statistics.files": {"safetensors"}, "golden.weights": {"safetensors"}}
+    allowed = {"torch", "numpy", *own.get(name_of(file), ())}
     assert outside <= {*allowed, *sys.stdlib_module_names}, file
 
 
+def known_to(file: Path) -> set[str]:
+    """The modules of hpsampler that a file imports, as ``room.module``; those of the package itself left out."""
+    package = ["hpsampler", *name_of(file).split(".")][:-1]
+    if file.name == "__init__.py":
+        package = ["hpsampler", *file.relative_to(ROOT / "hpsampler").parts[:-1]]
+    known = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+            base = [part for part in base if part][1:]
+            targets = [[*base, alias.name] for alias in node.names] if not base or not node.module else [base]
+            known |= {".".join(target) for target in targets}
+    return known
+
+
 def test_imports_run_one_way():
-    edges = {}
+    doors = {"calibrate", "measure", "evaluate", "npnet", "__init__"}
+    assert {name_of(file).partition(".")[0] for file in CODE} == {*ROOMS, *doors}, "every room has its place"
     for file in CODE:
-        if is_adapter(file) or file.parent.name == "solvers":
+        room = name_of(file).partition(".")[0]
+        if room in doors:
             continue
-        edges[file.stem] = {module.partition(".")[0] for level, module in imports(file) if level == 1}
-    for name, known in edges.items():
-        later = {other for other in known if name in ORDER and ORDER.index(other) >= ORDER.index(name)}
-        assert not later, f"{name} imports {later}"
-    for file in (ROOT / "hpsampler" / "solvers").glob("*.py"):
-        assert not [module for level, module in imports(file) if level > 1], "solvers need no other room"
+        rooms = {name.partition(".")[0] for name in known_to(file)} - {"__version__", room}
+        later = {each for each in rooms if ROOMS.index(each) > ROOMS.index(room)}
+        assert not later, f"{name_of(file)} imports {later}"
+
+
+def test_no_room_imports_in_circles():
+    modules = {name_of(file).removesuffix(".__init__"): known_to(file) for file in CODE}
+    done: set[str] = set()
+    while True:
+        ready = {name for name, known in modules.items() if name not in done and not (known & modules.keys()) - done}
+        if not ready:
+            break
+        done |= ready
+    assert done == modules.keys(), f"in circles: {sorted(modules.keys() - done)}"
 
 
 @pytest.mark.parametrize("file", [*CODE, ROOT / "install.py", *(ROOT / "scripts").glob("*.py")], ids=lambda f: f.stem)
@@ -108,7 +128,7 @@ def test_the_script_door_forgets_the_package_of_an_earlier_load():
         "import sys, types\n"
         "old = types.ModuleType('hpsampler'); old.stale = True; sys.modules['hpsampler'] = old\n"
         "sys.modules['hpsampler.noise'] = types.ModuleType('hpsampler.noise')\n"
-        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests' / 'host')!r}]\n"
+        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests' / 'adapter' / 'host')!r}]\n"
         + door
         + "\nassert not hasattr(sys.modules['hpsampler'], 'stale') and HPSamplerScript\nprint('fresh')\n"
     )
@@ -135,35 +155,48 @@ class TestInstall:
         assert install.version_of(text) == version
 
 
-class TestReadme:
-    def test_every_control_is_in_the_table(self):
-        for field in (ENABLED, *FIELDS):
-            assert f"`{field.name}`" in README, field.name
+def test_a_wheel_holds_the_core_with_its_prompts_and_not_the_adapter(tmp_path):
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        found = tomllib.load(file)["tool"]["setuptools"]
+    rooms = {f"hpsampler.{path.parent.name}" for path in (ROOT / "hpsampler").glob("*/__init__.py")}
+    assert set(found["packages"]) == {"hpsampler", *rooms} - {"hpsampler.webui"}
+    data = {path.name for path in (ROOT / "hpsampler").iterdir() if path.is_file() and path.suffix != ".py"}
+    assert set(found["package-data"]["hpsampler"]) == data == {"prompts.txt"}
 
-    def test_every_preset_is_named(self):
-        for name in PRESETS:
-            assert name in README, name
 
-    def test_the_api_example_is_valid(self):
-        (example,) = re.findall(r"```json\n(.*?)```", README, re.S)
-        request = json.loads(example)
-        assert Settings.of(request["alwayson_scripts"]["HP Sampler"]["args"]).enabled
-        assert request["sampler_name"].startswith("HP ")
+def test_git_ignores_what_builds_and_tools_leave():
+    left = ["build/lib/a.py", "dist/a.whl", "hpsampler.egg-info/PKG-INFO", "hpsampler/__pycache__/a.pyc", "out/a.png"]
+    left += [".venv/bin/python", ".mypy_cache/a", ".ruff_cache/a", ".pytest_cache/a", ".hypothesis/a", ".coverage"]
+    command = ["git", "-C", str(ROOT), "check-ignore", "--no-index", *left]
+    assert subprocess.run(command, capture_output=True, text=True).stdout.split() == left
 
-    def test_the_library_example_runs(self):
-        (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
-        assert len(example.strip().splitlines()) <= 10
-        scope = {"denoiser": lambda x, sigma, **_: x / (1 + sigma.view(-1, 1, 1, 1) ** 2)}
-        exec(compile(example, "README", "exec"), scope)
-        assert scope["latent"].shape == (1, 4, 64, 64)
 
-    def test_files_and_commands_it_names_exist(self):
-        prose = re.sub(r"```.*?```", "", README, flags=re.S)
-        for link in re.findall(r"\]\(([^)#]+)\)", prose):
-            assert link.startswith("http") or (ROOT / link).exists(), link
-        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
-        for command in re.findall(r"`make ([a-z-]+)`", README):
-            assert command in targets, command
+@pytest.mark.parametrize(
+    ("version", "words"), [((3, 9, 1), "and this is 3.9"), ((3, 14), "and this is 3.14"), ((2, 7), "this is 2.7")]
+)
+def test_another_python_is_told_in_words(version, words):
+    told = complaint(version)
+    assert words in told and "need Python 3.10 to 3.13" in told
+    assert not any(complaint((3, minor)) for minor in (10, 11, 12, 13))
+    ast.parse((ROOT / "tests" / "check_python.py").read_text(encoding="utf-8"), feature_version=(3, 4))
+
+
+def test_every_python_has_one_pin_of_each_package():
+    """Of those that have no wheels for all: exactly one line holds for each Python."""
+    lines = (ROOT / "tests" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    lines = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    bare = (ROOT / "tests" / "requirements-no-deps.txt").read_text(encoding="utf-8").splitlines()
+    lines += [Requirement(line) for line in bare if line and not line.startswith("#")]
+    for python in ("3.10", "3.11", "3.12", "3.13"):
+        held = [each.name for each in lines if each.marker is None or each.marker.evaluate({"python_version": python})]
+        assert len(held) == len(set(held)) and {"torch", "numpy", "scipy", "pillow", "gradio"} <= set(held), python
+
+
+def test_a_skipped_test_says_why():
+    environment = {name: value for name, value in os.environ.items() if name != "HPS_WEBUI"}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/webui/test_timing.py"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert "1 skipped: set HPS_WEBUI to an AUTOMATIC1111" in done.stdout
 
 
 def test_ci_runs_what_the_readme_says():

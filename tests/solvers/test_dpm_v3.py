@@ -1,4 +1,4 @@
-"""DPM-Solver-v3: exact where its statistics are, of the order it claims, a known solver where it has none."""
+"""DPM-Solver-v3: exact with exact statistics, of the stated order, and equal to known solvers without statistics."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def gaussian_end(x, first, last):
 def gaussian_statistics(points=251, best=True):
     """With q = sigma^2 / (v + sigma^2), N = q (x - m) and q' = -2 q (1 - q).
 
-    The best l is q; then f = -q m needs no s. But any l will do: from l = 1, f + m = (q - 1)(x - m), which falls by
-    its own measure, f' = s (f + m) with s = q'/(q - 1) - q.
+    The best l is q; then f = -q m needs no s. But any l will do: with l = 1, f + m = (q - 1)(x - m), which obeys
+    f' = s (f + m) with s = q'/(q - 1) - q.
     """
     grid = np.linspace(-2.7, 3.6, points)
     square = np.exp(-2 * grid)[:, None, None, None]
@@ -93,7 +93,7 @@ def test_exact_statistics_leave_only_the_grid_error(options, best):
         for points in (126, 1001)
     ]
     assert errors[0] < 5e-4
-    assert errors[1] < errors[0] / 20  # straight lines between grid points: 8 times finer is some 64 times better
+    assert errors[1] < errors[0] / 20  # linear interpolation: a grid 8 times finer is about 64 times better
 
 
 @pytest.mark.parametrize("steps", [5, 6, 8, 10])
@@ -120,13 +120,13 @@ def test_a_single_step_of_any_length_is_exact():
 
 
 def test_beyond_the_grid_nothing_jumps_and_nothing_grows():
-    known = gaussian_statistics()
+    statistics = gaussian_statistics()
     for level, end, limit in ((-9.0, 0, 1.0), (9.0, -1, 0.0)):
-        near = interpolated(known, known.lambdas[end] * (1 + 1e-9))
-        far = interpolated(known, level)
-        for values, at_end, at_rest in zip((known.l, known.s, known.b), near, far):
+        near = interpolated(statistics, statistics.lambdas[end] * (1 + 1e-9))
+        far = interpolated(statistics, level)
+        for values, at_end, far_out in zip((statistics.l, statistics.s, statistics.b), near, far):
             np.testing.assert_allclose(at_end, values[end], rtol=1e-6, atol=1e-9)
-            assert np.abs(at_rest - (limit if values is known.l else 0)).max() < 1e-4
+            assert np.abs(far_out - (limit if values is statistics.l else 0)).max() < 1e-4
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -142,13 +142,13 @@ def test_a_schedule_may_leave_the_grid(order):
 # ---- the order of convergence ----------------------------------------------------------------------------------------
 
 
-def bent(x, sigma, **_):
+def two_modes(x, sigma, **_):
     """Two modes at +-1 of variance 0.25, element by element."""
     total = 0.25 + sigma.view(-1, 1, 1, 1) ** 2
     return 0.25 / total * x + (1 - 0.25 / total) * torch.tanh(x / total)
 
 
-ROUGH = Coefficients(  # not the model's own, and straight lines: no kinks to disturb the slope
+ROUGH = Coefficients(  # not those of the model; two grid points, so that no kink between cells disturbs the slope
     np.array([-2.0, 1.5]),
     np.array([0.9, 0.3])[:, None, None, None] * np.ones((1, *SHAPE)),
     np.array([-0.2, -0.7])[:, None, None, None] * np.ones((1, *SHAPE)),
@@ -157,17 +157,17 @@ ROUGH = Coefficients(  # not the model's own, and straight lines: no kinks to di
 
 
 def graded(count):
-    """Short steps at both ends, where the order is lower."""
+    """A schedule with short steps at both ends, where the order is lower."""
     u = np.linspace(0, 1, count + 1)
     return np.exp(-(-1.9 + 3.3 * u**2 * (3 - 2 * u))).tolist()
 
 
 def slope(statistics=ROUGH, **options):
     x = start(graded(1)[0], batch=8)
-    reference = sample_dpm_v3(bent, x, float64(graded(1600)), order=3, pseudo_order="off", statistics=statistics)
+    reference = sample_dpm_v3(two_modes, x, float64(graded(1600)), order=3, pseudo_order="off", statistics=statistics)
     counts = (50, 100, 200)
     errors = [
-        error(sample_dpm_v3(bent, x, float64(graded(count)), statistics=statistics, **options), reference)
+        error(sample_dpm_v3(two_modes, x, float64(graded(count)), statistics=statistics, **options), reference)
         for count in counts
     ]
     return float(np.polyfit(np.log(counts), -np.log(errors), 1)[0])
@@ -175,7 +175,7 @@ def slope(statistics=ROUGH, **options):
 
 @pytest.mark.parametrize("statistics", [ROUGH, None], ids=["statistics", "none"])
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_the_order_is_what_it_says(order, statistics):
+def test_the_order_of_convergence_is_the_stated_one(order, statistics):
     assert slope(statistics, order=order, corrector=False) == pytest.approx(order, abs=0.3)
 
 
@@ -216,7 +216,7 @@ def test_order_2_without_statistics_is_dpmpp_2m_of_the_heun_kind(levels):
 @pytest.mark.parametrize("share", [1.0, 0.975])
 @pytest.mark.parametrize("corrector", [False, True])
 def test_after_an_analytical_first_step_it_runs_as_from_the_second_point(order, share, corrector):
-    """Neither kept nor corrected with, so that the rest is a run of its own; one call less."""
+    """Its output enters neither the history nor the corrector, so the rest is a run of its own with one call less."""
     calls = []
 
     def counted(x, sigma, **_):
@@ -226,15 +226,15 @@ def test_after_an_analytical_first_step_it_runs_as_from_the_second_point(order, 
     x, options = start(KEPT[0]), {"order": order, "corrector": corrector}
     ours = sample_dpm_v3(counted, x, float64(KEPT), **options, analytical_first_step=share)
     assert calls == pytest.approx(KEPT[1:-1])
-    # one DDIM step with N taken to be that share of sigma times what x is in units of its own size
-    taken = x * (1 - share * KEPT[0] / math.sqrt(1 + KEPT[0] ** 2))
-    second = x * KEPT[1] / KEPT[0] + (1 - KEPT[1] / KEPT[0]) * taken
+    # one DDIM step, the noise taken to be that share of x / sqrt(1 + sigma^2)
+    assumed = x * (1 - share * KEPT[0] / math.sqrt(1 + KEPT[0] ** 2))
+    second = x * KEPT[1] / KEPT[0] + (1 - KEPT[1] / KEPT[0]) * assumed
     expected = sample_dpm_v3(mixture_denoiser, second, float64(KEPT[1:]), **options)
     torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_order_3_without_statistics_has_the_weights_of_unipc():
-    """Three nodes: UniPC's free function B(h) falls out, and both integrate the same polynomial."""
+    """With three nodes UniPC's free function B(h) cancels, and both integrate the same polynomial."""
     ours = dpm_v3_steps(KEPT, 3, pseudo_order="off")
     theirs = unipc_steps(KEPT, 3, "data", "bh2")
     np.testing.assert_allclose(-np.array(ours[2].predictor.outputs), theirs[2].predictor.outputs, rtol=1e-11)
@@ -245,17 +245,17 @@ def test_order_3_without_statistics_has_the_weights_of_unipc():
 
 
 def test_noise_prediction_is_a_choice_of_statistics():
-    """l = 0, s = -1, b = 0: g is the noise, and its polynomial UniPC's on noise."""
+    """With l = 0, s = -1 and b = 0, g is the noise, and its polynomial is that of UniPC's noise prediction."""
     line = np.array([-3.0, 3.0])
     ours = dpm_v3_steps(KEPT, 3, Coefficients(line, 0 * line, 0 * line - 1, 0 * line), pseudo_order="off")
     theirs = unipc_steps(KEPT, 3, "noise", "bh1")
-    # f = sigma eps at the step's start, to which past ones were carried
+    # f = sigma eps at the step's start, to which past values were moved
     np.testing.assert_allclose(np.array(ours[2].predictor.outputs) * KEPT[2], theirs[2].predictor.outputs, rtol=1e-11)
     for i, step in enumerate(ours):
         assert step.carry.scale == pytest.approx(KEPT[i + 1] / KEPT[i], rel=1e-13) and step.carry.shift == 0
 
 
-# ---- what every solver keeps -----------------------------------------------------------------------------------------
+# ---- what all solvers have in common ---------------------------------------------------------------------------------
 
 CASES = [
     pytest.param({**options, "statistics": statistics}, id=f"{'-'.join(map(str, options.values()))}-{name}")
@@ -338,8 +338,8 @@ def test_statistics_may_be_pooled_and_fit_any_size():
     single = Coefficients(line, *(np.full(26, value) for value in (0.6, -0.3, 0.1)))
     for shape in ((4, 3, 2), (4, 8, 8)):
         results = [
-            sample_dpm_v3(mixture_denoiser, start(KEPT[0], shape=shape), float64(KEPT), statistics=known)
-            for known in (pooled, single)
+            sample_dpm_v3(mixture_denoiser, start(KEPT[0], shape=shape), float64(KEPT), statistics=statistics)
+            for statistics in (pooled, single)
         ]
         torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
 
@@ -365,9 +365,9 @@ def test_statistics_of_another_size_are_refused():
 
 def test_statistics_that_overflow_are_refused():
     line = np.array([-2.7, 3.6])
-    known = Coefficients(line, np.full(2, 0.5), np.full(2, 1e4), np.full(2, 0.0))
-    with pytest.raises(ValueError, match="statistics must be smaller: the step from"), np.errstate(all="ignore"):
-        sample_dpm_v3(mixture_denoiser, start(KEPT[0]), float64(KEPT), statistics=known)
+    statistics = Coefficients(line, np.full(2, 0.5), np.full(2, 1e4), np.full(2, 0.0))
+    with pytest.raises(ValueError, match="statistics are too large: the step from"), np.errstate(all="ignore"):
+        sample_dpm_v3(mixture_denoiser, start(KEPT[0]), float64(KEPT), statistics=statistics)
 
 
 # ---- a problem that is not Gaussian, with guidance -------------------------------------------------------------------
@@ -385,10 +385,10 @@ def test_measured_statistics_beat_dpmpp_2m_on_a_guided_mixture(cfg_scale):
 
     estimator = Estimator(np.linspace(-2.682, 3.5, 61), (1, 1, 64))
     estimator.add(model(problem.labels(64)), (problem.noise(64, 7) * estimator.sigmas[0]).view(64, 1, 1, 64))
-    known, noise, labels = estimator.statistics(), problem.noise(16, 1), problem.labels(16)
+    statistics, noise, labels = estimator.statistics(), problem.noise(16, 1), problem.labels(16)
     expected = reference_endpoint(problem, noise, cfg_scale, KEPT[0])
     errors = []
-    for sample, options in ((sample_dpm_v3, {"statistics": known}), (sample_dpmpp_2m, {})):
+    for sample, options in ((sample_dpm_v3, {"statistics": statistics}), (sample_dpmpp_2m, {})):
         sigmas = float64([*karras(5), 0.0])
         result = sample(model(labels), (noise * KEPT[0]).view(16, 1, 1, 64), sigmas, **options)
         errors.append(relative_error(result.flatten(1), expected))

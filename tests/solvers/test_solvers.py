@@ -1,3 +1,5 @@
+"""What all solvers have in common, the paper's numbers, and agreement with k-diffusion and diffusers."""
+
 from __future__ import annotations
 
 import math
@@ -43,7 +45,7 @@ def start(sigmas, shape=(2, 4, 6, 5), dtype=torch.float64, seed=0):
 
 
 class Recorder:
-    """A denoiser that writes down its calls."""
+    """A denoiser that records its calls."""
 
     def __init__(self):
         self.sigmas, self.states, self.outputs = [], [], []
@@ -65,8 +67,8 @@ def test_every_reference_trajectory_step_by_step(vectors):
         sigmas = torch.tensor(case["sigmas"], dtype=torch.float64)
         model = Recorder()
         result = sample(model, unit * sigmas[0], sigmas)
-        reached = [*model.states[1:], result]
-        for ours, reference in zip(reached, case["x_after_each_step"]):
+        states = [*model.states[1:], result]
+        for ours, reference in zip(states, case["x_after_each_step"]):
             np.testing.assert_allclose(ours.flatten(), reference, rtol=1e-5, atol=1e-6, err_msg=case["name"])
 
 
@@ -80,7 +82,7 @@ def test_every_reference_unipc_run(vectors, name):
 
 
 def test_the_analytical_first_step_stays_out_of_the_history(vectors):
-    """The reference lets it in (order 2, XL 8 steps). Done its way, our coefficients give its number; ours differs."""
+    """The reference lets it in (order 2, XL 8 steps). With it in the history our coefficients give the same numbers."""
     case, sigmas, x = unipc_case(vectors, "sdxl-8")
     reference = torch.tensor(case["k_space_result"], dtype=torch.float64)
 
@@ -107,7 +109,7 @@ def unipc_case(vectors, name):
     return case, sigmas, unit * torch.sqrt(1 + sigmas[0] ** 2)
 
 
-# ---- other people's solvers ------------------------------------------------------------------------------------------
+# ---- other libraries' solvers ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("levels", SCHEDULES.values(), ids=SCHEDULES)
@@ -167,7 +169,7 @@ def test_diffusers_unipc_agrees(order, variant, prediction):
     torch.testing.assert_close(ours, run_diffusers(scheduler, levels, x), rtol=1e-5, atol=1e-5)
 
 
-# ---- what every solver keeps -----------------------------------------------------------------------------------------
+# ---- what all solvers have in common ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("levels", SCHEDULES.values(), ids=SCHEDULES)
@@ -223,7 +225,7 @@ def test_equal_or_rising_neighbours_do_not_blow_up(sample, options, levels):
 @pytest.mark.parametrize(
     "levels", [[[1.0, 0.5]], [], [1.0, float("nan")], [1.0, 0.0, 0.5], [0.0, 0.0], [1.0, -0.5], [float("inf"), 1.0]]
 )
-def test_bad_sigmas_are_refused_with_words(sample, levels):
+def test_bad_sigmas_are_refused_with_a_message(sample, levels):
     with pytest.raises(ValueError, match="sigmas must be"):
         sample(mixture_denoiser, torch.ones(1, 1, 2, 2), torch.tensor(levels))
 
@@ -263,7 +265,7 @@ def test_without_a_step_to_zero_or_a_step_before_it_there_is_nothing_to_extrapol
 
 
 def test_a_run_can_be_cut_anywhere_in_first_order():
-    """An img2img pass draws the end of a schedule: nothing but x is carried from step to step."""
+    """An img2img pass runs only the end of a schedule: nothing but x passes from one step to the next."""
     sigmas = torch.tensor(SCHEDULES["to zero"], dtype=torch.float64)
     x = start(sigmas)
     whole = sample_dpmpp_1s(mixture_denoiser, x, sigmas)
@@ -273,7 +275,7 @@ def test_a_run_can_be_cut_anywhere_in_first_order():
 
 
 @pytest.mark.parametrize(("sample", "options"), SOLVER_CASES)
-def test_extra_arguments_reach_the_model_and_the_start_stays(sample, options):
+def test_extra_arguments_reach_the_model_and_the_input_stays_unchanged(sample, options):
     seen = []
 
     def model(x, sigma, **extra_args):
@@ -340,7 +342,7 @@ def test_the_count_sees_operations_and_no_views():
     [
         (sample_dpmpp_1s, {}, 2),  # scale x, add D
         (sample_dpmpp_2m, {}, 3),  # and D_prev
-        # corrector: scale, m', m_0 (.. one more for each past output); predictor: scale, m_0 (.. likewise)
+        # corrector: scale, m', m_0 (and one more for each past output); predictor: scale, m_0 (likewise)
         (sample_unipc, {"order": 1}, 5),
         (sample_unipc, {"order": 2}, 7),
         (sample_unipc, {"order": 3}, 9),

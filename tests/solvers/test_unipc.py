@@ -1,4 +1,4 @@
-"""UniPC beyond what every solver keeps: its formulas, its orders, its history, near-equal neighbours."""
+"""UniPC beyond what all solvers have in common: its formulas, orders and history, and nearly equal sigmas."""
 
 from __future__ import annotations
 
@@ -42,39 +42,39 @@ def float64(levels):
 
 
 def formulas_of_the_paper(model, x, levels, orders, analytical):
-    """Noise prediction, bh1 (method.md section 2), one line per formula; step i is of ``orders[i]``, 1 or 2."""
+    """Noise prediction with bh1, one line per formula; step i is of order ``orders[i]``, 1 or 2."""
     past: list[tuple[float, torch.Tensor]] = []
     previous = None
-    for i, (here, target) in enumerate(pairwise(levels)):
+    for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
         if i == 0 and analytical:
-            m = x / math.sqrt(1 + here**2)
+            m = x / math.sqrt(1 + sigma**2)
         else:
-            m = (x - model(x, torch.full((len(x),), here, dtype=x.dtype))) / here
+            m = (x - model(x, torch.full((len(x),), sigma, dtype=x.dtype))) / sigma
         if previous is not None:
             x = corrected(m, *previous)
-        past.insert(0, (here, m))
-        previous = (x, past[:2], here, target, orders[i])
-        h = math.log(here / target)
+        past.insert(0, (sigma, m))
+        previous = (x, past[:2], sigma, sigma_next, orders[i])
+        h = math.log(sigma / sigma_next)
         m0 = past[0][1]
-        base = x + (target - here) * m0
+        base = x + (sigma_next - sigma) * m0
         if orders[i] == 2:
-            r = math.log(here / past[1][0]) / h
-            base = base - target * h * 0.5 * (past[1][1] - m0) / r
+            r = math.log(sigma / past[1][0]) / h
+            base = base - sigma_next * h * 0.5 * (past[1][1] - m0) / r
         x = base
     return x
 
 
-def corrected(m_target, x, past, here, target, order):
-    h = math.log(here / target)
+def corrected(m_next, x, past, sigma, sigma_next, order):
+    h = math.log(sigma / sigma_next)
     m0 = past[0][1]
-    base = x + (target - here) * m0
+    base = x + (sigma_next - sigma) * m0
     if order == 1:
-        return base - target * h * 0.5 * (m_target - m0)
-    r = math.log(here / past[1][0]) / h
+        return base - sigma_next * h * 0.5 * (m_next - m0)
+    r = math.log(sigma / past[1][0]) / h
     psi1 = (math.expm1(h) / h - 1) / h
     psi2 = 2 * (psi1 - 0.5) / h
     rho = torch.linalg.solve(float64([[1, 1], [r, 1]]), float64([psi1, psi2])).tolist()
-    return base - target * h * (rho[0] * (past[1][1] - m0) / r + rho[1] * (m_target - m0))
+    return base - sigma_next * h * (rho[0] * (past[1][1] - m0) / r + rho[1] * (m_next - m0))
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -90,10 +90,10 @@ def test_the_paper_s_formulas_written_out(order):
 def test_after_the_analytical_first_step_the_second_is_of_order_one():
     x = start([math.sqrt(1 + XL8[0] ** 2)])
     ours = sample_unipc(mixture_denoiser, x, float64(XL8), order=2, analytical_first_step=True, **PAPER)
-    kept_out = formulas_of_the_paper(mixture_denoiser, x, XL8, [1, 1, 2, 2, 2, 2, 2, 2, 1], analytical=True)
-    let_in = formulas_of_the_paper(mixture_denoiser, x, XL8, [1, 2, 2, 2, 2, 2, 2, 2, 1], analytical=True)
-    torch.testing.assert_close(ours, kept_out, rtol=1e-10, atol=1e-10)
-    assert not torch.allclose(ours, let_in, rtol=1e-5)
+    without_it = formulas_of_the_paper(mixture_denoiser, x, XL8, [1, 1, 2, 2, 2, 2, 2, 2, 1], analytical=True)
+    with_it = formulas_of_the_paper(mixture_denoiser, x, XL8, [1, 2, 2, 2, 2, 2, 2, 2, 1], analytical=True)
+    torch.testing.assert_close(ours, without_it, rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(ours, with_it, rtol=1e-5)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -101,9 +101,9 @@ def test_after_the_analytical_first_step_the_second_is_of_order_one():
 def test_the_order_falls_at_both_ends_and_with_an_analytical_first_step(order, analytical):
     levels = [8.0, 5.0, 3.0, 2.0, 1.2, 0.7, 0.4, 0.2]
     steps = unipc_steps(levels, order, "data", "bh2", analytical_first_step=analytical)
-    known = [1, 1, 2, 3, 4, 5, 6] if analytical else [1, 2, 3, 4, 5, 6, 7]
+    available = [1, 1, 2, 3, 4, 5, 6] if analytical else [1, 2, 3, 4, 5, 6, 7]
     assert [len(step.predictor.outputs) for step in steps] == [
-        min(order, outputs, left) for outputs, left in zip(known, [7, 6, 5, 4, 3, 2, 1])
+        min(order, outputs, left) for outputs, left in zip(available, [7, 6, 5, 4, 3, 2, 1])
     ]
 
 
@@ -160,7 +160,7 @@ def test_the_point_inserted_for_it_keeps_the_calls():
     assert len(calls) == 6
 
 
-# ---- diffusers, where its scheduler can go ---------------------------------------------------------------------------
+# ---- against diffusers -----------------------------------------------------------------------------------------------
 
 
 def diffusers_states(levels, x, order, prediction, variant, corrector=True):
@@ -284,7 +284,7 @@ def test_halving_the_steps_shows_the_order(sample, options, order):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("name", EVERY_SOLVER)
 def test_nearly_equal_neighbours_change_nothing_much(name, apart, dtype):
-    """Two past points a hair apart carry rounding noise, not a slope; a step between them moves x by a hair."""
+    """Two past points that nearly coincide give a slope of rounding noise; a step between them hardly moves x."""
     sample, options = EVERY_SOLVER[name]
     doubled = [10.0, 5.0, 5.0 * (1 - apart), 2.0, 1.0, 0.5, 0.1]
     single = [10.0, 5.0, 2.0, 1.0, 0.5, 0.1]
@@ -318,7 +318,7 @@ def test_weights_come_from_float64_sigmas_where_the_state_is_float16(name):
 
 
 class TestStochasticCorrector:
-    """On Gaussian data the exact denoiser is known, and what is drawn must spread as the data do."""
+    """On Gaussian data the exact denoiser is known, and samples must have the standard deviation of the data."""
 
     SPREAD = 0.5
 
@@ -340,20 +340,20 @@ class TestStochasticCorrector:
 
     @pytest.mark.parametrize("prediction", ["data", "noise"])
     @pytest.mark.parametrize("level", [0.1, 0.3, 1.0])
-    def test_what_is_drawn_spreads_as_the_data_do(self, level, prediction):
+    def test_samples_have_the_standard_deviation_of_the_data(self, level, prediction):
         # the noise form needs finer steps for the same
         steps = 20 if prediction == "data" else 80
         plain, none = self.draw(0.0, steps, prediction=prediction)
-        stirred, calls = self.draw(level, steps, prediction=prediction)
+        noisy, calls = self.draw(level, steps, prediction=prediction)
         assert not none and len(calls) == steps - 1, "once for every corrected step"
         assert all(sigma > sigma_next > 0 for sigma, sigma_next in calls)
-        assert stirred.std() / self.SPREAD > plain.std() / self.SPREAD - 0.02
-        assert stirred.std() / self.SPREAD == pytest.approx(1, abs=0.07)
-        # it is another draw: what a starting noise leads to is less and less decided by it
-        kept = float(torch.corrcoef(torch.stack([plain.flatten(), stirred.flatten()]))[0, 1])
-        assert kept < {0.1: 0.999, 0.3: 0.95, 1.0: 0.5}[level]
+        assert noisy.std() / self.SPREAD > plain.std() / self.SPREAD - 0.02
+        assert noisy.std() / self.SPREAD == pytest.approx(1, abs=0.07)
+        # the higher the level, the less the result is determined by the initial noise
+        correlation = float(torch.corrcoef(torch.stack([plain.flatten(), noisy.flatten()]))[0, 1])
+        assert correlation < {0.1: 0.999, 0.3: 0.95, 1.0: 0.5}[level]
 
-    def test_a_level_of_zero_asks_no_noise_and_changes_nothing(self):
+    def test_a_level_of_zero_needs_no_noise_sampler_and_changes_nothing(self):
         sigmas = torch.tensor([14.6, 3.0, 0.5, 0.0])
         x = torch.randn(2, 4) * 14.6
 
@@ -371,7 +371,7 @@ class TestStochasticCorrector:
             ({"noise_level": 0.1, "noise_sampler": lambda *_: None, "corrector": False}, "and the corrector"),
         ],
     )
-    def test_what_is_wrong_is_named(self, own, words):
+    def test_wrong_options_are_named(self, own, words):
         with pytest.raises(ValueError, match=words):
             sample_unipc(lambda x, sigma: x, torch.ones(1, 4), torch.tensor([2.0, 1.0, 0.5]), **own)
 

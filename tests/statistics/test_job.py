@@ -1,4 +1,4 @@
-"""Statistics of a whole model: what is asked and costs, stopped and resumed at no loss, kept, renamed, converted."""
+"""Jobs that measure statistics: their config and cost, stopping and resuming, renaming, deleting, and converting."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from hpsampler.jobs import Cancelled
 from hpsampler.noise import NoiseModel
 from hpsampler.statistics import cli as measure
 from hpsampler.statistics.coefficients import Statistics
+from hpsampler.statistics.config import StatisticsConfig
 from hpsampler.statistics.estimator import Estimator
 from hpsampler.statistics.files import best_for, load_published, load_statistics, save_statistics, statistics_files
-from hpsampler.statistics.job import SUMS, StatisticsConfig, StatisticsJob, StatisticsRunner
+from hpsampler.statistics.job import SUMS_FILE, StatisticsJob, StatisticsRunner
 from hpsampler.store import StoreError
 
 TABLE = NoiseModel.of_stable_diffusion()
@@ -22,7 +23,7 @@ ARRAYS = ("lambdas", "l", "s", "b")
 
 
 class Gaussian:
-    """Latents of independent Gaussians whose mean is the prompt's number; guidance pushes it.
+    """A source of Gaussian latents whose mean is the number in the prompt times the guidance scale / 10.
 
     Args:
         before: called before every call of the model, with the number of pictures drawn so far.
@@ -31,10 +32,10 @@ class Gaussian:
     model_name, hashes, family, noise = "gaussian", ("feedbeef",), "sd1", TABLE
 
     def __init__(self, before=lambda calls: None):
-        self.before, self.calls, self.asked, self.seeds = before, 0, [], []
+        self.before, self.calls, self.requests, self.seeds = before, 0, [], []
 
     def denoiser(self, prompts, negative, cfg_scale):
-        self.asked.append((list(prompts), negative, cfg_scale))
+        self.requests.append((list(prompts), negative, cfg_scale))
         mean = cfg_scale * torch.tensor([float(prompt.split()[-1]) for prompt in prompts]).reshape(-1, 1, 1, 1) / 10
 
         def model(x, sigma, **_):
@@ -51,7 +52,7 @@ class Gaussian:
         return torch.from_numpy(np.stack(rows))
 
 
-def survey(**values):
+def config_of(**values):
     prompts = [f"number {index}" for index in range(5)]
     common = {"name": "mine", "cfg_scale": 3.0, "samples": 8, "points": 21, "width": 64, "height": 64, "batch": 3}
     return StatisticsConfig.of({**common, "prompts": prompts, **values})
@@ -62,14 +63,14 @@ def same(one, other):
 
 
 def stop_at(calls):
-    def before(made):
-        if made >= calls:
+    def before(calls_so_far):
+        if calls_so_far >= calls:
             raise Cancelled
 
     return before
 
 
-# ---- a survey --------------------------------------------------------------------------------------------------------
+# ---- a job -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -90,151 +91,152 @@ def stop_at(calls):
     ],
     ids=str,
 )
-def test_what_cannot_be_asked_is_named(values, words):
+def test_a_wrong_field_is_named(values, words):
     with pytest.raises(StoreError, match=words):
-        survey(**values)
+        config_of(**values)
     with pytest.raises(StoreError, match="name is missing"):
         StatisticsConfig.of({})
 
 
 def test_it_costs_two_calls_for_every_sample_and_point():
-    source, order = Gaussian(), survey()
-    measuring = StatisticsJob(order, source)
-    assert measuring.progress.of == order.most_calls() == 8 * 21 * 2
-    measuring.run()
-    assert source.calls == measuring.progress.calls == order.most_calls() and measuring.progress.seconds_left == 0
+    source, config = Gaussian(), config_of()
+    job = StatisticsJob(config, source)
+    assert job.progress.of == config.most_calls() == 8 * 21 * 2
+    job.run()
+    assert source.calls == job.progress.calls == config.most_calls() and job.progress.seconds_left == 0
     assert StatisticsConfig("x").most_calls() == 64 * 51 * 2 == 6528
 
 
 @pytest.mark.parametrize("per_pixel", [False, True])
-def test_it_is_the_estimator_s_on_the_whole_table_and_says_where_it_comes_from(per_pixel):
+def test_it_measures_as_the_estimator_on_the_whole_table_and_records_the_source(per_pixel):
     source = Gaussian()
-    found = StatisticsJob(survey(per_pixel=per_pixel, batch=8), source).run()
+    statistics = StatisticsJob(config_of(per_pixel=per_pixel, batch=8), source).run()
     grid = np.linspace(-np.log(TABLE.sigma_max), -np.log(TABLE.sigma_min), 21)
-    direct = Estimator(grid, (4, 8, 8) if per_pixel else (4, 1, 1), found.source, seed=1)
+    direct = Estimator(grid, (4, 8, 8) if per_pixel else (4, 1, 1), statistics.source, seed=1)
     other = Gaussian()
     prompts = [f"number {index % 5}" for index in range(8)]
     direct.add(other.denoiser(prompts, "", 3.0), other.start(range(1, 9), 64, 64) * direct.sigmas[0])
-    assert same(found, direct.statistics())
-    about = found.source
-    assert (about.model_hash, about.model_name, about.cfg_scale, about.samples) == ("feedbeef", "gaussian", 3.0, 8)
-    assert (about.height, about.width, found.size) == (8, 8, (8, 8) if per_pixel else None)
-    assert source.asked == [(prompts, "", 3.0)] and source.seeds == list(range(1, 9))
+    assert same(statistics, direct.statistics())
+    provenance = statistics.source
+    assert (provenance.model_hash, provenance.model_name) == ("feedbeef", "gaussian")
+    assert (provenance.cfg_scale, provenance.samples) == (3.0, 8)
+    assert (provenance.height, provenance.width, statistics.size) == (8, 8, (8, 8) if per_pixel else None)
+    assert source.requests == [(prompts, "", 3.0)] and source.seeds == list(range(1, 9))
 
 
-def test_stopped_anywhere_and_resumed_it_is_the_same_to_the_last_bit(tmp_path):
-    whole = StatisticsJob(survey(), Gaussian()).run()
+def test_stopped_and_resumed_it_gives_identical_statistics(tmp_path):
+    whole = StatisticsJob(config_of(), Gaussian()).run()
     for calls in (0, 40, 190, 330):
         folder = tmp_path / str(calls)
         folder.mkdir()
         with pytest.raises(Cancelled):
-            StatisticsJob(survey(), Gaussian(stop_at(calls)), folder).run()
+            StatisticsJob(config_of(), Gaussian(stop_at(calls)), folder).run()
         source = Gaussian()
-        rest = StatisticsJob(survey(), source, folder)
-        # three at a time, of 126 calls: at most one batch is walked again
+        rest = StatisticsJob(config_of(), source, folder)
+        # a batch of three takes 126 calls; at most one batch is sampled again
         done = calls // 126 * 3
         assert rest.progress.of == (8 - done) * 42
         assert same(rest.run(), whole) and source.calls == rest.progress.of
 
 
-def test_a_model_of_another_hash_cannot_go_on(tmp_path):
+def test_a_model_of_another_hash_cannot_resume_it(tmp_path):
     with pytest.raises(Cancelled):
-        StatisticsJob(survey(), Gaussian(stop_at(200)), tmp_path).run()
+        StatisticsJob(config_of(), Gaussian(stop_at(200)), tmp_path).run()
     other = Gaussian()
     other.hashes, other.model_name = ("0ther",), "another"
     with pytest.raises(StoreError, match="begun with the model gaussian, and another is loaded now"):
-        StatisticsJob(survey(), other, tmp_path)
+        StatisticsJob(config_of(), other, tmp_path)
     assert other.calls == 0
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:100], lambda data: b"", lambda data: b"\x80\x04." + data])
 def test_sums_that_cannot_be_read_are_measured_anew(tmp_path, spoil):
-    whole = StatisticsJob(survey(), Gaussian(), tmp_path).run()
-    path = tmp_path / SUMS
+    whole = StatisticsJob(config_of(), Gaussian(), tmp_path).run()
+    path = tmp_path / SUMS_FILE
     path.write_bytes(spoil(path.read_bytes()))
     source = Gaussian()
-    assert same(StatisticsJob(survey(), source, tmp_path).run(), whole) and source.calls == survey().most_calls()
+    assert same(StatisticsJob(config_of(), source, tmp_path).run(), whole) and source.calls == config_of().most_calls()
 
 
 def test_a_model_that_is_not_finite_is_refused():
     source = Gaussian()
     inner = source.denoiser
     source.denoiser = lambda *args: lambda x, sigma: inner(*args)(x, sigma) * torch.nan
-    with pytest.raises(StoreError, match="the model must give finite numbers"):
-        StatisticsJob(survey(), source).run()
+    with pytest.raises(StoreError, match="the model's output must be finite"):
+        StatisticsJob(config_of(), source).run()
 
 
-# ---- its workshop ----------------------------------------------------------------------------------------------------
+# ---- the runner ------------------------------------------------------------------------------------------------------
 
 
-def ended(shop, state):
-    assert shop.wait(60) and shop.status().state == state, shop.status().message
-    return shop.status()
+def ended(runner, state):
+    assert runner.wait(900) and runner.status().state == state, runner.status().message
+    return runner.status()
 
 
-def test_what_the_workshop_makes_is_found_by_the_model_it_was_measured_on(tmp_path):
-    shop = StatisticsRunner(tmp_path, lambda order: Gaussian())
-    assert shop.start(survey()).name == "mine"
-    assert ended(shop, "finished").message == "mine is ready: 8 pictures' trajectories, 21 grid points."
-    assert same(load_statistics(tmp_path / "mine.safetensors"), StatisticsJob(survey(), Gaussian()).run())
-    assert shop.names() == ["mine"] and shop.unfinished() == []
-    source, shape = shop.read_provenance("mine")
+def test_results_are_found_by_the_model_that_was_measured(tmp_path):
+    runner = StatisticsRunner(tmp_path, lambda config: Gaussian())
+    assert runner.start(config_of()).name == "mine"
+    assert ended(runner, "finished").message == "mine is ready: 8 pictures' trajectories, 21 grid points."
+    assert same(load_statistics(tmp_path / "mine.safetensors"), StatisticsJob(config_of(), Gaussian()).run())
+    assert runner.names() == ["mine"] and runner.unfinished() == []
+    source, shape = runner.read_provenance("mine")
     assert source.model_name == "gaussian" and shape == (21, 4, 1, 1)
-    shop.start(survey(cfg_scale=7.0))
-    ended(shop, "finished")
-    assert shop.names() == ["mine", "mine 2"]
+    runner.start(config_of(cfg_scale=7.0))
+    ended(runner, "finished")
+    assert runner.names() == ["mine", "mine 2"]
     for cfg_scale, name in ((4.0, "mine"), (7.5, "mine 2")):
-        (label, found), problems = best_for(tmp_path, ["feedbeef"], cfg_scale, TABLE)
-        assert label.startswith(f"{name} ") and found.source.cfg_scale == (3.0 if name == "mine" else 7.0)
+        (label, statistics), problems = best_for(tmp_path, ["feedbeef"], cfg_scale, TABLE)
+        assert label.startswith(f"{name} ") and statistics.source.cfg_scale == (3.0 if name == "mine" else 7.0)
         assert problems == []
     assert best_for(tmp_path, ["0ther"], 4.0, TABLE) == (None, [])
 
 
-def test_the_workshop_s_are_renamed_and_deleted(tmp_path):
-    shop = StatisticsRunner(tmp_path, lambda order: Gaussian())
+def test_results_are_renamed_and_deleted(tmp_path):
+    runner = StatisticsRunner(tmp_path, lambda config: Gaussian())
     for _ in range(2):
-        shop.start(survey())
-        ended(shop, "finished")
-    assert shop.rename("mine", "new one") == "new one" and set(shop.names()) == {"new one", "mine 2"}
+        runner.start(config_of())
+        ended(runner, "finished")
+    assert runner.rename("mine", "new one") == "new one" and set(runner.names()) == {"new one", "mine 2"}
     for name, words in (("mine 2", "there are statistics named 'mine 2' already"), ("Auto", "no other meaning")):
         with pytest.raises(StoreError, match=words):
-            shop.rename("new one", name)
-    shop.delete("new one")
-    for act in (
-        lambda: shop.delete("new one"),
-        lambda: shop.rename("new one", "x"),
-        lambda: shop.read_provenance("new one"),
+            runner.rename("new one", name)
+    runner.delete("new one")
+    for action in (
+        lambda: runner.delete("new one"),
+        lambda: runner.rename("new one", "x"),
+        lambda: runner.read_provenance("new one"),
     ):
         with pytest.raises(StoreError, match="there are no statistics named 'new one'; there are: mine 2"):
-            act()
+            action()
     published = tmp_path / "7.5_10_1024"
     published.mkdir()
     (published / "sb.npz").write_bytes(b"")
-    assert shop.read_provenance(published.name)[0].cfg_scale == 7.5
+    assert runner.read_provenance(published.name)[0].cfg_scale == 7.5
     with pytest.raises(StoreError, match="delete it where it lies"):
-        shop.delete(published.name)
-    assert shop.rename(published.name, "theirs") == "theirs" and set(shop.names()) == {"mine 2", "theirs"}
+        runner.delete(published.name)
+    assert runner.rename(published.name, "theirs") == "theirs" and set(runner.names()) == {"mine 2", "theirs"}
 
 
 def test_stopped_in_one_process_and_resumed_in_another(tmp_path):
-    reached, opened = threading.Event(), threading.Event()
+    reached, go_on = threading.Event(), threading.Event()
 
     def before(calls):
         if calls >= 100:
             reached.set()
-            assert opened.wait(60)
+            assert go_on.wait(900)
 
-    shop = StatisticsRunner(tmp_path, lambda order: Gaussian(before))
-    shop.start(survey())
-    assert reached.wait(60)
-    shop.stop()
-    opened.set()
-    assert "can be resumed" in ended(shop, "stopped").message and shop.names() == []
-    later = StatisticsRunner(tmp_path, lambda order: Gaussian())
-    assert [each.name for each in later.unfinished()] == ["mine"]
-    assert later.resume("mine") == survey()
+    runner = StatisticsRunner(tmp_path, lambda config: Gaussian(before))
+    runner.start(config_of())
+    assert reached.wait(900)
+    runner.stop()
+    go_on.set()
+    assert "can be resumed" in ended(runner, "stopped").message and runner.names() == []
+    later = StatisticsRunner(tmp_path, lambda config: Gaussian())
+    assert [job.name for job in later.unfinished()] == ["mine"]
+    assert later.resume("mine") == config_of()
     ended(later, "finished")
-    assert same(load_statistics(tmp_path / "mine.safetensors"), StatisticsJob(survey(), Gaussian()).run())
+    assert same(load_statistics(tmp_path / "mine.safetensors"), StatisticsJob(config_of(), Gaussian()).run())
     assert later.unfinished() == []
 
 
@@ -251,19 +253,19 @@ def test_a_published_folder_becomes_a_file_of_ours_and_back(tmp_path, capsys):
     file = tmp_path / "sd15.safetensors"
     measure.main(["convert", str(folder), str(file), "--model-hash", "cc6cb27103", "--model-name", "v1-5"])
     assert "11 grid points, shape (4, 8, 8)" in capsys.readouterr().out
-    found = load_statistics(file)
-    assert (found.source.model_hash, found.source.cfg_scale, found.source.samples) == ("cc6cb27103", 7.5, 1024)
+    source = load_statistics(file).source
+    assert (source.model_hash, source.cfg_scale, source.samples) == ("cc6cb27103", 7.5, 1024)
     measure.main(["publish", str(file), str(tmp_path / "back")])
     back = load_published(tmp_path / "back", TABLE)
     assert np.array_equal(back.l, l) and np.array_equal(back.s, s) and np.array_equal(back.b, b)
-    assert np.allclose(back.lambdas, found.lambdas) and statistics_files(tmp_path).keys() == {
+    assert np.allclose(back.lambdas, load_statistics(file).lambdas) and statistics_files(tmp_path).keys() == {
         "sd15",
         "7.5_10_1024",
         "back",
     }
 
 
-def test_what_cannot_be_converted_is_said_in_a_sentence(tmp_path):
+def test_what_cannot_be_converted_is_reported_in_a_sentence(tmp_path):
     file = tmp_path / "odd.safetensors"
     ones = np.ones(3)
     save_statistics(Statistics(np.array([0.0, 1.0, 5.0]), ones, ones, ones), file)
@@ -271,7 +273,7 @@ def test_what_cannot_be_converted_is_said_in_a_sentence(tmp_path):
         (["convert", tmp_path / "none", tmp_path / "x.safetensors", "--model-hash", "a"], "there is no such file"),
         (["convert", tmp_path, tmp_path / "x.npz", "--model-hash", "a"], "must end in .safetensors, got 'x.npz'"),
         (["publish", tmp_path / "none.safetensors", tmp_path / "x"], "there is no such file"),
-        (["publish", file, tmp_path / "x"], "odd.safetensors: its grid is not uniform in lambda"),
+        (["publish", file, tmp_path / "x"], "odd.safetensors: its grid must be uniform in lambda"),
     ):
         with pytest.raises(SystemExit, match=words):
             measure.main([str(part) for part in line])

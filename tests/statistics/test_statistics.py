@@ -1,4 +1,4 @@
-"""Statistics: what they must be, their files and everything a bad file can do, and measuring them."""
+"""Statistics: their checks, their files including damaged and malicious ones, and how they are measured."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from safetensors.numpy import save_file
 
 from hpsampler.solvers import sample_dpm_v3
 from hpsampler.statistics.coefficients import Provenance, Statistics, StatisticsError
-from hpsampler.statistics.estimator import SUMS, Estimator, calls_needed
+from hpsampler.statistics.config import calls_needed
+from hpsampler.statistics.estimator import SUMS, Estimator
 from hpsampler.statistics.files import convert_published, load_published, load_statistics, save_statistics
 
 SOURCE = Provenance("a1b2c3", "some model", "sd15", 7.5, 4, 6, 1024)
 
 
-def made(points=11, shape=(2, 4, 6), dtype=np.float32, source=SOURCE):
+def random_statistics(points=11, shape=(2, 4, 6), dtype=np.float32, source=SOURCE):
     rng = np.random.default_rng(0)
     l, s, b = (rng.standard_normal((points, *shape)).astype(dtype) for _ in range(3))  # noqa: E741
     return Statistics(np.linspace(-2.7, 3.5, points), l, s, b, source)
@@ -32,23 +33,23 @@ def same(one, other):
     return one.source == other.source and all(np.array_equal(getattr(one, n), getattr(other, n)) for n in names)
 
 
-# ---- what they must be -----------------------------------------------------------------------------------------------
+# ---- checks ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_arrays_are_copies_that_nobody_writes():
+def test_the_arrays_are_read_only_copies():
     l = np.ones((3, 1, 2, 2))  # noqa: E741
-    known = Statistics(np.array([0, 1, 2]), l, l, l)
+    statistics = Statistics(np.array([0, 1, 2]), l, l, l)
     l[:] = 5
-    assert (known.l == 1).all() and known.lambdas.dtype == np.float64
-    for array in (known.lambdas, known.l, known.s, known.b):
+    assert (statistics.l == 1).all() and statistics.lambdas.dtype == np.float64
+    for array in (statistics.lambdas, statistics.l, statistics.s, statistics.b):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
 
 
-def test_numbers_for_all_elements_are_enough():
+def test_one_number_per_grid_point_is_enough():
     line = np.linspace(0, 1, 5)
-    known = Statistics(line, line, line, line)
-    assert known.l.shape == (5, 1, 1, 1) and known.size is None
+    statistics = Statistics(line, line, line, line)
+    assert statistics.l.shape == (5, 1, 1, 1) and statistics.size is None
 
 
 @pytest.mark.parametrize(
@@ -70,52 +71,52 @@ def test_numbers_for_all_elements_are_enough():
         ({"l": np.ones((3, 0, 2, 2))}, "l must have shape"),
     ],
 )
-def test_what_does_not_hold_is_refused_with_a_sentence(changes, words):
+def test_invalid_arrays_are_refused_with_a_message(changes, words):
     ones = np.ones((3, 1, 2, 2))
     with pytest.raises(StatisticsError, match=words):
         Statistics(**{"lambdas": np.arange(3.0), "l": ones, "s": ones, "b": ones, **changes})
 
 
-def test_at_a_sigma_they_are_linear_in_lambda():
-    known = made()
+def test_between_grid_points_they_are_linear_in_lambda():
+    statistics = random_statistics()
     for i in (0, 4, 10):
-        values = known.at(math.exp(-known.lambdas[i]))
-        for got, expected in zip(values, (known.l[i], known.s[i], known.b[i])):
+        values = statistics.at(math.exp(-statistics.lambdas[i]))
+        for got, expected in zip(values, (statistics.l[i], statistics.s[i], statistics.b[i])):
             np.testing.assert_allclose(got, expected, rtol=1e-6)
-    between = known.at(math.exp(-(0.25 * known.lambdas[4] + 0.75 * known.lambdas[5])))
-    np.testing.assert_allclose(between[1], 0.25 * known.s[4] + 0.75 * known.s[5], rtol=1e-5, atol=1e-6)
+    between = statistics.at(math.exp(-(0.25 * statistics.lambdas[4] + 0.75 * statistics.lambdas[5])))
+    np.testing.assert_allclose(between[1], 0.25 * statistics.s[4] + 0.75 * statistics.s[5], rtol=1e-5, atol=1e-6)
     for sigma in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(StatisticsError, match="sigma must be a finite number above 0"):
-            known.at(sigma)
+            statistics.at(sigma)
 
 
 def test_resized_is_smooth_and_says_so():
-    known = made(3, (1, 4, 6), np.float64)
-    grown = known.resized(8, 12)
-    assert grown.l.shape == (3, 1, 8, 12) and grown.source == known.source
-    np.testing.assert_allclose(grown.s.mean((2, 3)), known.s.mean((2, 3)), atol=0.1)
-    assert known.l.min() <= grown.l.min() and grown.l.max() <= known.l.max()
-    shrunk = known.resized(2, 3)
-    np.testing.assert_allclose(shrunk.b.mean((2, 3)), known.b.mean((2, 3)), atol=0.2)
-    assert known.resized(4, 6) is known and known.size_note(4, 6) == ""
-    assert known.size_note(8, 12) == (
+    statistics = random_statistics(3, (1, 4, 6), np.float64)
+    grown = statistics.resized(8, 12)
+    assert grown.l.shape == (3, 1, 8, 12) and grown.source == statistics.source
+    np.testing.assert_allclose(grown.s.mean((2, 3)), statistics.s.mean((2, 3)), atol=0.1)
+    assert statistics.l.min() <= grown.l.min() and grown.l.max() <= statistics.l.max()
+    shrunk = statistics.resized(2, 3)
+    np.testing.assert_allclose(shrunk.b.mean((2, 3)), statistics.b.mean((2, 3)), atol=0.2)
+    assert statistics.resized(4, 6) is statistics and statistics.size_note(4, 6) == ""
+    assert statistics.size_note(8, 12) == (
         "These statistics were measured on latents of 6x4 and are stretched to 12x8: a guess, the picture may be "
         "worse than without them."
     )
-    pooled = made(3, (4, 1, 1))
+    pooled = random_statistics(3, (4, 1, 1))
     assert pooled.resized(99, 3) is pooled and pooled.size_note(99, 3) == ""
     for height, width in ((0, 4), (4, -1), (4.0, 4), (10**9, 4)):
         with pytest.raises(StatisticsError, match=r"(height|width) must be a whole number from 1 to 65536"):
-            known.resized(height, width)
+            statistics.resized(height, width)
 
 
-def test_the_solver_takes_them():
-    known, x = made(shape=(4, 3, 2)), torch.randn(2, 4, 3, 2)
+def test_the_solver_accepts_them():
+    statistics, x = random_statistics(shape=(4, 3, 2)), torch.randn(2, 4, 3, 2)
     sigmas = torch.tensor([10.0, 3.0, 1.0, 0.3])
-    assert torch.isfinite(sample_dpm_v3(lambda x, sigma: x * 0.5, x, sigmas, statistics=known)).all()
+    assert torch.isfinite(sample_dpm_v3(lambda x, sigma: x * 0.5, x, sigmas, statistics=statistics)).all()
     with pytest.raises(ValueError, match="resized"):
-        sample_dpm_v3(lambda x, sigma: x, torch.ones(1, 4, 6, 4), sigmas, statistics=known)
-    fitting = known.resized(6, 4)
+        sample_dpm_v3(lambda x, sigma: x, torch.ones(1, 4, 6, 4), sigmas, statistics=statistics)
+    fitting = statistics.resized(6, 4)
     sample_dpm_v3(lambda x, sigma: x * 0.5, torch.ones(1, 4, 6, 4), sigmas, statistics=fitting)
 
 
@@ -123,21 +124,21 @@ def test_the_solver_takes_them():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_file_gives_back_what_was_saved(tmp_path, dtype):
+def test_a_file_round_trip(tmp_path, dtype):
     path = tmp_path / "new" / "some.safetensors"
-    known = made(dtype=dtype)
-    save_statistics(known, path)
-    assert same(load_statistics(path), known)
+    statistics = random_statistics(dtype=dtype)
+    save_statistics(statistics, path)
+    assert same(load_statistics(path), statistics)
     assert load_statistics(path).l.dtype == dtype
     assert [file.name for file in path.parent.iterdir()] == ["some.safetensors"]
-    bare = made(source=Provenance())
+    bare = random_statistics(source=Provenance())
     save_statistics(bare, path)  # over the first
     assert same(load_statistics(path), bare)
 
 
 def test_a_write_that_fails_leaves_the_file(tmp_path, monkeypatch):
     path = tmp_path / "some.safetensors"
-    save_statistics(made(), path)
+    save_statistics(random_statistics(), path)
     before = path.read_bytes()
 
     def full(*_):
@@ -145,34 +146,42 @@ def test_a_write_that_fails_leaves_the_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="no room"):
-        save_statistics(made(5), path)
+        save_statistics(random_statistics(5), path)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
-def about(**changes):
+def metadata_of(**changes):
     return {"about": json.dumps({"format": "hpsampler-statistics", "version": 1, "source": {}, **changes})}
 
 
 GOOD = {"lambdas": np.arange(3.0), **{name: np.ones((3, 1, 2, 2), np.float32) for name in ("l", "s", "b")}}
 
 BAD_TENSORS = {
-    "no l": ({name: array for name, array in GOOD.items() if name != "l"}, about(), "it lacks l"),
-    "other shape": ({**GOOD, "l": np.ones((4, 1, 2, 2), np.float32)}, about(), "l must have shape"),
-    "float16": ({**GOOD, "s": GOOD["s"].astype(np.float16)}, about(), "s must be float32 or float64, got F16"),
-    "whole numbers": ({**GOOD, "s": GOOD["s"].astype(np.int32)}, about(), "s must be float32 or float64, got I32"),
-    "nan": ({**GOOD, "b": GOOD["b"] * np.float32("nan")}, about(), "b must be finite, got nan"),
-    "falling grid": ({**GOOD, "lambdas": np.arange(3.0)[::-1].copy()}, about(), "lambdas must rise"),
+    "no l": ({name: array for name, array in GOOD.items() if name != "l"}, metadata_of(), "it lacks l"),
+    "other shape": ({**GOOD, "l": np.ones((4, 1, 2, 2), np.float32)}, metadata_of(), "l must have shape"),
+    "float16": ({**GOOD, "s": GOOD["s"].astype(np.float16)}, metadata_of(), "s must be float32 or float64, got F16"),
+    "whole numbers": (
+        {**GOOD, "s": GOOD["s"].astype(np.int32)},
+        metadata_of(),
+        "s must be float32 or float64, got I32",
+    ),
+    "nan": ({**GOOD, "b": GOOD["b"] * np.float32("nan")}, metadata_of(), "b must be finite, got nan"),
+    "falling grid": ({**GOOD, "lambdas": np.arange(3.0)[::-1].copy()}, metadata_of(), "lambdas must rise"),
     "a checkpoint": ({"model.weight": np.ones((2, 2), np.float32)}, {}, "not a statistics file of HP Sampler"),
     "no format": (GOOD, {}, "format must be 'hpsampler-statistics'"),
-    "sums": (GOOD, about(format="hpsampler-statistics-sums"), "format must be"),
-    "version": (GOOD, about(version=2), "version must be 1, got 2"),
+    "sums": (GOOD, metadata_of(format="hpsampler-statistics-sums"), "format must be"),
+    "version": (GOOD, metadata_of(version=2), "version must be 1, got 2"),
     "no json": (GOOD, {"about": "{"}, "not a JSON file"),
     "deep json": (GOOD, {"about": "[" * 10**5}, "not a JSON file"),
     "no source": (GOOD, {"about": '{"format": "hpsampler-statistics", "version": 1}'}, "source is missing"),
-    "guidance": (GOOD, about(source={"cfg_scale": "7"}), "source.cfg_scale must be a number from 0 to 1000, got '7'"),
-    "samples": (GOOD, about(source={"samples": 1.5}), "source.samples must be a whole number"),
-    "name": (GOOD, about(source={"model_name": 3}), "source.model_name must be a text"),
-    "source": (GOOD, about(source=[1]), "source must be an object"),
+    "guidance": (
+        GOOD,
+        metadata_of(source={"cfg_scale": "7"}),
+        "source.cfg_scale must be a number from 0 to 1000, got '7'",
+    ),
+    "samples": (GOOD, metadata_of(source={"samples": 1.5}), "source.samples must be a whole number"),
+    "name": (GOOD, metadata_of(source={"model_name": 3}), "source.model_name must be a text"),
+    "source": (GOOD, metadata_of(source=[1]), "source must be an object"),
 }
 
 
@@ -185,7 +194,7 @@ def test_bad_content_is_refused_with_the_file_and_the_field(tmp_path, tensors, m
 
 
 class Bomb:
-    """Unpickling it would leave a file."""
+    """Unpickling it creates a file."""
 
     def __init__(self, path):
         self.path = path
@@ -199,9 +208,9 @@ def pickled(path):
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "cut", "cut header", "pickle", "huge header", "folder"])
-def test_what_is_no_safetensors_file_is_refused_and_nothing_runs(tmp_path, kind):
+def test_anything_but_a_safetensors_file_is_refused_and_nothing_is_executed(tmp_path, kind):
     path, mark = tmp_path / "bad.safetensors", tmp_path / "mark"
-    save_statistics(made(), path)
+    save_statistics(random_statistics(), path)
     whole = path.read_bytes()
     content = {
         "empty": b"", "text": b"hello" * 99, "cut": whole[:-7], "cut header": whole[:20], "pickle": pickled(mark),
@@ -216,16 +225,16 @@ def test_what_is_no_safetensors_file_is_refused_and_nothing_runs(tmp_path, kind)
     assert not mark.exists()
 
 
-def test_a_missing_file_is_told_of(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(StatisticsError, match=r"none\.safetensors: there is no such file"):
         load_statistics(tmp_path / "none.safetensors")
     with pytest.raises(StatisticsError, match=r"none\.safetensors: there is no such file"):
         Estimator.load(tmp_path / "none.safetensors")
 
 
-def test_no_file_cut_anywhere_is_taken_or_breaks(tmp_path):
+def test_a_truncated_file_is_refused(tmp_path):
     path = tmp_path / "bad.safetensors"
-    save_statistics(made(3, (1, 2, 2)), path)
+    save_statistics(random_statistics(3, (1, 2, 2)), path)
     whole = path.read_bytes()
     for length in range(0, len(whole), 13):
         path.write_bytes(whole[:length])
@@ -236,29 +245,31 @@ def test_no_file_cut_anywhere_is_taken_or_breaks(tmp_path):
 # ---- the published layout --------------------------------------------------------------------------------------------
 
 
-def publish(folder, known):
+def publish(folder, statistics):
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "l.npz", l=known.l)
-    np.savez(folder / "sb.npz", s=known.s, b=known.b)
+    np.savez(folder / "l.npz", l=statistics.l)
+    np.savez(folder / "sb.npz", s=statistics.s, b=statistics.b)
     return folder
 
 
 def test_the_published_layout_and_its_conversion(tmp_path, noise):
-    known = made(11, (4, 8, 8))
-    folder = publish(tmp_path / "7.5_10_1024", known)
+    statistics = random_statistics(11, (4, 8, 8))
+    folder = publish(tmp_path / "7.5_10_1024", statistics)
     read = load_published(folder, noise, Provenance(model_name="SD 1.4"))
     assert read.source == Provenance("", "SD 1.4", "", 7.5, 8, 8, 1024)
-    assert all(np.array_equal(getattr(read, name), getattr(known, name)) for name in ("l", "s", "b"))
-    # the ends that the paper's repository takes for Stable Diffusion
+    assert all(np.array_equal(getattr(read, name), getattr(statistics, name)) for name in ("l", "s", "b"))
+    # the ends of the grid in the paper's repository for Stable Diffusion
     assert read.lambdas[[0, -1]] == pytest.approx([-2.682024, 3.534712], abs=2e-4)
     np.testing.assert_allclose(np.diff(read.lambdas), np.diff(read.lambdas).mean(), rtol=1e-9)
     target = tmp_path / "out" / "sd14.safetensors"
     assert same(convert_published(folder, target, noise, Provenance(model_name="SD 1.4")), load_statistics(target))
 
 
-def test_a_folder_name_that_does_not_agree_says_nothing(tmp_path, noise):
+def test_a_folder_name_that_does_not_agree_is_ignored(tmp_path, noise):
     for name in ("mine", "7.5_250_1024"):
-        assert load_published(publish(tmp_path / name, made()), noise).source == Provenance(height=4, width=6)
+        assert load_published(publish(tmp_path / name, random_statistics()), noise).source == Provenance(
+            height=4, width=6
+        )
 
 
 def rewrite(folder, **arrays):
@@ -298,26 +309,26 @@ def header(text):
 
 
 def forged_header(mark):
-    """A header that is an expression, were it evaluated."""
+    """A header that would create a file if it were evaluated as an expression."""
     return header(f"open({str(mark)!r}, 'w')")
 
 
 def huge_header():
-    """Promises more numbers than any memory holds."""
+    """A header that promises more numbers than fit into memory."""
     return header("{'descr': '<f8', 'fortran_order': False, 'shape': (1099511627776, 64)}") + b"\0" * 64
 
 
 @pytest.mark.parametrize(("spoil", "words"), BAD_ARCHIVES.values(), ids=BAD_ARCHIVES)
-def test_a_bad_archive_is_refused_and_nothing_in_it_runs(tmp_path, noise, spoil, words):
-    folder, mark = publish(tmp_path / "bad", made()), tmp_path / "mark"
+def test_a_bad_archive_is_refused_and_nothing_in_it_is_executed(tmp_path, noise, spoil, words):
+    folder, mark = publish(tmp_path / "bad", random_statistics()), tmp_path / "mark"
     spoil(folder, mark)
     with pytest.raises(StatisticsError, match=re.escape(words)):
         load_published(folder, noise)
     assert not mark.exists()
 
 
-def test_an_archive_that_unfolds_without_end_is_refused_unread(tmp_path, noise, monkeypatch):
-    folder = publish(tmp_path / "bad", made())
+def test_an_archive_that_unpacks_to_too_much_is_refused_unread(tmp_path, noise, monkeypatch):
+    folder = publish(tmp_path / "bad", random_statistics())
     monkeypatch.setattr("hpsampler.statistics.files.MAX_BYTES", 1000)
     with pytest.raises(StatisticsError, match="l must be at most"):
         load_published(folder, noise)
@@ -337,8 +348,8 @@ def classes(count):
 
 
 def two_gaussians(x, sigma, **_):
-    """The denoiser of each row's own class."""
-    mean, variance = (torch.from_numpy(each).to(x)[classes(len(x))] for each in (MEANS, VARIANCES))
+    """The denoiser of each row's class."""
+    mean, variance = (torch.from_numpy(values).to(x)[classes(len(x))] for values in (MEANS, VARIANCES))
     return mean + variance / (variance + sigma.view(-1, 1, 1, 1) ** 2) * (x - mean)
 
 
@@ -350,7 +361,7 @@ def states(count, seed=0):
 
 
 def expected_statistics(pool=False):
-    """With u = x - m of variance v + sigma^2, N = q u, u' = -q u and q' = -2 q (1 - q), by hand.
+    """Derived by hand, with u = x - m of variance v + sigma^2, N = q u, u' = -q u and q' = -2 q (1 - q).
 
     f = (q - l) u - l m and f' = (q' - q^2 - l' + l q) u - l' m, to be averaged over the two classes.
     """
@@ -363,12 +374,12 @@ def expected_statistics(pool=False):
         return values.mean(axes, keepdims=True)
 
     l, slope_l = mean(q), mean(slope)  # noqa: E741
-    spread = VARIANCES + square
-    coefficient, along = q - l, slope - q**2 - slope_l + l * q
+    variance = VARIANCES + square
+    factor, factor_slope = q - l, slope - q**2 - slope_l + l * q
     f, df = mean(-l * MEANS), mean(-slope_l * MEANS)
-    covariance = mean(coefficient * along * spread + l * slope_l * MEANS**2) - f * df
-    s = covariance / (mean(coefficient**2 * spread + l**2 * MEANS**2) - f**2)
-    return tuple(each[:, 0] for each in (l, s, df - s * f))
+    covariance = mean(factor * factor_slope * variance + l * slope_l * MEANS**2) - f * df
+    s = covariance / (mean(factor**2 * variance + l**2 * MEANS**2) - f**2)
+    return tuple(values[:, 0] for values in (l, s, df - s * f))
 
 
 def measured(samples, shape=SHAPE, seed=0, smoothing=1, **options):
@@ -378,29 +389,29 @@ def measured(samples, shape=SHAPE, seed=0, smoothing=1, **options):
 
 
 @pytest.mark.parametrize("options", [{}, {"exact": True}], ids=["differences", "exact"])
-def test_what_is_measured_is_what_is_known(options):
-    known, (l, s, b) = measured(4000, **options), expected_statistics()  # noqa: E741
-    # the two classes come in turn and the Jacobian is diagonal: l has no sampling error
-    np.testing.assert_allclose(known.l, l, atol=1e-9)
+def test_measured_statistics_agree_with_the_exact_ones(options):
+    statistics, (l, s, b) = measured(4000, **options), expected_statistics()  # noqa: E741
+    # the two classes alternate and the Jacobian is diagonal, so l has no sampling error
+    np.testing.assert_allclose(statistics.l, l, atol=1e-9)
     inner = slice(1, -1)  # slopes at the ends are one-sided
-    assert np.abs(known.s - s)[inner].mean() < 0.02 and np.abs(known.b - b)[inner].mean() < 0.02
-    assert np.abs(known.s - s).max() < 0.2 and np.abs(known.b - b).max() < 0.2
+    assert np.abs(statistics.s - s)[inner].mean() < 0.02 and np.abs(statistics.b - b)[inner].mean() < 0.02
+    assert np.abs(statistics.s - s).max() < 0.2 and np.abs(statistics.b - b).max() < 0.2
 
 
-def test_the_error_falls_as_sampling_errors_do():
+def test_the_error_falls_with_the_square_root_of_the_samples():
     _, s, _ = expected_statistics()
-    few, many = (
+    error_100, error_1600 = (
         np.mean([np.square(measured(samples, seed=seed).s - s).mean() for seed in range(4)]) ** 0.5
         for samples in (100, 1600)
     )
-    assert 2.5 < few / many < 6.5
+    assert 2.5 < error_100 / error_1600 < 6.5
 
 
 def test_pooled_statistics_are_those_of_all_elements_together():
-    known, (l, s, b) = measured(2000, (2, 1, 1)), expected_statistics(pool=True)  # noqa: E741
-    assert known.size is None and known.l.shape == (len(GRID), 2, 1, 1)
-    np.testing.assert_allclose(known.l, l, atol=1e-9)
-    assert np.abs(known.s - s).max() < 0.1 and np.abs(known.b - b).max() < 0.1
+    statistics, (l, s, b) = measured(2000, (2, 1, 1)), expected_statistics(pool=True)  # noqa: E741
+    assert statistics.size is None and statistics.l.shape == (len(GRID), 2, 1, 1)
+    np.testing.assert_allclose(statistics.l, l, atol=1e-9)
+    assert np.abs(statistics.s - s).max() < 0.1 and np.abs(statistics.b - b).max() < 0.1
 
 
 def test_statistics_of_one_gaussian_make_the_solver_exact():
@@ -411,17 +422,17 @@ def test_statistics_of_one_gaussian_make_the_solver_exact():
 
     estimator = Estimator(GRID, SHAPE)
     estimator.add(model, states(8))
-    known, x = estimator.statistics(smoothing=1), states(4, 9)
-    # f is constant over the samples there: nothing to fit but its mean
-    assert not known.s[1:-1].any()
+    statistics, x = estimator.statistics(smoothing=1), states(4, 9)
+    # f is the same for all samples there, so only its mean can be fitted
+    assert not statistics.s[1:-1].any()
     sigmas = torch.tensor([14.6, 3.0, 0.8, 0.1], dtype=torch.float64)
-    result = sample_dpm_v3(model, x, sigmas, order=1, statistics=known)
+    result = sample_dpm_v3(model, x, sigmas, order=1, statistics=statistics)
     expected = mean + (x - mean) * torch.sqrt((variance + 0.1**2) / (variance + 14.6**2))
     assert (result - expected).abs().max() < 0.01
     assert (sample_dpm_v3(model, x, sigmas, order=1) - expected).abs().max() > 0.3
 
 
-def test_the_diagonal_is_found_where_the_jacobian_is_full():
+def test_the_diagonal_of_a_full_jacobian():
     mix = torch.from_numpy(np.random.default_rng(1).standard_normal((4, 4)) / 4)
 
     def model(x, sigma, **_):
@@ -441,7 +452,7 @@ def test_smoothing_averages_l_alone():
     np.testing.assert_allclose(smooth.l[1], rough.l[:3].mean(0), rtol=1e-9)
 
 
-# ---- measuring: calls, memory, breaks --------------------------------------------------------------------------------
+# ---- measuring: calls, memory, interruptions -------------------------------------------------------------------------
 
 
 class Counted:
@@ -492,7 +503,7 @@ def test_an_interrupted_batch_leaves_the_sums_as_they_were():
     assert np.array_equal(estimator.sums, before) and estimator.samples == 2
 
 
-def test_the_state_does_not_grow(tmp_path):
+def test_the_state_does_not_grow_with_the_samples(tmp_path):
     estimator, sizes = Estimator(GRID, SHAPE), []
     for count in (2, 2, 50):
         estimator.add(two_gaussians, states(count))
@@ -525,12 +536,12 @@ def test_bad_arguments_are_named(arguments, words):
         Estimator(**{"lambdas": GRID, "shape": SHAPE, **arguments})
 
 
-def test_bad_batches_and_early_questions_are_refused():
+def test_bad_batches_and_too_few_samples_are_refused():
     estimator = Estimator(GRID, SHAPE)
     for shape in ((2, 2, 3), (2, 2, 3, 3), (0, *SHAPE)):
         with pytest.raises(StatisticsError, match="x must have shape"):
             estimator.add(two_gaussians, torch.ones(shape))
-    with pytest.raises(StatisticsError, match="the model must give finite numbers"):
+    with pytest.raises(StatisticsError, match="the model's output must be finite"):
         estimator.add(lambda x, sigma: x * math.nan, states(2))
     assert not estimator.sums.any()
     with pytest.raises(StatisticsError, match="samples must be at least 2"):
@@ -559,6 +570,6 @@ def test_a_bad_file_of_sums_is_refused(tmp_path, changes, metadata, words):
     tensors = {"lambdas": np.arange(3.0), "sums": np.ones((9, 3, 1, 2, 2)), **changes}
     facts = {"format": "hpsampler-statistics-sums", "samples": 4, "seed": 0, "probe_step": 0.01, "exact": False}
     path = tmp_path / "bad.safetensors"
-    save_file(tensors, path, about(**{**facts, **metadata}))
+    save_file(tensors, path, metadata_of(**{**facts, **metadata}))
     with pytest.raises(StatisticsError, match=f"bad.safetensors: .*{words}"):
         Estimator.load(path)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.webui.harness import DEFAULT_CHECKPOINT, ROOT, WebUI, WebUIError
+from tests.webui.harness import DEFAULT_CHECKPOINT, PATIENCE, ROOT, WebUI, WebUIError
 from tiny_model import checkpoint as trained
 
 PROBE = Path(__file__).with_name("probe")
@@ -104,6 +104,13 @@ def server(_shared_server: WebUI) -> Iterator[WebUI]:
         _shared_server.post("/sdapi/v1/options", changed)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A busy machine may take far longer than the limit of the other tests; one that hangs still ends."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(2 * PATIENCE))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """Show the end of the WebUI's log under a test that failed."""
@@ -119,5 +126,6 @@ def pytest_runtest_makereport(item, call):
 def page(browser):
     """A fresh browser page; ``harness.open_ui(page, server)`` brings it to the WebUI."""
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(1000 * PATIENCE)
     yield page
     page.close()

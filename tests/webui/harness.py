@@ -19,10 +19,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from bench.webp import LOSSLESS
+
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_CHECKPOINT = "hps-tiny-sd15"
 STARTED, LOADED, NOT_LOADED = "Startup time:", "Model loaded in", "Stable diffusion model failed to load"
-START_LIMIT = 180.0
+PATIENCE = 900.0
+"""Seconds after which a wait gives up: far more than any takes, as the machine may be busy with something else."""
 
 FLAGS = [
     "--skip-torch-cuda-test", "--skip-version-check", "--no-half", "--precision", "full", "--use-cpu", "all", "--api",
@@ -151,7 +154,7 @@ class WebUI:
     def log_tail(self, lines: int = 60) -> str:
         return "\n".join(self.log().splitlines()[-lines:])
 
-    def wait_for_log(self, text: str, start: int = 0, limit: float = START_LIMIT) -> None:
+    def wait_for_log(self, text: str, start: int = 0, limit: float = PATIENCE) -> None:
         """Wait until ``text`` stands in the log behind ``start``.
 
         The log, because an HTTP request that comes before its API is ready ends the WebUI.
@@ -171,7 +174,7 @@ class WebUI:
         for sign in (signal.SIGTERM, signal.SIGKILL):
             try:
                 os.killpg(self._process.pid, sign)
-                self._process.wait(10)
+                self._process.wait(30)
             except ProcessLookupError:
                 break
             except subprocess.TimeoutExpired:
@@ -180,7 +183,7 @@ class WebUI:
     def _request(self, path: str, data: bytes | None) -> tuple[int, Any]:
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         try:
-            with _opener.open(request, timeout=250) as response:
+            with _opener.open(request, timeout=PATIENCE) as response:
                 status, body = response.status, response.read()
         except urllib.error.HTTPError as error:
             status, body = error.code, error.read()
@@ -235,7 +238,20 @@ class WebUI:
         self.wait_for_log(STARTED, start)
 
 
-def open_ui(page: Any, server: WebUI, limit: float = 60.0) -> None:
-    """Load the WebUI's page and wait until its scripts have set it up."""
+def open_ui(page: Any, server: WebUI) -> None:
+    """Load the WebUI's page and wait until its scripts, ours among them, have set it up."""
     page.goto(server.url, wait_until="domcontentloaded")
-    page.locator("#txt2img_generate").wait_for(state="visible", timeout=limit * 1000)
+    page.locator("#txt2img_generate").wait_for(state="visible")
+    # the host's own mark that all that was given to onUiLoaded has run
+    page.wait_for_function("() => typeof executedOnLoaded != 'undefined' && executedOnLoaded")
+
+
+def save_screenshot(part: Any, name: str) -> None:
+    """Write a picture of a part of the page for the documents, where HPS_SCREENSHOTS names the folder for it.
+
+    Nothing is written otherwise: a run of the tests changes no file of the repository.
+    """
+    folder = os.environ.get("HPS_SCREENSHOTS")
+    if folder:
+        with Image.open(io.BytesIO(part.screenshot())) as picture:
+            picture.convert("RGB").save(Path(folder) / name, **LOSSLESS)

@@ -12,9 +12,10 @@ import pytest
 
 from hpsampler.presets import Preset
 from hpsampler.settings import ENABLED, FIELDS
+from hpsampler.webui.accordion import GROUPS
 from tests.accordion.checks import CHECKS, STEPS, begin, contrasts, drawn
 from tests.accordion.page import OPTION, AccordionPage
-from tests.webui.harness import ROOT, open_ui
+from tests.webui.harness import ROOT, open_ui, save_screenshot
 from tests.webui.test_page import SETTINGS, generate
 
 TXT2IMG = {
@@ -36,7 +37,7 @@ def _ours(message):
 @pytest.fixture
 def ui(page, server):
     page.errors = []
-    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.on("pageerror", lambda error: page.errors.append(f"{error} {error.stack}"))
     page.on("console", lambda message: _ours(message) and page.errors.append(message.text))
     page.route(lambda url: not url.startswith(server.url), lambda route: route.abort())
     open_ui(page, server)
@@ -72,10 +73,10 @@ def test_presets_outlive_the_page_an_update_and_a_broken_file(accordion, ui, ser
     open_ui(ui, server)
     ui.wait_for_timeout(1500)
     accordion.open()
-    ui.wait_for_function("() => document.querySelector('#txt2img_hpsampler_preset_said p')")
+    ui.wait_for_function("() => document.querySelector('#txt2img_hpsampler_panel .hps-said p')")
     assert "broken.json: not a JSON file" in accordion.said()
-    accordion.choose_at(accordion.id("preset"), "kept")
-    ui.wait_for_function("() => document.querySelector('#txt2img_hpsampler_rho input[type=number]').value == '6.5'")
+    accordion.load("kept")
+    assert accordion.values()["rho"] == 6.5
     broken_after = broken.read_text()
     broken.unlink()
     (image,), info = server.txt2img(**AUTO, **hp(preset="kept"))
@@ -85,7 +86,7 @@ def test_presets_outlive_the_page_an_update_and_a_broken_file(accordion, ui, ser
     assert "HP Rho: 4.0" in both, "what is said beside a preset goes before it"
     status, answer = server.post("/sdapi/v1/txt2img", {**AUTO, **hp(preset="gone"), "width": 64, "height": 64})
     assert status == 500 and "no preset named 'gone'" in answer["errors"] and "SD1.5 5 steps" in answer["errors"]
-    accordion.ui.check(f"{accordion.id('preset_sure')} input")
+    accordion.panel.locator("[data-slot=sure]").check()
     accordion.press("delete")
 
 
@@ -112,19 +113,13 @@ def test_the_documentation_s_picture(accordion, ui):
     accordion.set("recipe", "SD1.5 6 steps UniPC")
     accordion.set("ending", "To zero")
     accordion.settle()
-    for suffix in ("schedule", "freeu_group", "unipc_group"):
-        ui.locator(f"{accordion.id(suffix)} .label-wrap").click()
     panel = f"{accordion.id('panel')} .hpsampler-panel"
     parts = [
-        ".hps-summary",
-        ".hps-figure > svg",
-        ".hps-key",
-        "details",
-        ".hps-row:nth-of-type(2)",
-        ".hps-row:last-child",
-    ]
+        ".hps-summary", ".hps-figure > svg", ".hps-key", ".hps-numbers", "[data-slot=offers]", ".hps-calibration",
+        "select", "[data-act=more]",
+    ]  # fmt: skip
     places = [f"{panel} {part}" for part in parts]
-    rows = ["preset", "preset_keep", "recipe", "ending", "calibration", "hires_recipe", "schedule", "freeu_group"]
+    rows = ["recipe", "ending", "advanced", *(suffix for _, suffix, _ in GROUPS)]
     places += [accordion.id(name) for name in rows]
     assert all(ui.locator(place).first.is_visible() for place in places)
     explained = re.findall(r"^(\d+)\. ", (ROOT / "docs" / "accordion.md").read_text(encoding="utf-8"), re.M)
@@ -132,7 +127,7 @@ def test_the_documentation_s_picture(accordion, ui):
     folder = os.environ.get("HPS_SCREENSHOTS")
     if folder:
         accordion.annotate(places)
-        ui.locator("#txt2img_hpsampler").screenshot(path=Path(folder) / "accordion.png")
+        save_screenshot(ui.locator("#txt2img_hpsampler"), "accordion.webp")
 
 
 def test_a_picture_s_parameters_paste_into_every_control_and_the_plot(accordion, ui, server):
@@ -169,7 +164,57 @@ def test_the_panel_follows_the_model(accordion, ui, server):
     summary = "document.querySelector('#txt2img_hpsampler_panel .hps-summary').textContent"
     ui.wait_for_function(f"() => {summary}.includes('SDXL, hps-tiny-sdxl')")
     accordion.settle()
-    assert "SDXL 6 steps" in accordion.fitting() and "SD1.5 6 steps" not in accordion.fitting()
+    assert "SDXL 6 steps" in accordion.fitting()
+    assert "SD1.5 6 steps" in accordion.menu_of_presets()["For other models or numbers of steps"]
+
+
+def test_samplers_shown_as_radio_buttons_are_read_too(serve, page):
+    server = serve(settings={"samplers_in_dropdown": False})
+    page.route(lambda url: not url.startswith(server.url), lambda route: route.abort())
+    open_ui(page, server)
+    accordion = AccordionPage(page, "txt2img_hpsampler", TXT2IMG)
+    page.locator("#txt2img_hpsampler > .label-wrap").click()
+    page.wait_for_selector("#txt2img_hpsampler_panel svg[role=img]")
+    for sampler, words in (("HP UniPC", "Auto: UniPC, "), ("Euler a", "Euler a on Automatic does not use this")):
+        page.locator("#txt2img_sampling label").filter(has_text=re.compile(rf"^\s*{sampler}\s*$")).click()
+        accordion.settle()
+        assert words in accordion.summary()
+    accordion.panel.get_by_role("button", name="Use HP Auto").click()
+    page.wait_for_function("() => document.querySelector('#txt2img_sampling input:checked').value == 'HP Auto'")
+    accordion.settle()
+    assert "Auto: DPM++ 2M, " in accordion.summary()
+
+
+def test_the_second_pass_of_hires_fix_is_in_the_sentence(accordion, ui):
+    begin(accordion)
+    assert "Hires" not in accordion.summary()
+    ui.locator("#txt2img_hr > .label-wrap").click()
+    ui.locator("#txt2img_denoising_strength input[type=number]").fill("0.5")
+    ui.locator("#txt2img_hires_steps input[type=number]").fill("4")
+    accordion.settle()
+    assert "Hires. fix: Auto: DPM++ 2M, 4 UNet calls, sigma" in accordion.summary()
+    ui.locator("#txt2img_hr > .label-wrap").click()
+
+
+def test_the_line_of_the_calibration_leads_to_the_tab(accordion, ui):
+    begin(accordion)
+    assert accordion.panel.locator(".hps-calibration").inner_text().startswith("Calibration: none for this checkpoint")
+    accordion.panel.get_by_role("button", name="Calibrate…").click()
+    ui.locator("#hpsampler_calibrate_name").wait_for(state="visible")
+    ui.click("#tabs button:has-text('txt2img')")
+
+
+def test_few_components_are_built(server):
+    components = server.get("/config")["components"]
+    for tab in ("txt2img", "img2img"):
+        (start,) = [at for at, each in enumerate(components) if each["props"].get("elem_id") == f"{tab}_hpsampler"]
+        ours = [each for each in components if str(each["props"].get("elem_id") or "").startswith(f"{tab}_hpsampler")]
+        # with the forms that gradio puts around controls, which have no name
+        last = max(each["id"] for each in ours)
+        first = min(each["id"] for each in ours)
+        built = [each for each in components if first <= each["id"] <= last]
+        forms = [each for each in components if each["type"] == "form" and first <= each["id"]]
+        assert len(built) <= 46, (tab, start, len(built), len(forms))
 
 
 def test_img2img_shows_the_part_that_runs(ui, server):
@@ -315,15 +360,38 @@ class TestAxes:
         menus = ui.locator("#txt2img_script_container .block:visible", has_text="X values").locator("input")
         menus.last.click()
         shown = ui.locator('[data-testid="dropdown-option"]').all_inner_texts()
-        assert any("SDXL 8 steps" in each for each in shown)
+        assert any("SD1.5 8 steps" in each for each in shown)
+        assert not any("SDXL" in each for each in shown), "made for another family"
 
 
 class TestSettingsPage:
     def test_it_is_there_with_its_options(self, ui):
         ui.click("#tabs button:has-text('Settings')")
         ui.locator("#settings button", has_text="HP Sampler").first.click()
-        for name in ("hidden", "preset", "follow", "plot"):
+        for name in ("hidden", "preset", "follow", "calibration_when_off", "plot"):
             assert ui.locator(f"#setting_hpsampler_{name}").is_visible(), name
+
+    def test_a_preset_that_was_saved_now_can_be_chosen_there(self, accordion, ui):
+        accordion.call("saved just now")
+        accordion.press("save")
+        ui.click("#tabs button:has-text('Settings')")
+        ui.locator("#settings button", has_text="HP Sampler").first.click()
+        heading = ui.evaluate(
+            """() => {
+                const buttons = [...document.querySelectorAll("#settings > .tab-nav > *")];
+                const at = buttons.findIndex((e) => e.textContent.trim() === "HP Sampler");
+                return buttons.slice(0, at).reverse().find((e) => e.tagName !== "BUTTON").textContent;
+            }"""
+        )
+        assert heading == "Stable Diffusion"
+        ui.click("#refresh_hpsampler_preset")
+        ui.wait_for_timeout(1000)
+        ui.click("#setting_hpsampler_preset input")
+        assert "saved just now" in " ".join(ui.locator("#setting_hpsampler_preset ul.options li").all_inner_texts())
+        ui.locator("#setting_hpsampler_preset input").first.blur()
+        ui.click("#tabs button:has-text('txt2img')")
+        accordion.panel.locator("[data-slot=sure]").check()
+        assert "deleted" in accordion.press("delete")
 
     def test_what_is_hidden_is_not_in_the_menus(self, serve):
         server = serve(settings={"hpsampler_hidden": ["HP DPM++ 1S", "HP calibrated"], "hpsampler_plot": False})

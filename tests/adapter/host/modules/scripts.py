@@ -19,6 +19,9 @@ class Script:
     def show(self, is_img2img):
         return True
 
+    def on_after_component(self, callback, *, elem_id):
+        self.after_component = {**getattr(self, "after_component", {}), elem_id: callback}
+
     def process(self, p, *args):
         pass
 

@@ -114,9 +114,6 @@ class KDiffusionSampler:
     def sample_img2img(
         self, p, x, noise, conditioning, unconditional_conditioning, steps=None, image_conditioning=None
     ):
-        if steps is not None:
-            t_enc, steps = steps - 1, int(steps / min(p.denoising_strength, 0.999))
-        else:
-            steps, t_enc = p.steps, int(min(p.denoising_strength, 0.999) * p.steps)
+        steps, t_enc = sd_samplers_common.setup_img2img_steps(p, steps)
         sigmas = self.get_sigmas(p, steps)[steps - t_enc - 1 :]
         return self._run(p, x + noise * sigmas[0], sigmas, t_enc + 1, conditioning, unconditional_conditioning)

@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 
 class OptionInfo:
-    def __init__(self, default=None, label="", component=None, component_args=None, section=None):
+    def __init__(
+        self, default=None, label="", component=None, component_args=None, section=None, refresh=None, category_id=None
+    ):
         self.default, self.label, self.component, self.component_args = default, label, component, component_args
-        self.section, self.comment_after = section, ""
+        self.section, self.refresh, self.category_id, self.comment_after = section, refresh, category_id, ""
 
     def info(self, text):
         self.comment_after += text

@@ -1,0 +1,75 @@
+"""The Calibrate tab in the browser: what a person does there, and what they wait for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.webui.harness import open_ui
+
+PREFIX = "#hpsampler_calibrate"
+
+STATE = f"document.querySelector('{PREFIX}_status .hpsampler-status')?.dataset.state"
+
+
+class CalibrateTab:
+    """Waits are for what the page shows, for as long as the page's own limit, never for a time."""
+
+    def __init__(self, ui: Any) -> None:
+        self.ui = ui
+
+    def open(self) -> None:
+        """Show the tab, and wait until the WebUI has said what it is doing."""
+        self.ui.click("#tabs button:has-text('Calibrate')")
+        self.ui.wait_for_function(f"() => ![undefined, 'unknown'].includes({STATE})")
+
+    def reload(self, server: Any) -> None:
+        """Load the page anew, as somebody does who comes back later."""
+        open_ui(self.ui, server)
+        self.open()
+
+    def make(self, what: str) -> None:
+        """Choose what is to be made, and wait for its form."""
+        self.ui.check(f"{PREFIX}_what input[value='{what}']")
+        button = {"Calibration": "Calibrate", "Statistics": "Measure"}[what]
+        self.ui.wait_for_function(f"() => document.querySelector('{PREFIX}_start').innerText == '{button}'")
+
+    def fill(self, **values: Any) -> None:
+        for name, value in values.items():
+            field = self.ui.locator(f"{PREFIX}_{name}").locator("textarea, input[type=number], input[type=text]").first
+            field.fill(str(value))
+            field.press("Tab")
+
+    def press(self, name: str) -> None:
+        self.ui.click(f"{PREFIX}_{name}")
+
+    def wait_text(self, name: str, pattern: str) -> None:
+        """Until a part of the tab shows what a regular expression says."""
+        self.ui.wait_for_function(
+            "([part, pattern]) => new RegExp(pattern).test(document.querySelector(part).innerText)",
+            arg=[f"{PREFIX}_{name}", pattern],
+        )
+
+    def wait_state(self, state: str) -> None:
+        self.ui.wait_for_function(f"state => {STATE} == state", arg=state)
+
+    def wait_value(self, name: str, value: str) -> None:
+        self.ui.wait_for_function(
+            "([part, value]) => document.querySelector(part).value == value", arg=[f"{PREFIX}_{name} input", value]
+        )
+
+    def text(self, name: str) -> str:
+        return str(self.ui.locator(f"{PREFIX}_{name}").first.inner_text())
+
+
+def pasted(ui: Any, text: str) -> None:
+    """Paste a picture's parameters from the prompt, and wait until they have left it."""
+    ui.fill("#txt2img_prompt textarea", text)
+    ui.click("#txt2img_tools #paste")
+    ui.wait_for_function("text => document.querySelector('#txt2img_prompt textarea').value != text", arg=text)
+
+
+def has_value(ui: Any, selector: str, value: str) -> None:
+    """Wait until an input has a value."""
+    ui.wait_for_function(
+        "([selector, value]) => document.querySelector(selector).value == value", arg=[selector, value]
+    )  # fmt: skip
