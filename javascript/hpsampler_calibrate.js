@@ -2,11 +2,8 @@
 // What is started comes into view, as on a narrow page its progress is far below the button.
 (() => {
     const EVERY_MS = 1500;
-    const TAB = "hpsampler_calibrate";
-    const STARTERS = ["start", "resume"];
+    const find = (name) => gradioApp().querySelector(`#hpsampler_calibrate_${name}`);
     let opened = false;
-
-    const find = (name) => gradioApp().querySelector(`#${TAB}_${name}`);
 
     function refresh() {
         const shown = find("status");
@@ -14,19 +11,15 @@
             opened = false;
             return;
         }
-        const told = shown.querySelector(".hpsampler-status");
-        if (opened && told && !["running", "unknown"].includes(told.dataset.state)) return;
+        const state = shown.querySelector(".hpsampler-status")?.dataset.state;
+        if (opened && state && !["running", "unknown"].includes(state)) return;
         opened = true;
-        const button = find("refresh");
-        if (button) button.click();
+        find("refresh")?.click();
     }
 
-    function intoView(event) {
-        const names = STARTERS.map((name) => `#${TAB}_${name}`).join(", ");
-        const shown = find("status");
-        if (shown && event.target.closest && event.target.closest(names)) {
-            shown.scrollIntoView({ block: "nearest", behavior: "smooth" });
-        }
+    function intoView({target}) {
+        if (!target.closest?.("#hpsampler_calibrate_start, #hpsampler_calibrate_resume")) return;
+        find("status")?.scrollIntoView({block: "nearest", behavior: "smooth"});
     }
 
     onUiLoaded(() => {

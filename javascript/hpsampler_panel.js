@@ -1,16 +1,19 @@
-// Shows in the accordion what Python answers (hpsampler/panel.py, hpsampler/webui/panel_html.py): this file reads the
+// Shows in the accordion what Python answers (hpsampler/panel/, hpsampler/webui/panel_html.py): this file reads the
 // page's controls, asks, and puts each text into its place. It computes nothing of the method.
 //
 // One request is under way at a time, by the event of a hidden gradio button; whatever changes meanwhile is asked for
-// after it. Frameworks tell no script of a menu or a pasted picture that changes a control, so it also looks a few times
-// a second.
-const hpSamplerPanel = (() => {
-    const [LOOK_MS, FRAME_MS, RELOAD_MS] = [150, 8, 5000];
+// after it. Frameworks tell no script of a menu or a pasted picture that changes a control, so it also looks several
+// times a second.
+(() => {
+    const [LOOK_MS, FRAME_MS] = [150, 8];
     // from when an answer is late, and from when there is none
     const [LATE_MS, SILENT_MS] = [400, 15000];
+    // after so long it asks again where the network failed or no model was loaded
+    const AGAIN_MS = 3000;
 
     const root = () => (typeof gradioApp === "function" ? gradioApp() : document);
-    const find = (selector) => (selector ? root().querySelector(selector) : null);
+    const find = (selector) => root().querySelector(selector);
+    const findAll = (selector) => [...root().querySelectorAll(selector)];
 
     // As a person would: frameworks only learn of a value by its event.
     function setValue(input, value) {
@@ -23,14 +26,10 @@ const hpSamplerPanel = (() => {
 
     // What a control of the page holds: a switch, radio buttons, a number or a menu.
     function read(selector) {
-        const block = find(selector);
-        if (!block) return undefined;
-        const input = block.matches("input") ? block : block.querySelector("input[type=number], input");
+        const input = find(`${selector} input`);
         if (!input) return undefined;
         if (input.type === "checkbox") return input.checked;
-        if (input.type === "radio") {
-            return block.querySelector("input:checked")?.closest("label").textContent.trim();
-        }
+        if (input.type === "radio") return find(`${selector} input:checked`)?.closest("label").textContent.trim();
         if (input.type === "number") return input.value.trim() === "" ? null : Number(input.value);
         // a menu's text is a filter while somebody types in it; what it last had stands until one is chosen
         if (document.activeElement !== input || !typed.has(selector)) typed.set(selector, input.value);
@@ -44,12 +43,15 @@ const hpSamplerPanel = (() => {
             this.selectors = JSON.parse(place.dataset.page);
             this.texts = JSON.parse(place.dataset.texts);
             this.number = 0;
-            this.asked = null;
             this.shown = {};
+            this.todo = [];
+            this.event = this.eventOfAsk();
             this.silent = place.querySelector(".hps-silent");
             this.presets = this.slot("presets");
-            place.addEventListener("click", (event) => this.press(event.target.closest("button[data-act]")));
-            place.addEventListener("change", (event) => this.choose(event.target));
+            // a test waits for it rather than for some time
+            place.settled = () => this.settled();
+            place.addEventListener("click", ({target}) => this.press(target.closest("button[data-act]")?.dataset || {}));
+            place.addEventListener("change", ({target}) => this.choose(target));
         }
 
         slot(name) {
@@ -61,19 +63,24 @@ const hpSamplerPanel = (() => {
         }
 
         pageState() {
-            const page = {img2img: "denoising" in this.selectors && !("hires" in this.selectors)};
+            const page = {img2img: "denoising" in this.selectors && !("hires" in this.selectors), preset: this.preset};
             for (const [name, selector] of Object.entries(this.selectors)) page[name] = read(selector);
             if (typeof opts === "object") page.exact_steps = Boolean(opts.img2img_fix_steps);
-            page.preset = this.preset;
             return page;
         }
 
         // What every control holds, as one text: a change of it is what there is to ask about.
         fingerprint() {
-            const own = [...root().querySelectorAll(`${this.id} input, ${this.id}-checkbox input`)]
+            const own = findAll(`${this.id} input, ${this.id}-checkbox input`)
                 .filter((input) => !this.place.contains(input) && !input.closest(`${this.id}_talk`))
                 .map((input) => (input.type === "checkbox" ? input.checked : input.value));
             return JSON.stringify([own, this.pageState(), this.place.clientWidth]);
+        }
+
+        // Whether what is shown is of what is set now.
+        settled() {
+            if (this.place.offsetParent === null) return true;
+            return this.visible && !this.asked && !this.look && this.seen === this.fingerprint();
         }
 
         update() {
@@ -83,23 +90,23 @@ const hpSamplerPanel = (() => {
             this.visible = visible;
             if (!visible || this.asked || !this.talk()) return;
             const seen = this.fingerprint();
-            if (seen === this.seen && !this.look) return;
-            this.seen = seen;
-            this.send("ask", {look: Boolean(this.look)});
-            this.look = false;
+            if (this.todo.length) this.send("act", this.todo.shift());
+            else if (seen !== this.seen || this.look) {
+                this.send("ask", {look: Boolean(this.look)});
+                this.seen = seen;
+                this.look = false;
+            }
         }
 
         send(button, question) {
-            const page = this.pageState();
-            this.asked = {id: ++this.number, since: performance.now(), button};
-            this.place.dataset.asked = this.number;
-            const text = JSON.stringify({id: this.number, page, width: this.place.clientWidth, ...question});
+            const asked = (this.asked = {id: ++this.number, since: performance.now(), button});
+            const text = JSON.stringify({id: asked.id, page: this.pageState(), width: this.place.clientWidth, ...question});
             // while a menu of ours has the focus, only gradio knows whether its text is chosen or a filter
             const menu = `${this.id} input:not([type=number], [type=range], [type=checkbox])`;
             const plain = button === "ask" && !question.look && !document.activeElement?.matches(menu);
-            if (plain && this.event()) this.post(this.asked, text);
+            if (plain && this.event) this.post(asked, text);
             else this.click(button, text);
-            this.wait();
+            this.wait(asked);
         }
 
         click(button, text) {
@@ -107,62 +114,61 @@ const hpSamplerPanel = (() => {
             find(`${this.id}_${button}`).click();
         }
 
-        // The event of the hidden button "ask", as the page itself describes it; null where it does not.
-        event() {
+        // The event of the hidden button "ask", as the page itself describes it; undefined where it does not.
+        eventOfAsk() {
             const {components = [], dependencies = []} = window.gradio_config || {};
-            const button = components.find((each) => each.props?.elem_id === `${this.id.slice(1)}_ask`);
-            const at = dependencies.findIndex((each) => button && (each.targets || []).flat().includes(button.id));
-            return at < 0 || this.refused ? null : {at, inputs: dependencies[at].inputs, components};
+            const nameOf = (id) => `#${components.find((each) => each.id === id)?.props?.elem_id}`;
+            const ask = components.find((each) => `#${each.props?.elem_id}` === `${this.id}_ask`);
+            const at = dependencies.findIndex((each) => ask && (each.targets || []).flat().includes(ask.id));
+            return at < 0 ? undefined : {fn_index: at, inputs: dependencies[at].inputs.map(nameOf)};
         }
 
         // The same request as a press of the button makes, without gradio's redraw of its whole page (some 80 ms).
         post(asked, text) {
-            const {at, inputs, components} = this.event();
-            const data = inputs.map((id) => {
-                const name = `#${components.find((each) => each.id === id).props.elem_id}`;
-                return name === `${this.id}_talk` ? text : read(name);
+            const data = this.event.inputs.map((name) => (name === `${this.id}_talk` ? text : read(name)));
+            const [headers, body] = [{"Content-Type": "application/json"}, {data, fn_index: this.event.fn_index}];
+            fetch("run/predict", {method: "POST", headers, body: JSON.stringify(body)}).then(async (answer) => {
+                if (answer.ok) {
+                    asked.reply = (await answer.json()).data[0];
+                    this.wait(asked);
+                } else {
+                    this.event = undefined;
+                    this.click("ask", text);
+                }
+            }, () => {
+                if (this.asked === asked) this.mark("silent");
+                setTimeout(() => this.forget(asked), AGAIN_MS);
             });
-            const body = JSON.stringify({data, fn_index: at});
-            fetch("run/predict", {method: "POST", headers: {"Content-Type": "application/json"}, body}).then(async (answer) => {
-                if (answer.ok) asked.reply = (await answer.json()).data[0];
-                else if ((this.refused = this.asked === asked)) this.click("ask", text);
-                if (this.asked === asked) this.wait();
-            }, () => {});
         }
 
-        wait() {
-            clearTimeout(this.timer);
-            if (!this.asked) return;
-            const text = this.asked.reply ?? this.talk().value;
-            const late = performance.now() - this.asked.since;
-            const answer = text === this.asked.text ? {} : JSON.parse(text || "{}");
-            this.asked.text = text;
-            if (answer.answers === this.asked.id) {
-                if (this.asked.button === "act") this.place.dataset.done = this.asked.id;
-                this.asked = null;
+        wait(asked) {
+            if (this.asked !== asked) return;
+            const answer = JSON.parse(asked.reply ?? (this.talk().value || "{}"));
+            const late = performance.now() - asked.since;
+            if (answer.answers === asked.id) {
+                if (asked.button === "act") this.place.dataset.done = asked.id;
+                this.asked = undefined;
                 this.mark("");
                 this.show(answer);
-                delete this.place.dataset.asked;
                 this.update();
-                return;
+            } else {
+                if (late > LATE_MS) this.mark(late > SILENT_MS ? "silent" : "waiting");
+                if (late > SILENT_MS) this.forget(asked);
+                setTimeout(() => this.wait(asked), FRAME_MS);
             }
-            if (late > LATE_MS) this.mark("waiting");
-            if (late > SILENT_MS) {
-                this.mark("silent");
-                this.asked = null;
-                this.seen = "";
-                delete this.place.dataset.asked;
-                return;
-            }
-            this.timer = setTimeout(() => this.wait(), FRAME_MS);
+        }
+
+        // What is set then is asked for anew.
+        forget(asked) {
+            if (this.asked !== asked) return;
+            this.asked = undefined;
+            this.seen = "";
         }
 
         // The last plot stays, and is marked while it is not of what is set now.
         mark(state) {
-            if (this.silent.dataset.state === "silent" && state === "waiting") return;
+            if (state === "waiting" && this.silent.textContent) return;
             this.place.classList.toggle("hps-late", state !== "");
-            this.silent.dataset.state = state;
-            this.silent.hidden = !state;
             this.silent.textContent = this.texts[state] || "";
         }
 
@@ -174,14 +180,10 @@ const hpSamplerPanel = (() => {
             if (document.activeElement !== this.presets) this.presets.value = this.preset;
             for (const [name, said] of Object.entries(answer.controls || {})) this.beside(name, said);
             for (const [suffix, title] of Object.entries(answer.groups || {})) {
-                const label = find(`${this.id}_${suffix} > .label-wrap > span`);
-                if (label) label.dataset.note = title;
+                find(`${this.id}_${suffix} > .label-wrap > span`)?.setAttribute("data-note", title);
             }
-            if (answer.waits) setTimeout(() => (this.look = true), RELOAD_MS);
-            if (answer.file) {
-                const href = `data:application/json;charset=utf-8,${encodeURIComponent(answer.file.text)}`;
-                Object.assign(document.createElement("a"), {href, download: answer.file.name}).click();
-            }
+            if (answer.waits) setTimeout(() => (this.look = true), AGAIN_MS);
+            if (answer.file) Object.assign(document.createElement("a"), answer.file).click();
             if (answer.needs) {
                 this.unfold(true);
                 this.slot(answer.needs).focus();
@@ -190,58 +192,42 @@ const hpSamplerPanel = (() => {
 
         // Only what has changed, and the focus stays where it was.
         fill(name, html) {
-            if (this.shown[name] === html) return;
             const slot = this.slot(name);
-            if (slot === document.activeElement) return;
-            const buttons = () => [...slot.querySelectorAll("button")];
-            const at = buttons().indexOf(document.activeElement);
+            if (this.shown[name] === html || slot === document.activeElement) return;
+            const at = [...slot.querySelectorAll("button")].indexOf(document.activeElement);
             this.shown[name] = html;
             slot.innerHTML = html;
-            if (at >= 0 && buttons()[at]) buttons()[at].focus();
+            slot.querySelectorAll("button")[at]?.focus();
         }
 
         // Greyed, but still there to be set: the sampler may be changed after it.
         beside(name, said) {
             const block = find(`${this.id}_${name}`);
             if (!block) return;
-            let text = block.querySelector(":scope > .hps-beside");
-            if (!text) {
-                const id = `${this.place.dataset.prefix}_${name}_beside`;
-                text = Object.assign(document.createElement("p"), {className: "hps-beside", id});
-                block.append(text);
-            }
+            const idOf = (which) => `${this.place.dataset.prefix}_${which}_beside`;
+            const made = {className: "hps-beside", id: idOf(name)};
+            const text = find(`#${made.id}`) || block.appendChild(Object.assign(document.createElement("p"), made));
             if (text.textContent !== said.text) text.textContent = said.text;
             block.dataset.idle = said.idle;
             for (const kind of ["idle", "changed", "wrong"]) block.classList.toggle(`hps-${kind}`, Boolean(said[kind]));
-            const by = said.by ? `${this.place.dataset.prefix}_${said.by}_beside` : text.id;
             for (const input of block.querySelectorAll("input")) {
                 // gradio leaves a slider's two inputs without a name
                 if (!input.labels?.[0]?.textContent.includes(said.label)) input.setAttribute("aria-label", said.label);
                 input.setAttribute("aria-invalid", String(said.wrong));
-                if (said.text || said.by) input.setAttribute("aria-describedby", by);
+                if (said.by) input.setAttribute("aria-describedby", idOf(said.by));
                 else input.removeAttribute("aria-describedby");
-                if (input.type !== "range" && input.type !== "number") continue;
-                input.dataset.highest = input.dataset.highest || input.max;
-                input.max = said.highest === null ? input.dataset.highest : said.highest;
+                if (input.max) input.max = said.highest;
             }
         }
 
-        press(button) {
-            if (!button) return;
-            const {act, steps, cfg, tab} = button.dataset;
+        press({act, steps, cfg, tab}) {
             if (act === "steps") {
-                setNumber(this.selectors.steps, steps);
-                if (cfg) setNumber(this.selectors.cfg, cfg);
-            } else if (act === "more") {
-                this.unfold(this.slot("manage").hidden);
-            } else if (act === "auto") {
-                find(`${this.id}_auto`).click();
-            } else if (act === "tab") {
-                const tabs = [...root().querySelectorAll("#tabs > .tab-nav button, #tabs > div button")];
-                tabs.find((each) => each.textContent.trim() === tab)?.click();
-            } else {
-                this.act(act);
-            }
+                setValue(find(`${this.selectors.steps} input`), steps);
+                if (cfg) setValue(find(`${this.selectors.cfg} input`), cfg);
+            } else if (act === "more") this.unfold(this.slot("manage").hidden);
+            else if (act === "auto") find(`${this.id}_auto`).click();
+            else if (tab) findAll("#tabs > div button").find((each) => each.textContent.trim() === tab)?.click();
+            else if (act) this.act(act);
         }
 
         unfold(open) {
@@ -258,41 +244,26 @@ const hpSamplerPanel = (() => {
 
         // What a button does to presets and controls; it takes its turn after what is asked.
         act(act, text = "") {
-            if (this.asked) {
-                setTimeout(() => this.act(act, text), FRAME_MS);
-                return;
-            }
             const [name, sure] = [this.slot("name").value, this.slot("sure").checked];
             if (act === "delete") this.slot("sure").checked = false;
+            this.todo.push({act, name, sure, text, preset: this.preset});
             this.seen = "";
-            this.send("act", {act, name, sure, text, preset: this.preset});
+            this.update();
         }
     }
 
-    function setNumber(selector, value) {
-        for (const input of root().querySelectorAll(`${selector} input`)) setValue(input, value);
+    const panels = [];
+
+    // gradio builds the page after its scripts were loaded
+    function look() {
+        if (document.hidden) return;
+        for (const place of findAll(".hpsampler-panel")) if (!place.settled) panels.push(new Panel(place));
+        panels.forEach((panel) => panel.update());
     }
 
-    function start() {
-        const places = [...root().querySelectorAll(".hpsampler-panel")];
-        if (!places.length || places.some((place) => place.dataset.drawn)) return places.length > 0;
-        const panels = places.map((place) => new Panel(place));
-        places.forEach((place) => (place.dataset.drawn = "yes"));
-        const update = () => panels.forEach((panel) => panel.update());
-        // at once while a slider is dragged, after the page's own handlers; the rest changes without telling
-        for (const event of ["input", "change"]) {
-            document.addEventListener(event, () => setTimeout(update, 0), {capture: true});
-        }
-        setInterval(() => document.hidden || update(), LOOK_MS);
-        // another model, another setting
-        if (typeof onOptionsChanged === "function") onOptionsChanged(() => panels.forEach((panel) => (panel.look = true)));
-        return true;
-    }
-
-    if (typeof onUiLoaded === "function") {
-        onUiLoaded(start);
-    } else {
-        const trying = setInterval(() => start() && clearInterval(trying), 200);
-    }
-    return {start};
+    setInterval(look, LOOK_MS);
+    // at once while a slider is dragged, after the page's own handlers; the rest changes without telling
+    for (const event of ["input", "change"]) document.addEventListener(event, () => setTimeout(look), {capture: true});
+    // another model, another setting
+    if (typeof onOptionsChanged === "function") onOptionsChanged(() => panels.forEach((panel) => (panel.look = true)));
 })();

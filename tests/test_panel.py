@@ -19,7 +19,8 @@ from hpsampler.calibration.profile import Fitted, Profile, ProfileStore, Target
 from hpsampler.freeu import FreeU
 from hpsampler.golden.search import CALLS
 from hpsampler.noise import NoiseModel
-from hpsampler.panel import Known, Page, Snapshot, View, view
+from hpsampler.panel import Known, Page, Snapshot, View
+from hpsampler.panel.view import view
 from hpsampler.presets import Preset, built_in
 from hpsampler.recipes import MAX_STEPS, PRESETS, recipe_for
 from hpsampler.schedule import base_karras, insert_first_midpoint
@@ -391,6 +392,7 @@ def test_a_group_without_effect_says_so_once():
     v3 = shown(look(sampler="HP DPM-v3"))["controls"]
     assert v3["prediction"]["text"].startswith("No effect: it belongs to UniPC")
     assert v3["variant"]["text"] == "" and v3["variant"]["by"] == "prediction"
+    assert v3["prediction"]["by"] == "prediction" and said["controls"]["b1"]["by"] == ""
 
 
 def test_every_control_is_in_one_group_or_always_shown():

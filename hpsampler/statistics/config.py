@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..jobs import DEFAULT_PROMPTS, checked_fields, number
+from ..job_config import DEFAULT_PROMPTS, checked_fields, number
 from ..store import RESERVED, StoreError, abbreviated
 
 __all__ = ["StatisticsConfig", "calls_needed"]

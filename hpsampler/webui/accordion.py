@@ -17,12 +17,12 @@ from typing import Any, Optional
 import gradio as gr
 
 from ..effects import AUTOMATIC, OWN_SAMPLER
-from ..panel import Known, Page, view
+from ..panel import Known, Page
 from ..presets import PresetStore
 from ..recipes import AUTO
 from ..settings import ENABLED, FIELDS, Field
 from . import preset_row
-from .panel_html import answer, skeleton
+from .panel_places import skeleton
 
 __all__ = ["ADVANCED", "GROUPS", "TITLE", "Accordion", "Container", "PageContext", "build"]
 
@@ -146,6 +146,10 @@ class _Answers:
 
     def ask(self, text: str, *values: Any) -> tuple[Any, ...]:
         """What to show; where the page has just been opened, or something else changed, also the menus of names."""
+        # here, as a start of the WebUI needs none of it
+        from ..panel.view import view
+        from .panel_html import answer
+
         question, named = _read(text), _by_name(values)
         page, known = self._page(question), self.around.known()
         width = float(question.get("width") or 0)

@@ -21,7 +21,7 @@ __all__ = ["PAGE", "known"]
 
 def _selectors(tab: str) -> MappingProxyType[str, str]:
     of_tab = {
-        "hires": "#txt2img_hr-checkbox input",
+        "hires": "#txt2img_hr-checkbox",
         "hr_sampler": "#hr_sampler",
         "hr_schedule": "#hr_scheduler",
         "hr_steps": "#txt2img_hires_steps",

@@ -1,66 +1,22 @@
-"""The accordion's panel as HTML: its places, and what :mod:`hpsampler.panel` computed as text for each of them.
-
-``javascript/hpsampler_panel.js`` puts each text into the place of its name, and does what a button's ``data-act`` says.
-"""
+"""The accordion's panel as HTML: what :mod:`hpsampler.panel` computed, as text for each of its places."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Any, Optional
 
-from ..panel import Control, Offer, PassView, View, short
+from ..panel import Control, Offer, PassView, View
+from ..panel.view import short
 from ..presets import FAMILY_LABELS
 from ..recipes import LOW_GUIDANCE, PRESETS, SOLVER_LABELS
 from ..settings import FIELDS, FREEU_FIELDS, OFF
 from .plot import figure, table
 
-__all__ = ["SCRIPT_TEXTS", "answer", "skeleton"]
-
-SCRIPT_TEXTS = {
-    "waiting": "Waiting for the WebUI: what is shown is older than what is set.",
-    "silent": "The WebUI does not answer, so what is shown is older than what is set. It is asked again.",
-}
+__all__ = ["answer"]
 
 _BY_NAME = {each.name: each for each in FIELDS}
 LONGEST_LIST = 4
-
-
-def skeleton(prefix: str, page: Mapping[str, str]) -> str:
-    """The panel's places, empty; its script fills them."""
-
-    def button(act: str, label: str, title: str = "") -> str:
-        hint = f' title="{escape(title)}"' if title else ""
-        return f'<button type="button" data-act="{act}"{hint}>{label}</button>'
-
-    manage = (
-        '<div class="hps-row" data-slot="manage" role="group" aria-label="Manage presets" hidden>'
-        f'<label>Name <input type="text" data-slot="name" maxlength="60" id="{prefix}_preset_name"></label>'
-        f"{button('rename', 'Rename', 'Gives the chosen preset the name')}"
-        f"{button('export', 'Export', 'The chosen preset as a file')}"
-        f'<label class="hps-file">Import<input type="file" accept=".json" data-act="import"></label>'
-        f'<label><input type="checkbox" data-slot="sure"> Confirm</label>'
-        f"{button('delete', 'Delete', 'Deletes the chosen preset, once Confirm is ticked')}</div>"
-    )
-    return (
-        f'<div class="hpsampler-panel" data-prefix="{escape(prefix)}" data-page="{escape(json.dumps(dict(page)))}" '
-        f'data-texts="{escape(json.dumps(SCRIPT_TEXTS))}">'
-        '<p class="hps-silent" role="status" hidden></p>'
-        '<p class="hps-summary" data-slot="summary"></p>'
-        '<ul class="hps-words" data-slot="words" aria-live="polite"></ul>'
-        '<div class="hps-figure" data-slot="figure"></div>'
-        '<details class="hps-numbers"><summary>Numbers</summary><div data-slot="table"></div></details>'
-        '<div class="hps-row" data-slot="offers" role="group" aria-label="Step counts on offer"></div>'
-        '<p class="hps-calibration" data-slot="calibration"></p>'
-        '<div class="hps-row hps-presets"><label>Preset '
-        f'<select data-slot="presets" data-act="load" id="{prefix}_preset"></select></label>'
-        f"{button('save', 'Save', 'Under the name below More, or over the chosen preset of your own')}"
-        '<button type="button" data-act="more" aria-expanded="false">More…</button></div>'
-        f"{manage}"
-        '<div class="hps-said" data-slot="said" aria-live="polite"></div>'
-        "</div>"
-    )
 
 
 def answer(shown: View, groups: Sequence[tuple[str, Sequence[str]]], width: float, tab: str) -> dict[str, Any]:
@@ -281,14 +237,16 @@ def _of_controls(shown: View, groups: Sequence[tuple[str, Sequence[str]]]) -> tu
         freeu = each.idle and suffix and "freeu" in dict(groups)[suffix]
         where = said.setdefault((suffix, each.idle), name) if suffix else name
         text = "" if whole or freeu or where != name else f"No effect: {each.idle}." if each.idle else ""
+        text = text or _beside(name, each)
+        elsewhere = "" if whole or freeu or where == name else where
         controls[name] = {
             "label": _BY_NAME[name].label,
             "idle": each.idle,
-            "text": text or _beside(name, each),
-            "by": "" if whole or freeu or where == name else where,
+            "text": text,
+            "by": elsewhere or (name if text else ""),
             "changed": each.changed and not each.idle,
             "wrong": each.wrong,
-            "highest": each.highest,
+            "highest": _BY_NAME[name].high if each.highest is None else each.highest,
         }
     return controls, titles
 

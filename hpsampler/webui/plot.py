@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from ..panel import PassView, short
+from ..panel import PassView
+from ..panel.view import short
 
 __all__ = ["figure", "table"]
 

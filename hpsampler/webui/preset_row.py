@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any, Optional
+from urllib.parse import quote
 
 from ..panel import Known, Page
 from ..presets import RESERVED, Preset, PresetStore
@@ -28,7 +29,7 @@ class Done:
         said: HTML for the row's place.
         preset: the one that is chosen from now on.
         values: of the accordion's controls, those that are set, by name.
-        file: name and text of a file that the browser keeps.
+        file: name and contents of a file that the browser keeps, as attributes of a link.
         needs: the input that must be filled in first.
     """
 
@@ -141,7 +142,8 @@ def _import(done: Done, store: PresetStore, asked: _Asked) -> None:
 
 def _export(done: Done, store: PresetStore, asked: _Asked) -> None:
     preset = store.find(asked.chosen())
-    done.file = {"name": f"{preset.name}.json", "text": preset.to_json()}
+    text = f"data:application/json;charset=utf-8,{quote(preset.to_json())}"
+    done.file = {"download": f"{preset.name}.json", "href": text}
     done.said = said([], f"Preset {preset.name} exported as {preset.name}.json.")
 
 

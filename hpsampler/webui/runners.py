@@ -9,7 +9,6 @@ import threading
 from typing import TYPE_CHECKING, Optional
 
 from .folders import library, statistics_folder
-from .source import Checkpoint, HostQueue
 
 if TYPE_CHECKING:
     from ..calibration.job import CalibrationRunner
@@ -31,6 +30,7 @@ class Runners:
         with self._lock:
             if self._calibrations is None:
                 from ..calibration.job import CalibrationRunner
+                from .source import Checkpoint, HostQueue
 
                 self._calibrations = CalibrationRunner(library(), Checkpoint, HostQueue)
             return self._calibrations
@@ -40,6 +40,7 @@ class Runners:
         with self._lock:
             if self._statistics is None:
                 from ..statistics.job import StatisticsRunner
+                from .source import Checkpoint, HostQueue
 
                 self._statistics = StatisticsRunner(statistics_folder(), Checkpoint, HostQueue)
             return self._statistics

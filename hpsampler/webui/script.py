@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,7 +20,7 @@ from ..effects import AUTOMATIC, Use
 from ..freeu import FreeU, decoder_stages
 from ..plan import VERSION_KEY, Request, followed, misfit_note, parameters
 from ..recipes import AUTO
-from ..settings import FIELDS, OFF, Field, Settings, SettingsError
+from ..settings import AS_SET, FIELDS, OFF, Field, Settings, SettingsError
 from ..store import StoreError
 from . import checkpoint as model
 from . import options, registration, tab, xyz
@@ -40,6 +41,9 @@ _BY_NAME = MappingProxyType({field.name: field for field in FIELDS})
 RECIPE_KEY, CALIBRATION_KEY = _BY_NAME["recipe"].infotext, _BY_NAME["calibration"].infotext
 STATISTICS_KEY, GOLDEN_KEY = _BY_NAME["statistics"].infotext, _BY_NAME["golden_noise"].infotext
 NOTE_KEY = "HP note"
+
+BEFORE_GUIDANCE = {"guidance": AS_SET, "bend": "0"}
+"""What Auto did before version 0.7.0, and what a picture of that time is pasted with."""
 
 PRESET_NAME = "preset"
 """In the API's dict, and of an axis: a preset whose values are taken where the dict names no others."""
@@ -253,11 +257,18 @@ def _record(p: Any, name: str, label: str) -> None:
 def _needs_accordion(params: dict[str, Any]) -> bool:
     """Whether a pasted picture can only be made again with the accordion on.
 
-    One that Auto drew without a calibration needs it as soon as there are calibrations, which Auto would use now.
+    One that Auto drew without a calibration needs it as soon as there are calibrations, which Auto would use now; and
+    one of an older version, as Auto draws other pictures since.
     """
     if any(key in params for key in (RECIPE_KEY, CALIBRATION_KEY, STATISTICS_KEY, GOLDEN_KEY)):
         return True
-    return VERSION_KEY in params and bool(library().names())
+    return VERSION_KEY in params and (_is_older(params) or bool(library().names()))
+
+
+def _is_older(params: dict[str, Any]) -> bool:
+    """Whether a pasted picture was drawn before guidance and bend were numbers of the recipe."""
+    numbers = re.findall(r"\d+", str(params.get(VERSION_KEY, "")))[:2]
+    return VERSION_KEY in params and [int(number[:4]) for number in numbers] < [0, 7]
 
 
 def _stop(p: Any, error: SettingsError) -> None:
@@ -277,6 +288,8 @@ def _reader(field: Field) -> Callable[[dict[str, Any]], Any]:
             return None
         # what says nothing of a calibration was drawn without one
         default = OFF if field.infotext == CALIBRATION_KEY and library().names() else field.default
+        if _is_older(params):
+            default = BEFORE_GUIDANCE.get(field.name, default)
         value = params.get(field.infotext, params.get(field.formerly, default))
         try:
             return field.parse(value)

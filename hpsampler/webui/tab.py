@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import gradio as gr
 
-from ..jobs import DEFAULT_PROMPTS, IDLE, Progress, Status
+from ..job_config import DEFAULT_PROMPTS
+from ..jobs import IDLE, Progress, Status
 from ..store import StoreError
 from .files import text_of
 from .kinds import CALIBRATION, CHEAP, FORM, KINDS, Kind

@@ -16,7 +16,8 @@ from hpsampler.presets import Preset
 from hpsampler.recipes import AUTO, PRESETS
 from hpsampler.schedule import insert_first_midpoint
 from hpsampler.settings import FIELDS, Settings
-from tests.accordion.page import AccordionPage
+from hpsampler.webui.panel_places import SCRIPT_TEXTS
+from tests.accordion.page import PATIENCE_MS, AccordionPage, until
 
 STEPS, CFG = 6, 7.0
 
@@ -73,22 +74,21 @@ def check_a_slider_is_followed_while_it_is_dragged(at: AccordionPage) -> None:
         const input = document.querySelector(slider), plot = document.querySelector(figure);
         const seen = new Set();
         new MutationObserver(() => seen.add(plot.dataset.sigmas)).observe(plot, {attributes: true});
-        values.forEach((value, i) => setTimeout(() => {
+        const move = (value) => {
             input.value = value;
             input.dispatchEvent(new Event("input", {bubbles: true}));
-        }, i * 20));
-        const wait = () => {
-            const last = document.querySelector(`${figure}`).dataset.sigmas;
-            if (seen.size > 1 && performance.now() - begun > values.length * 20 + 300
-                && !plot.closest(".hpsampler-panel").dataset.asked) return done(seen.size);
-            setTimeout(wait, 20);
         };
-        const begun = performance.now();
-        wait();
+        const step = () => {
+            // the last one only after an answer, so that there are two at least
+            if (values.length > 1 || (values.length && seen.size)) move(values.shift());
+            else if (!values.length && plot.closest(".hpsampler-panel").settled()) return done(seen.size);
+            setTimeout(step, 20);
+        };
+        step();
     })"""
     values = [round(2 + 0.1 * i, 1) for i in range(30)]
     places = [f"{at.id('rho')} input[type=number]", f"{at.id('panel')} .hps-figure", values]
-    at.ui.evaluate(shown, places)
+    assert at.ui.evaluate(shown, places) >= 2
     at.settle()
     assert at.sigmas() == pytest.approx(drawn(rho=values[-1]), rel=1e-5)
     at.set("rho", 0)
@@ -134,7 +134,7 @@ def check_one_click_leads_from_another_sampler_to_ours(at: AccordionPage) -> Non
     assert "uses nothing of it" in at.title("schedule") and at.beside("rho") == ""
     at.panel.get_by_role("button", name="Use HP Auto").click()
     at.ui.wait_for_function(
-        f"() => document.querySelector('{at.controls['sampler']} input').value === 'HP Auto'", timeout=60_000
+        f"() => document.querySelector('{at.controls['sampler']} input').value === 'HP Auto'", timeout=PATIENCE_MS
     )
     at.settle()
     assert at.ui.locator(f"{at.controls['schedule']} input").first.input_value() == "Automatic"
@@ -148,15 +148,55 @@ def check_nothing_but_the_answer_is_kept_of_a_silent_server(at: AccordionPage) -
     held = []
     at.ui.route("**/run/predict*", lambda route: held.append(route))
     at.set("rho", 6)
-    at.ui.wait_for_function(f"() => document.querySelector('{at.id('panel')} .hps-late')", timeout=60_000)
+    at.ui.wait_for_function(f"() => document.querySelector('{at.id('panel')} .hps-late')", timeout=PATIENCE_MS)
     assert at.sigmas() == before and "older than what is set" in at.panel.locator(".hps-silent").inner_text()
     at.ui.unroute("**/run/predict*")
     for route in held:
         route.continue_()
-    at.ui.wait_for_function(f"() => !document.querySelector('{at.id('panel')} .hps-late')", timeout=60_000)
+    at.ui.wait_for_function(f"() => !document.querySelector('{at.id('panel')} .hps-late')", timeout=PATIENCE_MS)
     at.settle()
     assert at.sigmas() == pytest.approx(drawn(rho=6), rel=1e-5)
     at.set("rho", 0)
+
+
+def check_where_its_own_request_is_refused_the_page_s_button_asks(at: AccordionPage) -> None:
+    """A host may refuse a request that does not come from gradio's own script, which names its session."""
+    begin(at)
+    refused, pressed = [], []
+
+    def answer(route) -> None:
+        if "session_hash" in route.request.post_data_json:
+            pressed.append(route)
+            route.continue_()
+        else:
+            refused.append(route)
+            route.fulfill(status=(500, 403)[len(refused) % 2], body="no")
+
+    at.ui.route("**/run/predict*", answer)
+    for rho in (6, 7.5):
+        at.set("rho", rho)
+        at.settle()
+        assert at.sigmas() == pytest.approx(drawn(rho=rho), rel=1e-5)
+    assert len(refused) == 1 and pressed, "once is enough"
+    assert at.panel.locator(".hps-silent").inner_text() == ""
+    at.ui.unroute("**/run/predict*")
+
+
+def check_a_network_that_fails_is_told_once_and_recovered_from(at: AccordionPage) -> None:
+    begin(at)
+    before = at.sigmas()
+    at.ui.route("**/run/predict*", lambda route: route.abort())
+    at.set("rho", 6)
+    told = at.panel.locator(".hps-silent")
+    until(told.inner_text, SCRIPT_TEXTS["silent"])
+    late = f"{at.id('panel')} .hps-late"
+    assert at.sigmas() == before and at.ui.locator(late).count() == 1
+    at.set("rho", 7.5)
+    assert at.sigmas() == before and told.inner_text() == SCRIPT_TEXTS["silent"]
+    at.ui.unroute("**/run/predict*")
+    at.settle()
+    assert at.sigmas() == pytest.approx(drawn(rho=7.5), rel=1e-5)
+    assert told.inner_text() == "" and at.ui.locator(late).count() == 0
 
 
 def check_what_it_is_made_for_is_one_click_away(at: AccordionPage) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +14,16 @@ from hpsampler.webui.accordion import ADVANCED, GROUPS
 
 GROUP_OF = {name: suffix for _, suffix, names in GROUPS for name in names}
 OPTION = '[data-testid="dropdown-option"]'
-LOOK_MS = 350
-"""The panel looks at menus a few times a second: after so long it has asked for what was changed."""
+PATIENCE_MS = 60_000
+"""A busy machine takes its time; a wait that fails ends nevertheless."""
+
+
+def until(read: Callable[[], Any], wanted: Any) -> None:
+    """Read again and again until it is what is wanted."""
+    deadline = time.monotonic() + PATIENCE_MS / 1000
+    while (found := read()) != wanted and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert found == wanted
 
 
 @dataclass(frozen=True)
@@ -57,14 +67,14 @@ class AccordionPage:
         self.ui.click(f"{selector} input")
         exactly = re.compile(rf"^\W*{re.escape(value)}\s*$")
         self.ui.locator(f"{selector} {OPTION}").filter(has_text=exactly).first.click()
+        until(self.ui.locator(f"{selector} input").first.input_value, value)
         self.settle()
 
     def settle(self) -> None:
-        """Wait until what was changed has been asked for and answered."""
-        self.ui.wait_for_timeout(LOOK_MS)
-        self.ui.wait_for_function(
-            f"() => !document.querySelector('{self.id('panel')} .hpsampler-panel').dataset.asked", timeout=60_000
-        )
+        """Wait until what the panel shows is of what is set now."""
+        panel = f"{self.id('panel')} .hpsampler-panel"
+        settled = "(panel) => document.querySelector(panel)?.settled?.()"
+        self.ui.wait_for_function(settled, arg=panel, timeout=PATIENCE_MS)
 
     def set(self, name: str, value: Any) -> None:
         """Set one of the accordion's controls."""
@@ -167,7 +177,7 @@ class AccordionPage:
         self.ui.wait_for_function(
             "([panel, done]) => Number(document.querySelector(panel).dataset.done) > Number(done)",
             arg=[panel, done],
-            timeout=60_000,
+            timeout=PATIENCE_MS,
         )
         text = self.said()
         self.settle()

@@ -414,6 +414,18 @@ class TestInfotext:
         again = host.run(Txt2Img(steps=6), *pasted)
         assert torch.equal(image, again)
 
+    @pytest.mark.parametrize("version", ["0.6.0", "0.3.0"])
+    def test_a_picture_of_an_older_version_is_drawn_as_it_was_then(self, host, version):
+        """Auto has lowered guidance and bent its schedule since version 0.7.0."""
+        then = host.run(Txt2Img(steps=6), {"guidance": "As set", "bend": 0})
+        with gr.Blocks():
+            host.script.ui(False)
+        for recipe in ({}, {"HP Recipe": "Auto"}):
+            pasted = [field.function({**recipe, "HP version": version}) for field in host.script.infotext_fields]
+            assert pasted[0] is True and torch.equal(host.run(Txt2Img(steps=6), *pasted), then)
+        now = [field.function({"HP Recipe": "Auto", "HP version": "0.7.0"}) for field in host.script.infotext_fields]
+        assert not torch.equal(host.run(Txt2Img(steps=6), *now), then)
+
     def test_a_picture_without_our_keys_switches_the_accordion_off_and_touches_nothing_else(self, host):
         with gr.Blocks():
             host.script.ui(False)

@@ -27,7 +27,8 @@ from hpsampler.calibration.fit import calibrate
 from hpsampler.calibration.job import CalibrationJob, initial_schedules
 from hpsampler.calibration.profile import Profile, ProfileStore, noise_tolerance, rounded
 from hpsampler.calibration.trajectories import MultistepSchedule, Trajectories
-from hpsampler.jobs import DEFAULT_PROMPTS, Cancelled, Progress
+from hpsampler.job_config import DEFAULT_PROMPTS
+from hpsampler.jobs import Cancelled, Progress
 from hpsampler.recipes import AUTO, recipe_for
 from hpsampler.schedule import base_karras
 from hpsampler.solvers import sample_dpmpp_2m

@@ -238,12 +238,50 @@ class WebUI:
         self.wait_for_log(STARTED, start)
 
 
-def open_ui(page: Any, server: WebUI) -> None:
-    """Load the WebUI's page and wait until its scripts, ours among them, have set it up."""
-    page.goto(server.url, wait_until="domcontentloaded")
+COUNT_REQUESTS = """(() => {
+    if ("hpsUnderWay" in window) return;
+    window.hpsUnderWay = 0;
+    const counted = (promise) => {
+        window.hpsUnderWay++;
+        return promise.finally(() => window.hpsUnderWay--);
+    };
+    const [fetched, parsed, Socket] = [window.fetch, Response.prototype.json, window.WebSocket];
+    window.fetch = (...args) => counted(fetched(...args));
+    Response.prototype.json = function () { return counted(parsed.call(this)); };
+    // one for each event that gradio queues
+    window.WebSocket = class extends Socket {
+        constructor(...args) {
+            super(...args);
+            window.hpsUnderWay++;
+            this.addEventListener("close", () => window.hpsUnderWay--);
+        }
+    };
+})()"""
+
+
+def open_ui(page: Any, server: WebUI, theme: str = "") -> None:
+    """Load the WebUI's page and wait until its scripts, ours among them, have set it up, and nothing is under way."""
+    page.add_init_script(COUNT_REQUESTS)
+    page.goto(server.url + (f"/?__theme={theme}" if theme else ""), wait_until="domcontentloaded")
     page.locator("#txt2img_generate").wait_for(state="visible")
     # the host's own mark that all that was given to onUiLoaded has run
-    page.wait_for_function("() => typeof executedOnLoaded != 'undefined' && executedOnLoaded")
+    page.wait_for_function(
+        """() => typeof executedOnLoaded !== "undefined" && executedOnLoaded && Object.keys(opts).length
+            && [...document.querySelectorAll(".hpsampler-panel")].every((panel) => panel.settled)"""
+    )
+    answered(page)
+
+
+def answered(page: Any) -> None:
+    """Wait until every event of gradio's that the page has sent is answered, and those that follow from it."""
+    page.wait_for_function("() => window.hpsUnderWay === 0")
+
+
+def paste(page: Any, parameters: str) -> None:
+    """Paste a picture's parameters; what they set arrives later, in one answer."""
+    page.fill("#txt2img_prompt textarea", parameters)
+    page.click("#txt2img_tools #paste")
+    answered(page)
 
 
 def save_screenshot(part: Any, name: str) -> None:

@@ -14,8 +14,8 @@ from hpsampler.presets import Preset
 from hpsampler.settings import ENABLED, FIELDS
 from hpsampler.webui.accordion import GROUPS
 from tests.accordion.checks import CHECKS, STEPS, begin, contrasts, drawn
-from tests.accordion.page import OPTION, AccordionPage
-from tests.webui.harness import ROOT, open_ui, save_screenshot
+from tests.accordion.page import OPTION, AccordionPage, until
+from tests.webui.harness import ROOT, answered, open_ui, paste, save_screenshot
 from tests.webui.test_page import SETTINGS, generate
 
 TXT2IMG = {
@@ -41,7 +41,6 @@ def ui(page, server):
     page.on("console", lambda message: _ours(message) and page.errors.append(message.text))
     page.route(lambda url: not url.startswith(server.url), lambda route: route.abort())
     open_ui(page, server)
-    page.wait_for_timeout(1500)
     yield page
     # the host's own page throws this when a width or height is changed, without any extension too
     assert [error for error in page.errors if "reading 'props'" not in error] == []
@@ -71,7 +70,6 @@ def test_presets_outlive_the_page_an_update_and_a_broken_file(accordion, ui, ser
     broken.write_text("{")
     server.restart_ui()
     open_ui(ui, server)
-    ui.wait_for_timeout(1500)
     accordion.open()
     ui.wait_for_function("() => document.querySelector('#txt2img_hpsampler_panel .hps-said p')")
     assert "broken.json: not a JSON file" in accordion.said()
@@ -93,9 +91,7 @@ def test_presets_outlive_the_page_an_update_and_a_broken_file(accordion, ui, ser
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_it_can_be_seen_in_both_themes(page, server, theme):
     page.route(lambda url: not url.startswith(server.url), lambda route: route.abort())
-    page.goto(f"{server.url}/?__theme={theme}", wait_until="domcontentloaded")
-    page.locator("#txt2img_generate").wait_for(state="visible")
-    page.wait_for_timeout(1500)
+    open_ui(page, server, theme)
     accordion = AccordionPage(page, "txt2img_hpsampler", TXT2IMG)
     accordion.open()
     begin(accordion)
@@ -136,10 +132,9 @@ def test_a_picture_s_parameters_paste_into_every_control_and_the_plot(accordion,
         sampler_name="HP UniPC", scheduler="HP", steps=8, cfg_scale=7, enable_hr=True, hr_scale=2,
         hr_upscaler="Latent", denoising_strength=0.6, **hp(**wanted),
     )  # fmt: skip
-    ui.fill("#txt2img_prompt textarea", info["infotexts"][0])
-    ui.click("#txt2img_tools #paste")
-    ui.wait_for_timeout(2500)
-    assert accordion.values() == {field.name: wanted.get(field.name, field.default) for field in FIELDS}
+    paste(ui, info["infotexts"][0])
+    until(accordion.values, {field.name: wanted.get(field.name, field.default) for field in FIELDS})
+    accordion.settle()
     assert len(accordion.sigmas()) == 9 and accordion.words() == ""
 
 
@@ -335,12 +330,12 @@ class TestAxes:
             ui.locator(f"#txt2img_{side} input[type=number]").fill("64")
         ui.locator("#script_list input").first.click()
         ui.locator(OPTION).filter(has_text="X/Y/Z plot").first.click()
-        ui.wait_for_timeout(800)
         ui.check("#script_txt2img_xyz_plot_csv_mode input")
+        answered(ui)
         chosen = {"x": ("[HP] Rho", "4, 7"), "y": ("[HP] Ending", "Keep noise, To zero"), "z": ("[HP] Preset", "Auto")}
         for axis, (label, values) in chosen.items():
             accordion.choose_at(f"#script_txt2img_xyz_plot_{axis}_type", label)
-            ui.wait_for_timeout(800)
+            answered(ui)
             ui.fill(f"#script_txt2img_xyz_plot_{axis}_values textarea", values)
         start = len(server.log())
         text = generate(ui)
@@ -351,12 +346,12 @@ class TestAxes:
     def test_the_menus_offer_the_choices(self, ui, server):
         ui.locator("#script_list input").first.click()
         ui.locator('[data-testid="dropdown-option"]').filter(has_text="X/Y/Z plot").first.click()
-        ui.wait_for_timeout(800)
+        answered(ui)
         ui.locator("#script_txt2img_xyz_plot_x_type input").click()
         ui.locator('[data-testid="dropdown-option"]').filter(
             has_text=re.compile(r"^\W*\[HP\] Preset\s*$")
         ).first.click()
-        ui.wait_for_timeout(1200)
+        answered(ui)
         menus = ui.locator("#txt2img_script_container .block:visible", has_text="X values").locator("input")
         menus.last.click()
         shown = ui.locator('[data-testid="dropdown-option"]').all_inner_texts()
@@ -385,7 +380,7 @@ class TestSettingsPage:
         )
         assert heading == "Stable Diffusion"
         ui.click("#refresh_hpsampler_preset")
-        ui.wait_for_timeout(1000)
+        answered(ui)
         ui.click("#setting_hpsampler_preset input")
         assert "saved just now" in " ".join(ui.locator("#setting_hpsampler_preset ul.options li").all_inner_texts())
         ui.locator("#setting_hpsampler_preset input").first.blur()
@@ -412,7 +407,6 @@ class TestSettingsPage:
         )
         page.route(lambda url: not url.startswith(server.url), lambda route: route.abort())
         open_ui(page, server)
-        page.wait_for_timeout(2000)
         accordion = AccordionPage(page, "txt2img_hpsampler", TXT2IMG)
         values = accordion.values()
         assert values["rho"] == 6.5 and values["ending"] == "To zero" and values["b1"] == 1.1
@@ -471,7 +465,5 @@ def test_the_analytical_first_step_of_dpmpp_2m(server):
 
 def test_an_older_picture_s_analytical_first_step_is_pasted(accordion, ui):
     ours = "HP Recipe: Auto, HP UniPC analytical first step: On, HP version: 0.3.0"
-    ui.fill("#txt2img_prompt textarea", f"a moon\nSteps: 6, Sampler: HP UniPC, Seed: 1, {ours}")
-    ui.click("#txt2img_tools #paste")
-    ui.wait_for_timeout(2500)
-    assert accordion.values()["analytical_first_step"] == "On"
+    paste(ui, f"a moon\nSteps: 6, Sampler: HP UniPC, Seed: 1, {ours}")
+    until(lambda: accordion.values()["analytical_first_step"], "On")

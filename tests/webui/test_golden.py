@@ -14,7 +14,8 @@ from hpsampler.golden.cli import main
 from hpsampler.golden.npnet import NPNet
 from hpsampler.golden.weights import convert, weights_label
 from hpsampler.settings import Settings
-from tests.webui.harness import WebUIError, open_ui
+from tests.accordion.page import until
+from tests.webui.harness import WebUIError, answered, open_ui, paste
 from tests.webui.test_page import choose, open_accordion
 from tiny_model.model import TinyModel
 from tiny_model.pictures import SIDE, captioned
@@ -86,7 +87,6 @@ class TestPage:
     def test_chosen_drawn_pasted(self, page, painter):
         page.route(lambda url: not url.startswith(painter.url), lambda route: route.abort())
         open_ui(page, painter)
-        page.wait_for_timeout(1500)
         choose(page, "#txt2img_sampling", "HP Auto")
         open_accordion(page)
         page.locator("#txt2img_hpsampler input[type=checkbox]").first.check()
@@ -98,16 +98,16 @@ class TestPage:
         for name, value in {"steps": 5, "cfg_scale": 5, "width": SIDE, "height": SIDE}.items():
             page.fill(f"#txt2img_{name} input[type=number]", str(value))
             page.press(f"#txt2img_{name} input[type=number]", "Tab")
-        page.wait_for_timeout(600)
+        answered(page)
         page.click("#txt2img_generate")
         page.wait_for_function(
             "() => document.querySelector('#html_info_txt2img').innerText.includes('HP Golden noise: B')"
         )
         _, info = painter.txt2img(**golden("A"))
-        page.fill("#txt2img_prompt textarea", text_of(info))
-        page.click("#txt2img_tools #paste")
-        page.wait_for_timeout(2500)
-        assert page.locator("#txt2img_hpsampler_golden_noise input").first.input_value() == "A"
+        # while a picture is drawn, the page's other events wait
+        page.locator("#txt2img_interrupt").wait_for(state="hidden")
+        paste(page, text_of(info))
+        until(page.locator("#txt2img_hpsampler_golden_noise input").first.input_value, "A")
 
 
 class TestNPNet:

@@ -10,7 +10,8 @@ import pytest
 
 from hpsampler.settings import FIELDS
 from hpsampler.webui.accordion import ADVANCED, GROUPS
-from tests.webui.harness import WebUI, open_ui
+from tests.accordion.page import until
+from tests.webui.harness import WebUI, answered, open_ui, paste
 
 SAMPLERS = ["HP Auto", "HP DPM++ 1S", "HP DPM++ 2M", "HP UniPC", "HP DPM-v3"]
 SETTINGS = {
@@ -28,7 +29,6 @@ def ui(page, server):
     # fonts of a CDN, which the page can do without
     page.route(lambda url: not url.startswith(server.url), lambda route: route.abort())
     open_ui(page, server)
-    page.wait_for_timeout(1500)
     return page
 
 
@@ -38,7 +38,8 @@ def open_accordion(ui, tab="txt2img"):
         accordion.locator("> .label-wrap").click()
     for group in (ADVANCED, *(suffix for _, suffix, _ in GROUPS)):
         ui.locator(f"#{tab}_hpsampler_{group} > .label-wrap").click()
-    ui.wait_for_timeout(500)
+    for field in FIELDS:
+        ui.locator(f"#{tab}_hpsampler_{field.name}").wait_for(state="visible")
     return accordion
 
 
@@ -70,7 +71,8 @@ def generate(ui):
     ui.wait_for_function(
         "before => { const e = document.querySelector('#html_info_txt2img'); return e.innerText != before }", arg=before
     )
-    ui.wait_for_timeout(800)
+    ui.locator("#txt2img_interrupt").wait_for(state="hidden")
+    answered(ui)
     return ui.locator("#html_info_txt2img").first.inner_text()
 
 
@@ -82,7 +84,6 @@ def test_the_dropdowns_have_ours_once(ui, selector):
         ui.click("#tabs button:has-text('img2img')")
     if selector.startswith("#hr"):
         ui.click("#txt2img_hr > .label-wrap")
-    ui.wait_for_timeout(500)
     names = options_of(ui, selector)
     assert len(names) == len(set(names))
     assert names[-2:] == ["HP", "HP calibrated"] if "scheduler" in selector else names[-5:] == SAMPLERS
@@ -107,14 +108,10 @@ def test_the_accordion_shows_every_control_with_its_default(ui, tab):
 def test_generate_and_paste_back_whole(ui, server):
     args = {"alwayson_scripts": {"HP Sampler": {"args": [SETTINGS]}}}
     (image,), info = server.txt2img(sampler_name="HP UniPC", scheduler="HP", steps=8, cfg_scale=7, **args)
-    ui.fill("#txt2img_prompt textarea", info["infotexts"][0])
-    ui.click("#txt2img_tools #paste")
-    ui.wait_for_timeout(2500)
-    values = values_on_page(ui)
-    assert values.pop("enabled") is True
-    for field in FIELDS:
-        wanted = SETTINGS.get(field.name, field.default)
-        assert values[field.name] == (wanted if isinstance(wanted, str) else f"{wanted:g}"), field.name
+    paste(ui, info["infotexts"][0])
+    wanted = {field.name: SETTINGS.get(field.name, field.default) for field in FIELDS}
+    shown = {name: value if isinstance(value, str) else f"{value:g}" for name, value in wanted.items()}
+    until(lambda: values_on_page(ui), {"enabled": True, **shown})
     # the host's way: the sampler's own schedule type pastes as Automatic
     assert ui.locator("#txt2img_sampling input").input_value() == "HP UniPC"
     assert ui.locator("#txt2img_scheduler input").input_value() == "Automatic"
@@ -131,10 +128,8 @@ def test_a_picture_without_ours_switches_the_accordion_off(ui, server):
     _, info = server.txt2img(sampler_name="Euler", steps=8)
     open_accordion(ui)
     assert values_on_page(ui)["enabled"] is True
-    ui.fill("#txt2img_prompt textarea", info["infotexts"][0])
-    ui.click("#txt2img_tools #paste")
-    ui.wait_for_timeout(2000)
-    assert values_on_page(ui)["enabled"] is False
+    paste(ui, info["infotexts"][0])
+    until(lambda: values_on_page(ui)["enabled"], False)
 
 
 def test_the_main_job(ui):
@@ -145,7 +140,7 @@ def test_the_main_job(ui):
     ui.fill("#txt2img_prompt textarea", "a lighthouse on a cliff")
     for side in ("width", "height"):
         ui.locator(f"#txt2img_{side} input[type=number]").fill("64")
-    ui.wait_for_timeout(500)
+    answered(ui)
     text = generate(ui)
     assert "Sampler: HP Auto" in text and "Schedule type: HP" in text and "Steps: 6" in text and "CFG scale: 4" in text
     assert "HP Recipe" not in text, "the accordion was off"
@@ -157,7 +152,7 @@ def test_a_wrong_value_is_told_on_the_page(ui):
     open_accordion(ui)
     ui.locator("#txt2img_hpsampler_base_steps input[type=number]").fill("4")
     ui.locator("#txt2img_hpsampler_truncation_index input[type=number]").fill("9")
-    ui.wait_for_timeout(500)
+    answered(ui)
     ui.click("#txt2img_generate")
     ui.wait_for_selector("#html_log_txt2img .error")
     text = ui.locator("#html_log_txt2img").first.inner_text()
@@ -170,7 +165,7 @@ def test_a_note_is_told_on_the_page(ui):
     choose(ui, "#txt2img_hpsampler_ending", "Extrapolated")
     for side in ("width", "height"):
         ui.locator(f"#txt2img_{side} input[type=number]").fill("64")
-    ui.wait_for_timeout(500)
+    answered(ui)
     assert "ended at zero instead" in generate(ui)
 
 
@@ -183,7 +178,6 @@ def test_five_ui_reloads(server: WebUI, page):
     assert after == names and all(len(each) == len(set(each)) for each in after)
     assert np.array_equal(server.txt2img(sampler_name="HP Auto", steps=6)[0][0], before)
     open_ui(page, server)
-    page.wait_for_timeout(1500)
     shown = options_of(page, "#txt2img_sampling")
     assert len(shown) == len(set(shown)) and shown[-5:] == SAMPLERS
     freeu = {"alwayson_scripts": {"HP Sampler": {"args": [{"freeu": "On", "freeu_first": 1}]}}}

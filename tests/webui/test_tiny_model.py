@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from hpsampler.guidance import with_guidance
 from hpsampler.settings import Settings
 from hpsampler.solvers import SOLVERS
 from tiny_model.model import TinyModel, seeded_noise
@@ -60,7 +61,8 @@ def drawn_by_the_demo(model, prompts, seeds, steps, cfg_scale, **settings):
     recipe = Settings.of([settings]).resolve("sd1", steps, cfg_scale)
     denoiser = model.denoiser(prompts, cfg_scale, freeu=recipe.freeu)
     sigmas = recipe.sigmas(model.noise)
-    latents = SOLVERS[recipe.solver](denoiser, seeded_noise(seeds) * sigmas[0], sigmas, **recipe.options())
+    guided = with_guidance(denoiser, recipe.guidance)
+    latents = SOLVERS[recipe.solver](guided, seeded_noise(seeds) * sigmas[0], sigmas, **recipe.options())
     return (model.decode(latents) * 255).byte().permute(0, 2, 3, 1).numpy()
 
 
@@ -75,11 +77,21 @@ def apart(ours, theirs):
     [
         (2.5, {}),
         (5, {}),
+        (7, {}),
+        (7, {"guidance": 0.6, "bend": 0.3}),
         (7.5, {"recipe": "SD1.5 6 steps"}),
         (5, {"recipe": "SD1.5 6 steps UniPC"}),
         (5, {"freeu": "On", "freeu_version": "2", "ending": "One more call"}),
     ],
-    ids=["extrapolated", "to zero", "the paper's 1S", "the paper's UniPC and late Free-U", "Free-U 2, one more call"],
+    ids=[
+        "extrapolated",
+        "to zero",
+        "a WebUI's CFG",
+        "guidance and bend",
+        "the paper's 1S",
+        "the paper's UniPC and late Free-U",
+        "Free-U 2, one more call",
+    ],
 )
 def test_the_extension_and_the_core_draw_the_same_pictures(painter, model, cfg_scale, settings):
     told, seeds, steps = CAPTIONS[:3], range(3), 6

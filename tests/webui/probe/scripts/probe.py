@@ -6,7 +6,7 @@ UNet call n, in the last block, while hooks of the decoder are on.
 
 import re
 
-from modules import script_callbacks, sd_unet, shared
+from modules import script_callbacks, sd_samplers_cfg_denoiser, sd_unet, shared
 
 
 class Outside(sd_unet.SdUnetOption):
@@ -32,6 +32,15 @@ def on_cfg_denoiser(params):
         handle = block.register_forward_hook(fail)
 
 
+scales = []
+combine = sd_samplers_cfg_denoiser.CFGDenoiser.combine_denoised
+
+
+def combine_and_tell(self, x_out, conds_list, uncond, cond_scale):
+    scales.append(float(cond_scale))
+    return combine(self, x_out, conds_list, uncond, cond_scale)
+
+
 def on_app_started(demo, app):
     def state():
         unet = shared.sd_model.model.diffusion_model
@@ -44,6 +53,14 @@ def on_app_started(demo, app):
         shared.sd_model.is_sd3 = on
         return {}
 
+    def guidance():
+        """The guidance scale of every call since this was last asked."""
+        found, scales[:] = list(scales), []
+        return found
+
+    if sd_samplers_cfg_denoiser.CFGDenoiser.combine_denoised.__module__ != combine_and_tell.__module__:
+        sd_samplers_cfg_denoiser.CFGDenoiser.combine_denoised = combine_and_tell
+    app.add_api_route("/hps-probe/guidance", guidance, methods=["GET"])
     app.add_api_route("/hps-probe/state", state, methods=["GET"])
     app.add_api_route("/hps-probe/pretend-sd3", pretend_sd3, methods=["GET"])
 
