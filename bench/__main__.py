@@ -19,7 +19,7 @@ from .calibrated import made_for
 from .decoder import tolerance
 from .exact import ExactScore, geometric_mean, measure_exact
 from .further import measure_exact_v3, measure_further
-from .grid import Selection, cells
+from .grid import CFG_SCALES, Selection, cells
 from .metrics import Estimate
 from .models import load
 from .reach import measure_exact_reach, measure_reach
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     args = _options(argv)
     folder = args.docs / "bench"
     folder.mkdir(parents=True, exist_ok=True)
-    merge = bool(args.only)
+    merge = bool(args.only) or len(args.cfg) < len(CFG_SCALES)
     drawing = (args.out, args.weights, args.device, args.workers)
     if "exact" in args.parts:
         scores_by_problem, fits = measure_exact(args.workers, args.only)
@@ -63,10 +63,10 @@ def main(argv: list[str] | None = None) -> None:
     if "decoder" in args.parts:
         write_csv(folder / "decoder.csv", tolerance(TinyModel.load(args.weights, args.device)))
     if "tiny" in args.parts:
-        selection = Selection(TINY.name, args.full, calibration, tuple(args.only))
+        selection = Selection(TINY.name, args.full, calibration, tuple(args.only), tuple(args.cfg))
         write_csv(folder / "tiny.csv", _drawn(selection, *drawing), merge)
     if TEXTURE.name in args.parts:
-        selection = Selection(TEXTURE.name, args.full, None, tuple(args.only))
+        selection = Selection(TEXTURE.name, args.full, None, tuple(args.only), tuple(args.cfg))
         elsewhere = (args.out / TEXTURE.name, TEXTURE.weights, args.device, args.workers)
         write_csv(folder / "texture.csv", _drawn(selection, *elsewhere), merge)
     if "reach" in args.parts and calibration is not None:
@@ -120,6 +120,9 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
         "--only", nargs="+", default=(), metavar="METHOD",
         help="measure only these methods, as the tables name them ('HP Auto'); all other lines of the tables stay",
     )  # fmt: skip
+    parser.add_argument(
+        "--cfg", nargs="+", type=float, default=CFG_SCALES, help="draw with these guidance scales only; as --only"
+    )
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page and the tables")
     parser.add_argument(
         "--out", type=Path, default=Path("out/bench"), help="folder in which the batches' results are stored"

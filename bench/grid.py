@@ -107,12 +107,14 @@ class Selection:
         full: the whole grid.
         calibration: file of a profile whose schedules are measured too.
         only: names of methods, as :attr:`~bench.methods.Method.name` has them; without any it is all of them.
+        cfg_scales: guidance scales that are measured.
     """
 
     model: str = TINY.name
     full: bool = False
     calibration: Path | None = None
     only: tuple[str, ...] = ()
+    cfg_scales: tuple[float, ...] = CFG_SCALES
 
 
 def cells(selection: Selection) -> list[Cell]:
@@ -127,7 +129,7 @@ def cells(selection: Selection) -> list[Cell]:
     distinct: dict[tuple[str, float], Cell] = {}
     for cell in chosen:
         # of equal cells the first has most samples
-        if not only or cell.method.name in only:
+        if cell.cfg_scale in selection.cfg_scales and (not only or cell.method.name in only):
             distinct.setdefault((cell.key, cell.cfg_scale), cell)
     return list(distinct.values())
 
