@@ -10,23 +10,25 @@ from pathlib import Path
 import torch
 
 from hpsampler.store import write_atomically
+from texture_model.model import TEXTURE
 from tiny_model.model import TinyModel
-from tiny_model.networks import WEIGHTS
+from tiny_model.networks import TINY, WEIGHTS
 
 from .calibrate import calibrate_tiny
 from .calibrated import made_for
 from .decoder import tolerance
 from .exact import ExactScore, geometric_mean, measure_exact
 from .further import measure_exact_v3, measure_further
-from .grid import cells
+from .grid import CFG_SCALES, Selection, cells
 from .metrics import Estimate
+from .models import load
 from .reach import measure_exact_reach, measure_reach
 from .report import write_csv, write_page, write_plots
-from .tiny import measure, real_pictures, scores
+from .tiny import Score, measure, real_pictures, scores
 
 DOCS = Path(__file__).parents[1] / "docs"
-PARTS = ("exact", "decoder", "calibrate", "tiny", "reach", "further")
-DEFAULT = ("exact", "decoder", "tiny")
+PARTS = ("exact", "decoder", "calibrate", "tiny", "texture", "reach", "further")
+DEFAULT = ("exact", "decoder", "tiny", "texture")
 """The other parts must be named, as these already take an hour."""
 
 
@@ -47,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     args = _options(argv)
     folder = args.docs / "bench"
     folder.mkdir(parents=True, exist_ok=True)
-    merge = bool(args.only)
+    merge = bool(args.only) or len(args.cfg) < len(CFG_SCALES)
     drawing = (args.out, args.weights, args.device, args.workers)
     if "exact" in args.parts:
         scores_by_problem, fits = measure_exact(args.workers, args.only)
@@ -58,14 +60,15 @@ def main(argv: list[str] | None = None) -> None:
     if "calibrate" in args.parts:
         write_atomically(folder / "calibration.json", calibrate_tiny(*drawing).to_json())
     calibration = _calibration(folder, args.weights)
-    if "decoder" in args.parts or "tiny" in args.parts:
-        model = TinyModel.load(args.weights, args.device)
-        if "decoder" in args.parts:
-            write_csv(folder / "decoder.csv", tolerance(model))
-        if "tiny" in args.parts:
-            measure(args.full, calibration, args.only, *drawing)
-            chosen = cells(args.full, calibration, args.only)
-            write_csv(folder / "tiny.csv", scores(chosen, args.out, real_pictures(model)), merge)
+    if "decoder" in args.parts:
+        write_csv(folder / "decoder.csv", tolerance(TinyModel.load(args.weights, args.device)))
+    if "tiny" in args.parts:
+        selection = Selection(TINY.name, args.full, calibration, tuple(args.only), tuple(args.cfg))
+        write_csv(folder / "tiny.csv", _drawn(selection, *drawing), merge)
+    if TEXTURE.name in args.parts:
+        selection = Selection(TEXTURE.name, args.full, None, tuple(args.only), tuple(args.cfg))
+        elsewhere = (args.out / TEXTURE.name, TEXTURE.weights, args.device, args.workers)
+        write_csv(folder / "texture.csv", _drawn(selection, *elsewhere), merge)
     if "reach" in args.parts and calibration is not None:
         write_csv(folder / "reach.csv", measure_reach(calibration, *drawing))
         write_csv(folder / "exact_reach.csv", measure_exact_reach(args.workers))
@@ -76,6 +79,13 @@ def main(argv: list[str] | None = None) -> None:
     write_plots(folder, args.docs / "images", args.weights / "losses.csv")
     write_page(args.docs / "bench.md", folder, "images")
     print(f"Written: {args.docs / 'bench.md'}, the tables in {folder}, the plots in {args.docs / 'images'}")
+
+
+def _drawn(selection: Selection, out: Path, weights: Path, device: str, workers: int) -> list[Score]:
+    """The rows of one small model's table, with what is not stored yet drawn."""
+    measure(selection, out, weights, device, workers)
+    model = load(selection.model, weights, device)
+    return scores(cells(selection), out, real_pictures(model), model.description.pictures)
 
 
 def _calibration(folder: Path, weights: Path) -> Path | None:
@@ -110,6 +120,9 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
         "--only", nargs="+", default=(), metavar="METHOD",
         help="measure only these methods, as the tables name them ('HP Auto'); all other lines of the tables stay",
     )  # fmt: skip
+    parser.add_argument(
+        "--cfg", nargs="+", type=float, default=CFG_SCALES, help="draw with these guidance scales only; as --only"
+    )
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page and the tables")
     parser.add_argument(
         "--out", type=Path, default=Path("out/bench"), help="folder in which the batches' results are stored"

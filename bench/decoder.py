@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from tiny_model.model import TinyModel, seeded_noise
-from tiny_model.pictures import draw, random_picture
 
 from .metrics import Estimate, Moments, frechet, share
 
@@ -27,7 +26,7 @@ class Tolerance:
         change: RMS over pixels (0 to 1) between the decodings with and without the noise.
         loss: RMS over pixels between the decoding and the picture that was encoded.
         frechet: distance of the classifier's features to those of the pictures themselves.
-        accuracy: share read with the right colour and shape; whole_caption: all six words.
+        accuracy: share read with the right colour and shape; whole_caption: all words.
     """
 
     sigma: float
@@ -42,10 +41,11 @@ class Tolerance:
 def tolerance(model: TinyModel, sigmas: Sequence[float] = SIGMAS, samples: int = 1000) -> list[Tolerance]:
     """The curve, on newly drawn pictures."""
     rng = np.random.default_rng(SEED)
-    told = [random_picture(rng) for _ in range(samples)]
-    pictures = draw(told, rng)
+    grammar = model.description.pictures
+    told = [grammar.random(rng) for _ in range(samples)]
+    pictures = grammar.draw(told, rng)
     latents = model.encode(pictures)
-    noise = seeded_noise(range(samples)).to(latents)
+    noise = seeded_noise(range(samples), model.description.latent).to(latents)
     clean = model.decode(latents)
     aim = Moments.of(model.features(pictures.to(model.device)).cpu().numpy())
     curve = []
@@ -60,7 +60,7 @@ def tolerance(model: TinyModel, sigmas: Sequence[float] = SIGMAS, samples: int =
                 _rms(decoded - clean),
                 _rms(decoded.cpu() - pictures),
                 frechet(features.cpu().numpy(), aim),
-                share((right["colour"] & right["shape"]).numpy()),
+                share(torch.stack([right[name] for name in grammar.subject]).all(0).numpy()),
                 share(torch.stack(list(right.values())).all(0).numpy()),
             )
         )

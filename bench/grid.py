@@ -8,15 +8,16 @@ they were fitted.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tiny_model.networks import TINY
+
 from .calibrated import calibrated, profile_of
 from .methods import AUTO, KARRAS, Method, coupled, diffusers_method, peer
 
-__all__ = ["BATCH", "CFG_SCALES", "COMMON", "MANY", "NFE", "Cell", "all_methods", "cells"]
+__all__ = ["BATCH", "CFG_SCALES", "COMMON", "MANY", "NFE", "Cell", "Selection", "all_methods", "cells"]
 
 NFE = (4, 5, 6, 7, 8, 10, 20, 50)
 CFG_SCALES = (1.0, 3.0, 5.0, 7.0, 7.5)
@@ -97,12 +98,29 @@ def all_methods() -> list[Method]:
     return [*candidates(), *near_methods(), *other_methods()]
 
 
-def cells(full: bool = False, calibration: Path | None = None, only: Collection[str] = ()) -> list[Cell]:
-    """The cells of the default run or the whole grid, with calibrated schedules if the file of a profile is given.
+@dataclass(frozen=True)
+class Selection:
+    """Which cells are measured.
 
-    ``only`` are names of methods, as :attr:`~bench.methods.Method.name` has them; without any it is all of them.
+    Attributes:
+        model: name of the small model; the first is measured on many more cells than the others.
+        full: the whole grid.
+        calibration: file of a profile whose schedules are measured too.
+        only: names of methods, as :attr:`~bench.methods.Method.name` has them; without any it is all of them.
+        cfg_scales: guidance scales that are measured.
     """
-    chosen = _uncalibrated(full)
+
+    model: str = TINY.name
+    full: bool = False
+    calibration: Path | None = None
+    only: tuple[str, ...] = ()
+    cfg_scales: tuple[float, ...] = CFG_SCALES
+
+
+def cells(selection: Selection) -> list[Cell]:
+    """The cells of the default run or the whole grid, with calibrated schedules if there is a profile."""
+    full, calibration, only = selection.full, selection.calibration, selection.only
+    chosen = _uncalibrated(full) if full or selection.model == TINY.name else _of_second_model()
     if calibration is not None:
         profile = profile_of(calibration)
         fitted = [(each.steps, each.cfg_scale) for each in profile.fitted]
@@ -113,9 +131,17 @@ def cells(full: bool = False, calibration: Path | None = None, only: Collection[
     distinct: dict[tuple[str, float], Cell] = {}
     for cell in chosen:
         # of equal cells the first has most samples
-        if not only or cell.method.name in only:
+        if cell.cfg_scale in selection.cfg_scales and (not only or cell.method.name in only):
             distinct.setdefault((cell.key, cell.cfg_scale), cell)
     return list(distinct.values())
+
+
+def _of_second_model() -> list[Cell]:
+    """The second small model: what decides, and what it is compared with."""
+    scales = (*DECIDING_CFG, HOST_CFG)
+    compared = (AUTO, coupled(SECOND, "zero"), peer(SECOND, "SGM Uniform"))
+    chosen = [Cell(m, nfe, cfg, MANY) for cfg in scales for nfe in DECIDING_NFE for m in compared]
+    return [*chosen, *(Cell(KARRAS, 20, cfg, MANY) for cfg in scales)]
 
 
 def _uncalibrated(full: bool) -> list[Cell]:

@@ -108,6 +108,17 @@ def write_page(path: Path, folder: Path, images: str) -> None:
         "in which the classifier reads the caption's colour and shape. Standard errors in brackets. Bold: the best of "
         "a column that is not worse than another by one standard error of the difference.",
     ]
+    if (folder / "texture.csv").exists():
+        texture = read_csv(folder / "texture.csv")
+        parts += [
+            "## The second small model",
+            "[The texture model](texture-model.md) has other pictures, another size and depth, v prediction, and an "
+            "autoencoder that was trained as Stable Diffusion's. What is decided on one model is decided for one "
+            "model.",
+        ]
+        for cfg in distinct(texture, "cfg_scale"):
+            drawn = [row for row in texture if row["cfg_scale"] == cfg and row["samples"] == many]
+            parts += [f"### The second model, CFG {float(cfg):g}, {many} samples", _tiny_table(drawn)]
     calibrated = (folder / "calibration.json").exists() and any(row["sampler"] == CALIBRATED for row in tiny)
     if calibrated:
         parts += ["## Calibrated", *tiny_section(tiny, profile_of(folder / "calibration.json"), common, many)]

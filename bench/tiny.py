@@ -1,4 +1,4 @@
-"""The bench on the tiny model: every cell draws the same seeds and captions, and a few figures of them are stored.
+"""The bench on the small models: every cell draws the same seeds and captions, and a few figures of them are stored.
 
 A job is one guidance scale and one batch of seeds. Its results go to a file, so that an interrupted run continues where
 it stopped. Within a job, equal calls of the network (same latents, sigma and Free-U) are made once: all schedules start
@@ -8,7 +8,7 @@ at one sigma, and endings differ in the last step only.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,17 +19,28 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from tiny_model.description import Captioned, Pictures
 from tiny_model.model import Denoiser, TinyModel, seeded_noise
-from tiny_model.pictures import Picture, answers, captioned, draw, random_picture
+from tiny_model.networks import TINY
 
-from .grid import BATCH, COMMON, Cell, cells
+from .grid import BATCH, COMMON, Cell, Selection, cells
 from .methods import Plan
 from .metrics import Estimate, Moments, frechet, relative_rmse, share
+from .models import load
 from .pool import processes
 from .runs import reference_endpoint
 from .schedules import stable_diffusion_noise
 
-__all__ = ["CachedDenoiser", "Reference", "Score", "caption_read", "figures_of", "measure", "real_pictures", "scores"]
+__all__ = [
+    "CachedDenoiser",
+    "Reference",
+    "Score",
+    "caption_read",
+    "figures_of",
+    "measure",
+    "real_pictures",
+    "scores",
+]
 
 FIRST_SEED = 10_000
 REAL_SEED = 78
@@ -87,18 +98,15 @@ def _missing(planned: Sequence[tuple[Cell, Plan, str]], stored: Mapping[str, Any
     return [(cell, plan, key) for cell, plan, key in planned if f"{key}|right" not in stored]
 
 
-def _job(
-    full: bool, calibration: Path | None, only: Collection[str], cfg_scale: float, batch: int, path: Path,
-    weights: Path, device: str,
-) -> Path:  # fmt: skip
+def _job(selection: Selection, cfg_scale: float, batch: int, path: Path, weights: Path, device: str) -> Path:
     """Draw one batch of one guidance scale with every cell that has samples in it and is not drawn yet."""
     if device == "cpu":
         torch.set_num_threads(1)
-    model = TinyModel.load(weights, device)
+    model = load(selection.model, weights, device)
     first = batch * BATCH
-    descriptions = captioned(first + BATCH)[first:]
+    descriptions = model.description.pictures.captioned(first + BATCH)[first:]
     seeds = range(FIRST_SEED + first, FIRST_SEED + first + BATCH)
-    noise = seeded_noise(seeds).to(device)
+    noise = seeded_noise(seeds, model.description.latent).to(device)
     denoiser = partial(model.denoiser, [picture.caption() for picture in descriptions], cfg_scale)
     results = _stored(path)
     if first < COMMON and "aim" not in results:
@@ -107,7 +115,7 @@ def _job(
     memory: dict[Any, torch.Tensor] = {}
     key_of_latents: dict[bytes, str] = {}
     # the cells are made again here, as their functions cannot be passed between processes
-    for cell, plan, key in _missing(_planned(cells(full, calibration, only), cfg_scale, batch), results):
+    for cell, plan, key in _missing(_planned(cells(selection), cfg_scale, batch), results):
         counted = CachedDenoiser(denoiser(freeu=plan.freeu), memory)
         latents = plan.run(counted, noise, seeds)
         if counted.calls != cell.nfe:
@@ -125,7 +133,7 @@ def _job(
 
 
 def figures_of(
-    model: TinyModel, latents: torch.Tensor, descriptions: Sequence[Picture], reference: torch.Tensor | None
+    model: TinyModel, latents: torch.Tensor, descriptions: Sequence[Captioned], reference: torch.Tensor | None
 ) -> dict[str, np.ndarray]:
     """The figures of drawn latents that are stored, one row per sample."""
     finite = latents.nan_to_num(0, 0, 0)
@@ -142,18 +150,16 @@ def figures_of(
     return figures
 
 
-def caption_read(right: np.ndarray) -> np.ndarray:
-    """Whether both colour and shape were read as in the caption, from ``"right"`` of :func:`figures_of`."""
-    names = sorted(answers())
-    return right[:, names.index("colour")] & right[:, names.index("shape")]
+def caption_read(right: np.ndarray, pictures: Pictures = TINY.pictures) -> np.ndarray:
+    """Whether the subject (colour and shape) was read as in the caption, from ``"right"`` of :func:`figures_of`."""
+    names = sorted(pictures.answers())
+    return right[:, [names.index(name) for name in pictures.subject]].all(1)
 
 
-def measure(
-    full: bool, calibration: Path | None, only: Collection[str], folder: Path, weights: Path, device: str, workers: int
-) -> None:
+def measure(selection: Selection, folder: Path, weights: Path, device: str, workers: int) -> None:
     """Run all jobs that are not complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = cells(full, calibration, only)
+    chosen = cells(selection)
     jobs = []
     for cfg_scale in sorted({cell.cfg_scale for cell in chosen}):
         longest = max(cell.samples for cell in chosen if cell.cfg_scale == cfg_scale)
@@ -166,7 +172,7 @@ def measure(
     # long jobs first, so that no worker is left with one at the end
     jobs.sort(key=lambda job: job[1])
     with processes(workers) as pool:
-        running = [pool.submit(_job, full, calibration, only, *job, weights, device) for job in jobs]
+        running = [pool.submit(_job, selection, *job, weights, device) for job in jobs]
         for done in tqdm(running, desc="drawing", unit=" batches"):
             done.result()
 
@@ -185,10 +191,11 @@ class Reference:
 
 def real_pictures(model: TinyModel, count: int = REAL_PICTURES) -> Reference:
     """From newly drawn pictures, which are neither of the training set nor of the bench's captions."""
+    drawn = model.description.pictures
     rng = np.random.default_rng(REAL_SEED)
     features, pixels = [], []
     for _ in tqdm(range(count // 256), desc="real pictures", unit="x256"):
-        pictures = draw([random_picture(rng) for _ in range(256)], rng).to(model.device)
+        pictures = drawn.draw([drawn.random(rng) for _ in range(256)], rng).to(model.device)
         features.append(model.features(pictures).cpu().numpy())
         pixels.append(F.adaptive_avg_pool2d(pictures, PIXEL_SIDE).flatten(1).cpu().numpy())
     return Reference(Moments.of(np.concatenate(features)), Moments.of(np.concatenate(pixels)))
@@ -212,7 +219,7 @@ class Score:
     whole_caption: Estimate
 
 
-def scores(chosen: Sequence[Cell], folder: Path, real: Reference) -> list[Score]:
+def scores(chosen: Sequence[Cell], folder: Path, real: Reference, pictures: Pictures = TINY.pictures) -> list[Score]:
     """The rows from the results of :func:`measure`; cells with more than ``COMMON`` samples have a second row."""
     rows = []
     for cfg_scale in sorted({cell.cfg_scale for cell in chosen}):
@@ -225,17 +232,21 @@ def scores(chosen: Sequence[Cell], folder: Path, real: Reference) -> list[Score]
                 name: np.concatenate([f[f"{key}|{name}"] for f in drawn if f"{key}|{name}" in f]) for name in FIGURES
             }
             for samples in sorted({min(COMMON, cell.samples), cell.samples}):
-                rows.append(_score(cell, {name: rows[:samples] for name, rows in columns.items()}, sizes, real))
+                rows.append(
+                    _score(cell, {name: rows[:samples] for name, rows in columns.items()}, sizes, real, pictures)
+                )
     return rows
 
 
-def _score(cell: Cell, columns: Mapping[str, np.ndarray], sizes: np.ndarray, real: Reference) -> Score:
+def _score(
+    cell: Cell, columns: Mapping[str, np.ndarray], sizes: np.ndarray, real: Reference, pictures: Pictures
+) -> Score:
     right, errors, method = columns["right"], columns["error"], cell.method
     return Score(
         method.sampler, method.schedule, method.ending, method.freeu, cell.nfe, cell.cfg_scale, len(right),
         distance=relative_rmse(errors, sizes[: len(errors)]),
         frechet=frechet(columns["features"], real.features),
         frechet_pixels=frechet(columns["pixels"], real.pixels),
-        accuracy=share(caption_read(right)),
+        accuracy=share(caption_read(right, pictures)),
         whole_caption=share(right.all(1)),
     )  # fmt: skip

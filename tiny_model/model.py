@@ -11,24 +11,28 @@ import torch
 from bench.schedules import stable_diffusion_noise
 from hpsampler.freeu import FreeU, FreeUPlan
 
-from .networks import WEIGHTS, Classifier, TinyDiffusion, read_weights
-from .pictures import SIDE, Picture, answers, truth
+from .description import Captioned, Description
+from .networks import TINY, WEIGHTS, Classifier, TinyDiffusion, read_weights
 
 __all__ = ["LATENT", "Denoiser", "TinyModel", "noise_sampler", "seeded_noise"]
 
-LATENT = (4, SIDE // 8, SIDE // 8)
+LATENT = TINY.latent
 
 
 class TinyModel:
-    """All networks of the demonstration, in eval mode.
+    """All networks of a small model, in eval mode.
 
     Attributes:
+        description: what tells this model from another.
         noise: the noise table, Stable Diffusion's.
         diffusion: text encoder, UNet, autoencoder.
         classifier: reads pictures; the bench's metrics are made of it.
     """
 
-    def __init__(self, diffusion: TinyDiffusion, classifier: Classifier, device: torch.device) -> None:
+    def __init__(
+        self, diffusion: TinyDiffusion, classifier: Classifier, device: torch.device, description: Description = TINY
+    ) -> None:
+        self.description = description
         self.diffusion = diffusion.to(device).eval().requires_grad_(False)
         # half again as fast on a CPU
         self.diffusion.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -37,16 +41,19 @@ class TinyModel:
         self.noise = stable_diffusion_noise()
 
     @classmethod
-    def load(cls, folder: Path = WEIGHTS, device: torch.device | str = "cpu") -> TinyModel:
-        """From the weights in the repository."""
-        diffusion, classifier = TinyDiffusion(), Classifier(answers())
+    def load(
+        cls, folder: Path = WEIGHTS, device: torch.device | str = "cpu", description: Description = TINY
+    ) -> TinyModel:
+        """From a folder of weights, by default the tiny model's in the repository."""
+        diffusion = TinyDiffusion(description)
+        classifier = Classifier(description.pictures.answers(), description.pictures.side)
         stored = read_weights(folder / "vae.safetensors")
         diffusion.latent_scale = stored.pop("latent_scale")
         diffusion.vae.load_state_dict(stored)
         diffusion.text.load_state_dict(read_weights(folder / "text.safetensors"))
         diffusion.unet.load_state_dict(read_weights(folder / "unet.safetensors"))
         classifier.load_state_dict(read_weights(folder / "classifier.safetensors"))
-        return cls(diffusion, classifier, torch.device(device))
+        return cls(diffusion, classifier, torch.device(device), description)
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> torch.Tensor:
@@ -86,17 +93,17 @@ class TinyModel:
         return torch.cat([self.classifier.features(part) for part in pictures.split(128)])
 
     @torch.no_grad()
-    def right(self, features: torch.Tensor, told: Sequence[Picture]) -> dict[str, torch.Tensor]:
+    def right(self, features: torch.Tensor, told: Sequence[Captioned]) -> dict[str, torch.Tensor]:
         """For every word of a caption, whether it is read from the picture, (n,) of bool each."""
-        return {
-            name: head(features).argmax(-1).cpu() == truth(told)[name] for name, head in self.classifier.heads.items()
-        }
+        truth = self.description.pictures.truth(told)
+        return {name: head(features).argmax(-1).cpu() == truth[name] for name, head in self.classifier.heads.items()}
 
 
 class Denoiser:
     """``model(x, sigma) -> denoised``, classifier-free guidance included; one call is one NFE.
 
-    D = x - sigma * eps(x / sqrt(1 + sigma^2), t(sigma)), and D = D_u + w (D_c - D_u).
+    With c = 1 / sqrt(1 + sigma^2) and the UNet's output u(c x, t(sigma)), D = x - sigma u where it predicts eps and
+    D = c^2 x - sigma c u where it predicts v; guided, u = u_u + w (u_c - u_u), so that D = D_u + w (D_c - D_u).
     """
 
     def __init__(
@@ -133,12 +140,17 @@ class Denoiser:
     def _denoise(self, unet: torch.nn.Module, x: torch.Tensor, sigma: torch.Tensor, cfg_scale: float) -> torch.Tensor:
         level = sigma.to(x).view(-1, 1, 1, 1)
         timestep = torch.from_numpy(self.model.noise.sigma_to_t(sigma)).to(x)
-        scaled = x / (1 + level**2).sqrt()
-        if not self.guided:
-            return x - level * unet(scaled, timestep, context=self.contexts)
-        eps = unet(torch.cat([scaled, scaled]), torch.cat([timestep, timestep]), context=self.contexts)
-        conditional, unconditional = eps.chunk(2)
-        return x - level * (unconditional + cfg_scale * (conditional - unconditional))
+        scale = (1 + level**2).sqrt()
+        scaled = x / scale
+        if self.guided:
+            both = unet(torch.cat([scaled, scaled]), torch.cat([timestep, timestep]), context=self.contexts)
+            conditional, unconditional = both.chunk(2)
+            predicted = unconditional + cfg_scale * (conditional - unconditional)
+        else:
+            predicted = unet(scaled, timestep, context=self.contexts)
+        if self.model.description.prediction == "v":
+            return (scaled - level * predicted) / scale
+        return x - level * predicted
 
 
 def noise_sampler(seeds: Sequence[int], shape: tuple[int, ...] = LATENT) -> Callable[[float, float], torch.Tensor]:

@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from .words import CLIP_ROWS, CONTEXT, END, START, tokens
+from .description import CONTEXT, END, START, Description
+from .pictures import PICTURES
+from .words import VOCABULARY
 
 # the package greets its reader on the terminal
 with contextlib.redirect_stdout(io.StringIO()):
-    from ldm.modules.diffusionmodules.model import Decoder, Encoder
-    from ldm.modules.diffusionmodules.openaimodel import UNetModel
+    from ldm.modules import attention
+    from ldm.modules.diffusionmodules import model as autoencoder
+    from ldm.modules.diffusionmodules import openaimodel
+    from ldm.modules.diffusionmodules.util import GroupNorm32
 
-__all__ = ["UNET", "VAE", "WEIGHTS", "Classifier", "TinyDiffusion", "read_weights", "text_config"]
+__all__ = ["TINY", "UNET", "VAE", "WEIGHTS", "Classifier", "TinyDiffusion", "read_weights", "text_config"]
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -60,6 +66,22 @@ VAE: dict[str, Any] = {
 }
 
 
+TINY = Description("tiny", WEIGHTS, PICTURES, VOCABULARY, UNET, VAE)
+
+
+@contextlib.contextmanager
+def _normalized_in(groups: int) -> Iterator[None]:
+    """Within it, ldm's networks are made quietly and with so many groups in their normalizations: ldm writes 32, which
+    leaves no width between 32 and 64."""
+    with (
+        mock.patch.object(openaimodel, "normalization", lambda channels: GroupNorm32(groups, channels)),
+        mock.patch.object(attention, "Normalize", lambda channels: nn.GroupNorm(groups, channels, eps=1e-6)),
+        mock.patch.object(autoencoder, "Normalize", lambda channels: nn.GroupNorm(groups, channels, eps=1e-6)),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        yield
+
+
 def text_config(vocabulary: int) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=vocabulary,
@@ -79,10 +101,12 @@ def text_config(vocabulary: int) -> CLIPTextConfig:
 class Autoencoder(nn.Module):
     """SD's KL autoencoder: pictures (n, 3, h, w) in [-1, 1] to latents (n, 4, h/8, w/8) and back."""
 
-    def __init__(self) -> None:
+    def __init__(self, description: Description = TINY) -> None:
         super().__init__()
-        with contextlib.redirect_stdout(io.StringIO()):
-            self.encoder, self.decoder = Encoder(**VAE), Decoder(**VAE)
+        with _normalized_in(description.groups):
+            self.encoder, self.decoder = (
+                network(**description.vae) for network in (autoencoder.Encoder, autoencoder.Decoder)
+            )
         self.quant_conv, self.post_quant_conv = nn.Conv2d(8, 8, 1), nn.Conv2d(4, 4, 1)
 
     def encode(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,12 +119,12 @@ class Autoencoder(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Reads a picture (n, 3, 96, 96), values from 0 to 1: one answer per word list, and features for distances."""
+    """Reads a picture (n, 3, side, side), values from 0 to 1: one answer per word list, and features for distances."""
 
     FEATURES = 64
     body: nn.Sequential
 
-    def __init__(self, answers: dict[str, int]) -> None:
+    def __init__(self, answers: dict[str, int], side: int = PICTURES.side) -> None:
         super().__init__()
         widths = (3, 16, 32, 48, 64)
         self.body = nn.Sequential(
@@ -113,7 +137,7 @@ class Classifier(nn.Module):
             nn.GroupNorm(8, self.FEATURES),
             nn.SiLU(),
             nn.Flatten(),
-            nn.Linear(6 * 6 * self.FEATURES, self.FEATURES),
+            nn.Linear((side // 16) ** 2 * self.FEATURES, self.FEATURES),
             nn.SiLU(),
         )
         self.heads = nn.ModuleDict({name: nn.Linear(self.FEATURES, count) for name, count in answers.items()})
@@ -127,20 +151,22 @@ class Classifier(nn.Module):
 
 
 class TinyDiffusion(nn.Module):
-    """Text encoder, UNet (eps-prediction) and autoencoder; latents are the autoencoder's times ``latent_scale``."""
+    """Text encoder, UNet and autoencoder; latents are the autoencoder's times ``latent_scale``."""
 
     latent_scale: torch.Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, description: Description = TINY) -> None:
         super().__init__()
-        self.text = CLIPTextModel(text_config(len(CLIP_ROWS)))
-        self.unet = UNetModel(**UNET)
-        self.vae = Autoencoder()
+        self.vocabulary = description.vocabulary
+        self.text = CLIPTextModel(text_config(len(self.vocabulary.clip_rows)))
+        with _normalized_in(description.groups):
+            self.unet = openaimodel.UNetModel(**description.unet)
+        self.vae = Autoencoder(description)
         self.register_buffer("latent_scale", torch.ones(()))
 
     def embed(self, prompts: list[str]) -> torch.Tensor:
         """Conditions (n, 77, TEXT_WIDTH)."""
-        return self.text(tokens(prompts)).last_hidden_state
+        return self.text(self.vocabulary.tokens(prompts)).last_hidden_state
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

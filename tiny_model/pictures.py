@@ -7,17 +7,20 @@ follows from a NumPy generator, so the same seed gives the same pictures on ever
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 import torch
 
+from .description import Pictures
+
 __all__ = [
     "COLOURS",
     "GROUNDS",
     "PATTERNS",
+    "PICTURES",
     "PLACES",
     "SHAPES",
     "SIDE",
@@ -92,38 +95,9 @@ class Picture:
             words += ["in", "the", "middle"] if self.place == "middle" else ["at", "the", self.place]
         return " ".join(words)
 
-
-def random_picture(rng: np.random.Generator) -> Picture:
-    return Picture(**{name: words[rng.integers(len(words))] for name, words in _lists().items()})
-
-
-def captioned(count: int, seed: int = 77) -> list[Picture]:
-    """Pictures to ask for, always the same ones."""
-    rng = np.random.default_rng(seed)
-    return [random_picture(rng) for _ in range(count)]
-
-
-def answers() -> dict[str, int]:
-    """The six things told about a picture, each with how many words there are for it."""
-    return {name: len(words) for name, words in _lists().items()}
-
-
-def truth(pictures: Sequence[Picture]) -> dict[str, torch.Tensor]:
-    """For each of :func:`answers`, the index of every picture's word."""
-    return {
-        name: torch.tensor([words.index(getattr(picture, name)) for picture in pictures])
-        for name, words in _lists().items()
-    }
-
-
-def _lists() -> dict[str, list[str]]:
-    lists = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "pattern": PATTERNS, "ground": GROUNDS, "place": PLACES}
-    return {name: list(words) for name, words in lists.items()}
-
-
-def draw(pictures: Sequence[Picture], rng: np.random.Generator) -> torch.Tensor:
-    """Draw them: (n, 3, SIDE, SIDE), values from 0 to 1."""
-    return torch.cat([_draw(picture, rng) for picture in pictures])
+    def tells(self, name: str, caption: str) -> bool:
+        """Whether a caption of this picture says that word of it."""
+        return getattr(self, name) in caption.split()
 
 
 def _draw(picture: Picture, rng: np.random.Generator) -> torch.Tensor:
@@ -152,8 +126,7 @@ def _draw(picture: Picture, rng: np.random.Generator) -> torch.Tensor:
     body = torch.tensor(colour)[:, None, None] * (light * rim)
     cover = _inside(distance, edge)
     image = image * (1 - cover) + body * cover
-    small = torch.nn.functional.avg_pool2d(image[None].float(), OVERSAMPLING)
-    return small.clamp(0, 1)
+    return torch.nn.functional.avg_pool2d(image[None].float(), OVERSAMPLING)[0].clamp(0, 1)
 
 
 def _ground(picture: Picture, x: torch.Tensor, y: torch.Tensor, edge: float, rng: np.random.Generator) -> torch.Tensor:
@@ -260,3 +233,20 @@ SHAPES: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = Map
         "moon": _moon,
     }
 )
+
+PICTURES = Pictures(
+    SIDE,
+    Picture,
+    {
+        "colour": tuple(COLOURS),
+        "shape": tuple(SHAPES),
+        "size": tuple(SIZES),
+        "pattern": PATTERNS,
+        "ground": tuple(GROUNDS),
+        "place": tuple(PLACES),
+    },
+    ("colour", "shape"),
+    _draw,
+)
+random_picture, captioned, answers = PICTURES.random, PICTURES.captioned, PICTURES.answers
+truth, draw = PICTURES.truth, PICTURES.draw

@@ -1,23 +1,13 @@
-"""The words the tiny model knows, with their numbers in CLIP's vocabulary.
-
-The checkpoint for the WebUI carries the standard tokenizer's 49408 rows; all that were not trained share the row of the
-unknown word. Here only the trained rows are kept, and a prompt is read word by word.
-"""
+"""The words the tiny model knows, with their numbers in CLIP's vocabulary."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 
-import torch
+from .description import CONTEXT, Vocabulary
 
-__all__ = ["CLIP_ROWS", "CONTEXT", "WORDS", "tokens", "unknown_words"]
-
-CONTEXT = 77
-"""Tokens of a prompt, start and end included, as in Stable Diffusion."""
-
-START, END, UNKNOWN = 0, 1, 2
+__all__ = ["CLIP_ROWS", "CONTEXT", "VOCABULARY", "WORDS", "tokens", "unknown_words"]
 
 WORDS: Mapping[str, int] = MappingProxyType(
     {
@@ -64,28 +54,5 @@ WORDS: Mapping[str, int] = MappingProxyType(
 )  # fmt: skip
 """Each is one token of CLIP's tokenizer (with its end-of-word mark)."""
 
-CLIP_ROWS: tuple[int, ...] = (49406, 49407, -1, *WORDS.values())
-"""Row i of the small embedding is this row of CLIP's; -1 is every row not named."""
-
-_ROW = {word: row for row, word in enumerate(WORDS, start=3)}
-
-
-def tokens(prompts: Sequence[str]) -> torch.Tensor:
-    """Rows of the small embedding, (n, CONTEXT); ended and filled up with the end token, as SD 1.x does it.
-
-    A prompt is cut after ``CONTEXT - 2`` words.
-    """
-    rows = torch.full((len(prompts), CONTEXT), END)
-    for row, prompt in zip(rows, prompts):
-        known = [_ROW.get(word, UNKNOWN) for word in _split(prompt)][: CONTEXT - 2]
-        row[: len(known) + 1] = torch.tensor([START, *known])
-    return rows
-
-
-def unknown_words(prompt: str) -> list[str]:
-    """The words of a prompt that the model was not trained on."""
-    return [word for word in _split(prompt) if word not in WORDS]
-
-
-def _split(prompt: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", prompt.lower())
+VOCABULARY = Vocabulary(WORDS)
+CLIP_ROWS, tokens, unknown_words = VOCABULARY.clip_rows, VOCABULARY.tokens, VOCABULARY.unknown

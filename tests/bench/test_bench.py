@@ -152,17 +152,17 @@ def test_relative_errors_and_their_geometric_mean():
 
 def test_every_cell_has_its_own_name_and_the_deciding_ones_have_the_samples():
     for full in (False, True):
-        chosen = grid.cells(full)
+        chosen = grid.cells(grid.Selection(full=full))
         names = [(cell.key, cell.cfg_scale) for cell in chosen]
         assert len(set(names)) == len(names)
-    deciding = [cell for cell in grid.cells() if cell.cfg_scale > 1 and cell.nfe in grid.DECIDING_NFE]
+    deciding = [cell for cell in grid.cells(grid.Selection()) if cell.cfg_scale > 1 and cell.nfe in grid.DECIDING_NFE]
     assert all(
         cell.samples == grid.MANY >= 2000
         for cell in deciding
         if cell.method.name in {method.name for method in grid.candidates()}
     )
-    whole = {(cell.method.name, cell.nfe, cell.cfg_scale) for cell in grid.cells(full=True)}
-    assert {(cell.method.name, cell.nfe, cell.cfg_scale) for cell in grid.cells()} <= whole
+    whole = {(cell.method.name, cell.nfe, cell.cfg_scale) for cell in grid.cells(grid.Selection(full=True))}
+    assert {(cell.method.name, cell.nfe, cell.cfg_scale) for cell in grid.cells(grid.Selection())} <= whole
     assert len(whole) == len(grid.all_methods()) * len(grid.NFE) * len(grid.CFG_SCALES)
 
 
@@ -213,19 +213,19 @@ def test_a_run_continues_where_it_stopped(tmp_path, monkeypatch, random_model):
     for module in (grid, tiny):
         monkeypatch.setattr(module, "BATCH", 4)
         monkeypatch.setattr(module, "COMMON", 4)
-    monkeypatch.setattr(tiny.TinyModel, "load", classmethod(lambda cls, *_: random_model))
+    monkeypatch.setattr(tiny, "load", lambda *_: random_model)
     monkeypatch.setattr("bench.runs.REFERENCE_STEPS", 12)
     chosen = [grid.Cell(AUTO, 5, 5.0, 8), grid.Cell(coupled("DPM++ 2M", freeu="late"), 5, 5.0, 4)]
-    monkeypatch.setattr(tiny, "cells", lambda full, calibration: chosen)
+    monkeypatch.setattr(tiny, "cells", lambda selection: chosen)
     for batch in range(2):
-        tiny._job(False, None, 5.0, batch, tmp_path / f"cfg5-{batch:02d}.npz", tmp_path, "cpu")
+        tiny._job(grid.Selection(), 5.0, batch, tmp_path / f"cfg5-{batch:02d}.npz", tmp_path, "cpu")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cfg5-00.npz", "cfg5-01.npz"]
     done = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    tiny.measure(False, None, tmp_path, tmp_path, "cpu", 1)
+    tiny.measure(grid.Selection(), tmp_path, tmp_path, "cpu", 1)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == done, "everything was done already"
     (tmp_path / "cfg5-01.npz").unlink()
     monkeypatch.setattr(tiny, "processes", InPlace)
-    tiny.measure(False, None, tmp_path, tmp_path, "cpu", 1)
+    tiny.measure(grid.Selection(), tmp_path, tmp_path, "cpu", 1)
     assert set(tmp_path.iterdir()) == set(done)
     real = tiny.Reference(Moments(np.zeros(64), np.eye(64)), Moments(np.zeros(192), np.eye(192)))
     rows = tiny.scores(chosen, tmp_path, real)
@@ -255,6 +255,11 @@ def test_the_page_is_written_from_the_tables(tmp_path):
     assert "make bench" in page and {path.name for path in (tmp_path / "images").iterdir()} == {
         "bench_tiny.webp", "bench_exact.webp", "bench_decoder.webp", "tiny_losses.webp",
     }  # fmt: skip
+    other = dataclasses.replace(row, cfg_scale=7.0, frechet=Estimate(0.5, 0.01))
+    report.write_csv(folder / "tiny.csv", [dataclasses.replace(row, frechet=Estimate(0.125, 0.01)), other], merge=True)
+    merged = report.read_csv(folder / "tiny.csv")
+    assert [line["frechet"] for line in merged] == ["0.125", *(line["frechet"] for line in read[1:]), "0.5"]
+    report.write_csv(folder / "tiny.csv", rows)
     again = (tmp_path / "images" / "bench_exact.webp").read_bytes()
     main(["report", "--docs", str(tmp_path), "--weights", str(tmp_path)])
     assert (tmp_path / "images" / "bench_exact.webp").read_bytes() == again
@@ -294,5 +299,5 @@ def test_dpm_v3_and_golden_noise_are_measured_on_both_testbeds(tmp_path, monkeyp
 def test_an_unknown_part_is_named(capsys):
     with pytest.raises(SystemExit):
         main(["tiney"])
-    assert "exact, decoder, calibrate, tiny, reach, further, report; got tiney" in capsys.readouterr().err
+    assert "exact, decoder, calibrate, tiny, texture, reach, further, report; got tiney" in capsys.readouterr().err
     assert peer("Heun", "Karras").plan(TABLE, 6, 1.0) is None

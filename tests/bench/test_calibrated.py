@@ -154,13 +154,13 @@ def test_a_calibration_is_combined_and_continues_where_it_stopped(monkeypatch, t
 def test_calibrated_cells_are_those_that_were_fitted(tmp_path):
     path = tmp_path / "calibration.json"
     path.write_text(profile_with(fitted(5, 3.0), fitted(10, 3.0)).to_json())
-    own = [cell for cell in grid.cells(False, path) if cell.method.name == NAME]
+    own = [cell for cell in grid.cells(grid.Selection(calibration=path)) if cell.method.name == NAME]
     assert [(cell.nfe, cell.cfg_scale, cell.samples) for cell in own] == [(5, 3.0, grid.MANY), (10, 3.0, grid.COMMON)]
     keys = [tiny._planned(own, 3.0, 0)[0][2]]
     path.write_text(profile_with(fitted(5, 3.0, factor=1.1)).to_json())
-    again = [cell for cell in grid.cells(False, path) if cell.method.name == NAME]
+    again = [cell for cell in grid.cells(grid.Selection(calibration=path)) if cell.method.name == NAME]
     assert tiny._planned(again, 3.0, 0)[0][2] not in keys, "another schedule must be drawn again"
-    assert [cell for cell in grid.cells() if cell.method.name == NAME] == []
+    assert [cell for cell in grid.cells(grid.Selection()) if cell.method.name == NAME] == []
 
 
 def test_a_schedule_fitted_to_a_problem_is_nearer_on_noise_it_has_not_seen():
