@@ -23,6 +23,7 @@ from hpsampler import plan as planning
 from hpsampler.effects import AUTOMATIC, Use
 from hpsampler.effects import SAMPLERS as HP_SAMPLERS
 from hpsampler.effects import SCHEDULES as HP_SCHEDULES
+from hpsampler.fields import SettingsError
 from hpsampler.freeu import FreeUPlan
 from hpsampler.golden.search import CALLS as GOLDEN_CALLS
 from hpsampler.golden.search import GoldenForm, golden_latent, sigma_below
@@ -30,7 +31,7 @@ from hpsampler.guidance import with_guidance
 from hpsampler.noise import NoiseModel
 from hpsampler.plan import VERSION_KEY, LoadedModel, Pass, misfit_note, parameters
 from hpsampler.recipes import AUTO
-from hpsampler.settings import OFF, Settings, SettingsError
+from hpsampler.settings import OFF, Settings
 from hpsampler.solvers import SOLVERS
 from tiny_model.model import Denoiser, TinyModel, noise_sampler, seeded_noise
 from tiny_model.pictures import COLOURS, SHAPES, SIDE

@@ -17,9 +17,10 @@ import gradio as gr
 import torch
 from PIL import Image
 
+from hpsampler.fields import SettingsError
 from hpsampler.panel import Known
 from hpsampler.presets import PresetStore, built_in
-from hpsampler.settings import ENABLED, Settings, SettingsError
+from hpsampler.settings import ENABLED, Settings
 from hpsampler.webui.accordion import PageContext, build
 from tiny_model.model import TinyModel
 from tiny_model.networks import WEIGHTS

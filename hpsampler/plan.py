@@ -22,13 +22,14 @@ import torch
 from . import __version__
 from .calibration.profile import ProfileStore, Target
 from .effects import Use
+from .fields import SettingsError
 from .freeu import FreeUPlan
 from .golden.search import GoldenForm
 from .guidance import STATISTICS_REACH, STATISTICS_SHARE, effective_guidance
 from .noise import NoiseModel
 from .recipes import AUTO, PRESETS, Recipe, measured_form, recipe_for, shifted
 from .schedule import insert_first_midpoint
-from .settings import AS_RECIPE, NO_STATISTICS, OFF, SCHEDULE_FIELDS, Settings, SettingsError
+from .settings import AS_RECIPE, NO_STATISTICS, OFF, SCHEDULE_FIELDS, Settings
 from .statistics.coefficients import Statistics, StatisticsError
 from .statistics.files import best_for, find_statistics
 from .store import StoreError

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from .fields import LONGEST_TEXT, SettingsError
 from .recipes import AUTO, FAMILIES, MAX_STEPS, PRESETS, preset_family
-from .settings import ENABLED, FIELDS, LONGEST_TEXT, Settings, SettingsError
+from .settings import ENABLED, FIELDS, Settings
 from .store import Reader, Store, StoreError, abbreviated, clean_name, parse_json
 
 __all__ = ["FAMILY_LABELS", "Preset", "PresetStore", "built_in"]

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.problems import PROBLEMS, reference_endpoint, relative_error
+from hpsampler.fields import SettingsError
 from hpsampler.guidance import SHARE, STATISTICS_SHARE, effective_guidance, with_guidance
 from hpsampler.recipes import MAX_STEPS, PRESETS, auto_bend, recipe_for
 from hpsampler.schedule import base_karras, bent_towards_karras, started_at_strength
-from hpsampler.settings import AS_SET, Settings, SettingsError
+from hpsampler.settings import AS_SET, Settings
 from hpsampler.solvers import SOLVERS
 
 

@@ -16,6 +16,7 @@ import torch
 from bench.schedules import SCHEDULES, stable_diffusion_noise
 from demo.session import OURS, Request, plan
 from hpsampler.calibration.profile import Fitted, Profile, ProfileStore, Target
+from hpsampler.fields import SettingsError
 from hpsampler.freeu import FreeU
 from hpsampler.golden.search import CALLS
 from hpsampler.noise import NoiseModel
@@ -24,7 +25,7 @@ from hpsampler.panel.view import view
 from hpsampler.presets import Preset, built_in
 from hpsampler.recipes import MAX_STEPS, PRESETS, recipe_for
 from hpsampler.schedule import base_karras, insert_first_midpoint
-from hpsampler.settings import FIELDS, NO_STATISTICS, OFF, Settings, SettingsError
+from hpsampler.settings import FIELDS, NO_STATISTICS, OFF, Settings
 from hpsampler.webui.accordion import GROUPS
 from hpsampler.webui.panel_html import answer
 from tests.adapter.host.processing import Host, Img2Img, Txt2Img

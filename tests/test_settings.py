@@ -8,9 +8,10 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from hpsampler.fields import SettingsError
 from hpsampler.freeu import FreeUPlan
 from hpsampler.recipes import AUTO, FAMILIES, MAX_STEPS, PRESETS, recipe_for
-from hpsampler.settings import ENABLED, ENDING_LABELS, FIELDS, Settings, SettingsError
+from hpsampler.settings import ENABLED, ENDING_LABELS, FIELDS, Settings
 
 BY_NAME = {field.name: field for field in (ENABLED, *FIELDS)}
 PASSES = [(family, steps, cfg) for family in FAMILIES for steps in (1, 5, 6, 8, 20, 150) for cfg in (1.0, 5.0, 7.5)]

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from ..fields import SettingsError
 from ..recipes import MAX_STEPS, PRESETS
-from ..settings import ENABLED, Settings, SettingsError
+from ..settings import ENABLED, Settings
 
 __all__ = ["NAMED", "Configuration"]
 

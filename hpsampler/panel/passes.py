@@ -7,12 +7,13 @@ from itertools import pairwise
 
 import torch
 
+from ..fields import SettingsError
 from ..golden.search import CALLS as GOLDEN_CALLS
 from ..noise import NoiseModel
 from ..plan import LoadedModel, Pass, Request, misfit_note
 from ..recipes import AUTO, Recipe
 from ..schedule import base_karras
-from ..settings import FIELDS, NO_STATISTICS, OFF, SCHEDULE_FIELDS, Settings, SettingsError
+from ..settings import FIELDS, NO_STATISTICS, OFF, SCHEDULE_FIELDS, Settings
 from ..statistics.files import statistics_files
 from .state import Known, Page, PassView
 

@@ -10,10 +10,11 @@ from typing import Any, Optional
 
 from ..calibration.profile import Profile, ProfileStore
 from ..effects import Use
+from ..fields import Field
 from ..noise import NoiseModel
 from ..presets import Preset
 from ..recipes import Recipe
-from ..settings import Field, Settings
+from ..settings import Settings
 
 __all__ = ["Control", "Known", "Offer", "Page", "PassView", "Snapshot", "View"]
 

@@ -9,19 +9,10 @@ from typing import Any
 from ..calibration.profile import Profile
 from ..calibration.rows import Fitted, Joint
 from ..effects import Use, idle
+from ..fields import Field, SettingsError
 from ..plan import LoadedModel, Pass, Request, followed
 from ..recipes import AUTO, PRESETS
-from ..settings import (
-    ANALYTICAL,
-    AS_RECIPE,
-    ENDING_LABELS,
-    FIELDS,
-    OFF,
-    SCHEDULE_FIELDS,
-    Field,
-    Settings,
-    SettingsError,
-)
+from ..settings import ANALYTICAL, AS_RECIPE, ENDING_LABELS, FIELDS, OFF, SCHEDULE_FIELDS, Settings
 from ..store import StoreError
 from .passes import is_count, look_at, named_recipe
 from .state import Control, Known, Offer, Page, PassView, View

@@ -17,10 +17,11 @@ from typing import Any, Optional
 import gradio as gr
 
 from ..effects import AUTOMATIC, OWN_SAMPLER
+from ..fields import Field
 from ..panel import Known, Page
 from ..presets import PresetStore
 from ..recipes import AUTO
-from ..settings import ENABLED, FIELDS, Field
+from ..settings import ENABLED, FIELDS
 from . import preset_row
 from .panel_places import skeleton
 

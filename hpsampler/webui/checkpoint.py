@@ -8,8 +8,8 @@ from typing import Any, Optional
 from modules import shared
 from torch import nn
 
+from ..fields import SettingsError
 from ..noise import NoiseModel
-from ..settings import SettingsError
 
 __all__ = ["LoadedCheckpoint", "family", "hashes", "noise_model", "title", "unet", "unet_in_its_place"]
 

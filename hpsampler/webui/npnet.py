@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from modules import prompt_parser
 
-from ..settings import GOLDEN_FORMS, OFF, SettingsError
+from ..fields import SettingsError
+from ..settings import GOLDEN_FORMS, OFF
 from .folders import npnets
 
 __all__ = ["make_golden"]

@@ -8,10 +8,10 @@ from typing import Any
 
 from modules import sd_models, shared
 
+from ..fields import SettingsError
 from ..noise import NoiseModel
 from ..panel import Known, Snapshot
 from ..presets import built_in
-from ..settings import SettingsError
 from . import checkpoint as model
 from . import options
 from .folders import library, presets, statistics_folder

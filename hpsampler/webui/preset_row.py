@@ -11,9 +11,10 @@ from html import escape
 from typing import Any, Optional
 from urllib.parse import quote
 
+from ..fields import SettingsError
 from ..panel import Known, Page
 from ..presets import RESERVED, Preset, PresetStore
-from ..settings import ENABLED, FIELDS, SettingsError
+from ..settings import ENABLED, FIELDS
 from ..store import StoreError
 
 __all__ = ["Done", "act", "said"]

@@ -17,10 +17,11 @@ from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
 
 from ..effects import AUTOMATIC, Use
+from ..fields import Field, SettingsError
 from ..freeu import FreeU, decoder_stages
 from ..plan import VERSION_KEY, Request, followed, misfit_note, parameters
 from ..recipes import AUTO
-from ..settings import AS_SET, FIELDS, OFF, Field, Settings, SettingsError
+from ..settings import AS_SET, FIELDS, OFF, Settings
 from ..store import StoreError
 from . import checkpoint as model
 from . import options, registration, tab, xyz

@@ -20,8 +20,8 @@ from modules import (
     shared,
 )
 
+from ..fields import SettingsError
 from ..jobs import Cancelled
-from ..settings import SettingsError
 from ..store import StoreError
 from . import checkpoint as model
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from modules import scripts, sd_models
 
+from ..fields import Field, SettingsError
 from ..presets import built_in
 from ..recipes import PRESETS
-from ..settings import ENABLED, FIELDS, Field, SettingsError
+from ..settings import ENABLED, FIELDS
 from ..store import StoreError
 from . import checkpoint
 from .folders import menus, presets

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hpsampler.settings import FIELDS, SettingsError
+from hpsampler.fields import SettingsError
+from hpsampler.settings import FIELDS
 from hpsampler.webui.accordion import ADVANCED, GROUPS
 
 GROUP_OF = {name: suffix for _, suffix, names in GROUPS for name in names}

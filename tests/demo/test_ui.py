@@ -13,11 +13,12 @@ import torch
 
 from bench.oracles_import import k_diffusion_sampling
 from demo.session import OURS, SAMPLERS, SCHEDULES, Request, draw, infotext, latents, plan
+from hpsampler.fields import SettingsError
 from hpsampler.freeu import FreeU
 from hpsampler.golden.search import GoldenForm, golden_latent, sigma_below
 from hpsampler.recipes import PRESETS, recipe_for
 from hpsampler.schedule import insert_first_midpoint
-from hpsampler.settings import FIELDS, Settings, SettingsError
+from hpsampler.settings import FIELDS, Settings
 from hpsampler.solvers import SOLVERS
 from hpsampler.webui.accordion import ADVANCED, GROUPS
 from tests.accordion.checks import CHECKS, contrasts
