@@ -358,12 +358,12 @@ def test_a_calibration_from_the_tab_s_values_to_a_picture(webui, host, library):
     assert 'data-state="finished"' in status and not stop["visible"]
     assert chosen["value"] == "Calibration: from the tab" and left["choices"] == []
     made = library.get("from the tab")
-    assert len(made.fitted) + len(made.refused) == 1
+    assert len(made.joint) + len(made.refused) == 1
     assert np.isfinite([change for _, change in made.decoder]).all() and "<svg" in details
-    if made.fitted:
+    if made.joint:
         p = Txt2Img(steps=4)
         host.run(p)
-        assert p.extra_generation_params["HP Calibration"] == made.label(made.fitted[0])
+        assert p.extra_generation_params["HP Calibration"] == made.label(made.joint[0])
     assert re.search(r"About \d+ (s|min)", tab.cost("Calibration", *cheap)), "the calls were timed"
     for wrong, words in (({"steps": "x"}, "steps must be"), ({"size": "64"}, "size must be width x height in pixels")):
         assert words in tab.cost("Calibration", *form({**ASKED, **wrong})[1])
