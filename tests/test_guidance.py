@@ -163,7 +163,7 @@ def test_auto_s_bend_grows_with_steps_and_falls_with_guidance():
         bends = [auto_bend(steps, scale) for scale in scales]
         assert all(0 <= low <= high <= 0.25 for high, low in pairwise(bends))
         assert all(auto_bend(steps, scale) <= auto_bend(steps + 1, scale) for scale in scales)
-    assert auto_bend(5, 7.5) == auto_bend(5, 5.0) == 0 and auto_bend(8, 7.5) == 0.25
+    assert auto_bend(5, 7.5) == auto_bend(5, 5.0) == 0 and auto_bend(8, 7.5) == 0.16 and auto_bend(8, 3) == 0.25
 
 
 def test_a_kept_ending_is_not_bent(noise):

@@ -19,6 +19,7 @@ from bench.decoder import tolerance
 from bench.methods import KARRAS
 from bench.metrics import Estimate, share
 from bench.report import write_csv
+from bench.webp import LOSSY
 from tiny_model.description import Captioned
 from tiny_model.model import TinyModel, seeded_noise
 
@@ -120,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(rows[-1])
     write_csv(args.docs / "bench" / "texture_quality.csv", rows)
     write_csv(args.docs / "bench" / "texture_decoder.csv", tolerance(model))
-    sheet(model).save(args.docs / "images" / "texture_samples.png", optimize=True)
+    sheet(model).save(args.docs / "images" / "texture_samples.webp", **LOSSY)
 
 
 if __name__ == "__main__":

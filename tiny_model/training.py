@@ -180,11 +180,21 @@ def train(description: Description, course: Course, text: str, argv: Sequence[st
     """The command line: make the model's weights, all stages or those named; ``text`` explains it."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="*", choices=[[], *STAGES], help="stages to run; all when none is named")
-    parser.add_argument("--out", type=Path, default=description.weights, help="where the weights go, and are read from")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="of a CPU; one where other work runs beside it")
-    parser.add_argument("--pictures", type=int, default=course.pictures, help="pictures to learn from")
-    parser.add_argument("--scale", type=float, default=1.0, help="times the steps of each stage: more on a GPU")
+    parser.add_argument(
+        "--out", type=Path, default=description.weights,
+        help="folder to write the weights to, and to read from (default: those that come along)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where the networks are trained (default: cuda if available)",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, help="threads of a CPU (default: all; one where other work runs too)")
+    parser.add_argument(
+        "--pictures", type=int, default=course.pictures, help="pictures to learn from (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="times the steps of each stage: more on a GPU (default: %(default)g)"
+    )
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.threads:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from abc import ABC, abstractmethod
 from base64 import b64encode
@@ -232,11 +231,11 @@ def size_of(text: Any) -> tuple[str, str]:
 
 
 def _middle(scales: Any) -> Any:
-    """The one guidance scale at which statistics are measured: where there are several, their geometric mean."""
+    """The one guidance scale at which statistics are measured: where there are several, the nearest to the default."""
     given = CalibrationConfig.of({"name": "x", "cfg_scales": scales}).cfg_scales
     if len(given) == 1:
         return given[0]
-    return round(2 * math.exp(math.fsum(map(math.log, given)) / len(given))) / 2
+    return min(max(StatisticsConfig.cfg_scale, given[0]), given[-1])
 
 
 def _here_already(kind: Kind, name: str) -> str:

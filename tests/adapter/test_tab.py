@@ -127,12 +127,12 @@ def test_a_calibration_from_the_tab_s_values_to_a_picture(webui, host, library):
     assert 'data-state="finished"' in now.status and not now.stop
     assert now.label == "What there is for tiny" and now.chosen == "Calibration: from the tab"
     made = library.get("from the tab")
-    assert len(made.fitted) + len(made.refused) == 1
+    assert len(made.joint) + len(made.refused) == 1
     assert np.isfinite([change for _, change in made.decoder]).all() and "<svg" in now.details
-    if made.fitted:
+    if made.joint:
         p = Txt2Img(steps=4)
         host.run(p)
-        assert p.extra_generation_params["HP Calibration"] == made.label(made.fitted[0])
+        assert p.extra_generation_params["HP Calibration"] == made.label(made.joint[0])
     assert re.search(r"About <b>\d+ (s|min)</b>", cost_of(tab, "calibration", ASKED)), "the calls were timed"
     for wrong, words in (({"steps": "x"}, "steps must be"), ({"size": "64"}, "size must be width x height in pixels")):
         assert words in cost_of(tab, "calibration", {**ASKED, **wrong})
@@ -173,11 +173,14 @@ def test_both_are_made_one_after_the_other_under_one_name(webui, host, library):
     assert going.wait(PATIENCE)
     now = shown(tab)
     assert 'data-state="running"' in now.status and "1 of 2: Making statistics of tiny." in now.status and now.stop
-    most = 336 + CalibrationConfig.of({"name": "x", "steps": 4, "trajectories": 4, "runs": 30}).most_calls()
+    most = (
+        336
+        + CalibrationConfig.of({"name": "x", "steps": 4, "cfg_scales": 7, "trajectories": 4, "runs": 30}).most_calls()
+    )
     assert f"of at most {most:,} UNet calls" in now.status, "of both"
     assert ended(runners) == ["finished", "finished"]
     status = shown(tab).status
-    fitted = len(library.get("tiny 2").fitted)
+    fitted = len(library.get("tiny 2").joint)
     assert (
         f"1 of 2: tiny 2 is ready: 8 pictures&#x27; trajectories, 21 grid points.<br>2 of 2: tiny 2 is ready: {fitted}"
         in status

@@ -55,7 +55,11 @@ def is_adapter(file: Path) -> bool:
 @pytest.mark.parametrize("file", [file for file in CODE if not is_adapter(file)], ids=name_of)
 def test_the_core_knows_torch_and_numpy_only(file):
     outside = {module.partition(".")[0] for level, module in imports(file) if level == 0}
-    own = {"calibration.fit": {"scipy"}, "statistics.files": {"safetensors"}, "golden.weights": {"safetensors"}}
+    own = {
+        "calibration.least_squares": {"scipy"},
+        "statistics.files": {"safetensors"},
+        "golden.weights": {"safetensors"},
+    }
     allowed = {"torch", "numpy", *own.get(name_of(file), ())}
     assert outside <= {*allowed, *sys.stdlib_module_names}, file
 

@@ -102,11 +102,12 @@ def take(bench, profile, **changed):
 
 
 def test_it_is_better_on_what_it_has_not_seen_and_says_what_it_cost(profile):
-    (fitted,) = (made := Profile.from_json(profile)).fitted
+    (row,) = (made := Profile.from_json(profile)).joint
+    (fitted,) = row.measured
     assert made.refused == () and made.width == SIDE and made.model == "hps-tiny"
     print(dict(fitted.held_out), fitted.baseline)
     assert fitted.held_out["calibrated"] < 0.95 * fitted.held_out["Auto"]
-    assert fitted.calls <= 40 * 5 * 12 and fitted.sigmas[0] == pytest.approx(14.6146, rel=1e-4)
+    assert row.calls <= 40 * 5 * 12 and row.schedule.at(5).sigmas[0] == pytest.approx(14.6146, rel=1e-4)
     assert len(made.decoder) == 7 and made.decoder[0][1] < made.decoder[-1][1]
 
 
@@ -114,7 +115,7 @@ def test_auto_uses_it_and_says_so_and_no_other_model_size_or_number_does(bench, 
     plain, before = painter.txt2img(**AUTO)
     assert "HP Calibration" not in before["infotexts"][0]
     take(bench, profile)
-    (fitted,) = Profile.from_json(profile).fitted
+    (fitted,) = Profile.from_json(profile).joint
     (image,), info = painter.txt2img(**AUTO)
     assert f"HP Calibration: made {fitted.hash}" in info["infotexts"][0]
     assert not np.array_equal(image, plain[0])
@@ -176,11 +177,11 @@ def test_interrupt_stops_it_and_resume_ends_it_as_if_nothing_had_happened(bench,
     status = bench.status()
     assert status["state"] == "stopped" and status["unfinished"] == ["broken"]
     listed = bench.ask("GET", "/calibrations")[1]["calibrations"]
-    assert sum(len(each["fitted"]) for each in listed if each["name"] == "broken") < 2, "it was not done yet"
+    assert sum(len(each["joint"]) for each in listed if each["name"] == "broken") < 2, "it was not done yet"
     assert bench.ask("POST", "/calibrate/resume", {"name": "broken"})[0] == 200
     assert bench.wait("finished", "failed")["state"] == "finished"
     whole, broken = bench.made("whole"), bench.made("broken")
-    assert [each.hash for each in whole.fitted] == [each.hash for each in broken.fitted]
+    assert [each.hash for each in whole.joint] == [each.hash for each in broken.joint]
     assert bench.status()["unfinished"] == []
 
 
@@ -329,7 +330,7 @@ class TestTab:
         self.use_and_paste_back(ui, painter, bench.made("on%20the%20page"))
 
     def use_and_paste_back(self, ui, painter, made):
-        (five,) = (each for each in made.fitted if each.steps == 5)
+        (five,) = (each for each in made.joint if each.steps == 5)
         ui.click("#tabs button:has-text('txt2img')")
         choose(ui, "#txt2img_sampling", "Euler")
         choose(ui, "#txt2img_scheduler", "HP calibrated")
