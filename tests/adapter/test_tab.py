@@ -354,9 +354,11 @@ def test_the_tab_asks_every_field_once_and_has_what_its_script_presses(webui):
         # every number that the form begins with is one that it accepts
         assert kind.config({**form, "name": "usual"}) == config("usual")
     script = (Path(__file__).parents[2] / "javascript" / "hpsampler_calibrate.js").read_text(encoding="utf-8")
-    assert f'"{name}"' in script
-    pressed = {*re.findall(r'find\("(\w+)"\)', script), *re.search(r'STARTERS = \["(\w+)", "(\w+)"\]', script).groups()}
-    assert pressed == {"status", "refresh", "start", "resume"} and {f"{name}_{each}" for each in pressed} <= set(ids)
+    assert f"#{name}_$" in script
+    pressed = {*re.findall(r'find\("(\w+)"\)', script), *re.findall(rf"#{name}_(\w+)", script)}
+    assert pressed == {"status", "refresh", "details", "start", "resume"} and {
+        f"{name}_{each}" for each in pressed
+    } <= set(ids)
     assert (ids[f"{name}_start"].value, ids[f"{name}_stop"].value) == ("Calibrate", "Stop")
 
 
