@@ -52,7 +52,7 @@ class Pictures:
     draw_one: Callable[[Any, np.random.Generator], torch.Tensor]
 
     def random(self, rng: np.random.Generator) -> Any:
-        return self.make(**{name: words[rng.integers(len(words))] for name, words in self.lists.items()})
+        return self.make(**{name: words[int(rng.integers(len(words)))] for name, words in self.lists.items()})
 
     def captioned(self, count: int, seed: int = 77) -> list[Any]:
         """Pictures to ask for, always the same ones."""
