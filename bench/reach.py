@@ -179,7 +179,7 @@ def _job(calibration: Path, place: Place, first: int, path: Path, weights: Path,
     noise = seeded_noise(seeds, (LATENT[0], *place.size)).to(device)
     denoiser = partial(model.denoiser, [picture.caption() for picture in descriptions], place.cfg_scale)
     reference = reference_endpoint(model, denoiser(), noise)
-    results = {"size": _squares(reference)}
+    results: dict[str, Any] = {"size": _squares(reference)}
     memory: dict[Any, torch.Tensor] = {}
     for name, nfe, plan in plans(profile_of(calibration), place):
         latents = plan.run(CachedDenoiser(denoiser(), memory), noise, seeds)

@@ -108,7 +108,7 @@ def _job(selection: Selection, cfg_scale: float, batch: int, path: Path, weights
     seeds = range(FIRST_SEED + first, FIRST_SEED + first + BATCH)
     noise = seeded_noise(seeds, model.description.latent).to(device)
     denoiser = partial(model.denoiser, [picture.caption() for picture in descriptions], cfg_scale)
-    results = _stored(path)
+    results: dict[str, Any] = _stored(path)
     if first < COMMON and "aim" not in results:
         results["aim"] = reference_endpoint(model, denoiser(), noise).cpu().numpy()
     reference = torch.from_numpy(results["aim"]).to(device) if "aim" in results else None
@@ -153,7 +153,7 @@ def figures_of(
 def caption_read(right: np.ndarray, pictures: Pictures = TINY.pictures) -> np.ndarray:
     """Whether the subject (colour and shape) was read as in the caption, from ``"right"`` of :func:`figures_of`."""
     names = sorted(pictures.answers())
-    return right[:, [names.index(name) for name in pictures.subject]].all(1)
+    return np.asarray(right[:, [names.index(name) for name in pictures.subject]].all(1))
 
 
 def measure(selection: Selection, folder: Path, weights: Path, device: str, workers: int) -> None:
@@ -248,5 +248,5 @@ def _score(
         frechet=frechet(columns["features"], real.features),
         frechet_pixels=frechet(columns["pixels"], real.pixels),
         accuracy=share(caption_read(right, pictures)),
-        whole_caption=share(right.all(1)),
+        whole_caption=share(np.asarray(right.all(1))),
     )  # fmt: skip

@@ -39,7 +39,8 @@ def save_state(path: Path, state: FitState, fit: str) -> None:
             for each in state.attempts
         ],
     }  # fmt: skip
-    arrays = {"about": np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)}
+    # numpy 2's stubs take any name for that of an argument of savez's own
+    arrays: dict[str, Any] = {"about": np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)}
     for index, each in enumerate(state.attempts):
         arrays[f"{index} point"] = each.descent.point
         for kind, rows in (("residuals", each.descent.residuals), ("jacobians", each.descent.jacobians)):
