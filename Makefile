@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out
 PY := $(VENV)/bin/python
+# Test files run beside each other, one process for each core of a small machine; those of a WebUI one after the other.
+WORKERS ?= $(if $(HPS_WEBUI),0,2)
 
 .PHONY: demo demo-ui bench test lint types unit perf clean
 
@@ -24,7 +26,7 @@ types: $(VENV)/.installed
 
 # With HPS_WEBUI set to an A1111 v1.10.1 folder (its venv inside), the tests in tests/webui/ run too.
 unit: $(VENV)/.installed
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 # Tables and plots in docs/; under an hour on two cores.
 bench: $(VENV)/.installed

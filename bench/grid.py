@@ -124,9 +124,10 @@ def cells(selection: Selection) -> list[Cell]:
     if calibration is not None:
         profile = profile_of(calibration)
         fitted = [(each.steps, each.cfg_scale) for each in profile.fitted]
-        fitted += [(joint.steps, cfg) for cfg in DECIDING_CFG for joint in profile.joint if not joint.misfit(cfg)]
+        deciding = (*DECIDING_CFG, HOST_CFG)
+        fitted += [(joint.steps, cfg) for cfg in deciding for joint in profile.joint if not joint.misfit(cfg)]
         for steps, cfg in fitted:
-            many = full or (steps in DECIDING_NFE and cfg in DECIDING_CFG)
+            many = full or (steps in DECIDING_NFE and cfg in deciding)
             chosen.append(Cell(calibrated(profile), steps, cfg, MANY if many else COMMON))
     distinct: dict[tuple[str, float], Cell] = {}
     for cell in chosen:
