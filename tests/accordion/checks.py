@@ -26,7 +26,7 @@ MOVED = {
     "time_rho": 1.5, "end_sigma": 0.3, "freeu": "On", "freeu_version": "2", "b1": 1.25, "b2": 1.15, "s1": 0.8,
     "s2": 0.3, "freeu_first": 3, "freeu_last": 5, "prediction": "noise", "variant": "bh1", "order": 3,
     "analytical_first_step": "On", "calibration": "Off", "hires_recipe": "SDXL 8 steps", "noise_level": 0.1,
-    "statistics": "Off", "golden_noise": "A",
+    "statistics": "Off", "golden_noise": "A", "guidance": "0.6", "bend": "0.35",
 }  # fmt: skip
 """Another value for every control."""
 
@@ -234,7 +234,7 @@ def check_what_has_no_effect_is_greyed_with_the_reason(at: AccordionPage) -> Non
     assert "rho" in idle and f"{at.other_sampler} on the schedule type Automatic uses nothing of it" in idle["rho"]
     assert "freeu" not in idle and "does not use this schedule" in at.summary()
     at.choose_at(at.controls["schedule"], "HP")
-    assert set(at.idle()) == {*unipc, "analytical_first_step"}
+    assert set(at.idle()) == {*unipc, "analytical_first_step", "guidance"}
     at.switch(False)
     at.settle()
     assert at.idle() == {} and "The accordion is off" in at.summary()
