@@ -143,8 +143,9 @@ def _cells(profile: Profile) -> str:
     if not profile.rows:
         return "nothing fitted, every fit was refused" if profile.refused else "nothing fitted yet"
     steps = _listed(sorted({each.steps for each in profile.rows}))
-    scales = [f"{each.low:g} to {each.high:g}" for each in (row.schedule for row in profile.joint)]
-    scales += [f"{each:g}" for each in sorted({each.cfg_scale for each in profile.fitted})]
+    ranges = [(row.schedule.low, row.schedule.high) for row in profile.joint]
+    ranges += [(scale, scale) for scale in sorted({each.cfg_scale for each in profile.fitted})]
+    scales = [f"{low:g} to {high:g}" if high > low else f"{low:g}" for low, high in ranges]
     return f"{steps} steps at CFG {_listed(list(dict.fromkeys(scales)))}"
 
 

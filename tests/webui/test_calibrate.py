@@ -258,7 +258,7 @@ def test_the_command_line(bench, painter, tmp_path):
     prompts.write_text("\n".join(PROMPTS))
     size = ("--width", SIDE, "--height", SIDE, "--trajectories", 12, "--runs", 40, "--batch", 12)
     told = run("start", "from here", "--steps", 5, "--cfg", 5, "--prompts", prompts, *size)
-    assert re.search(r"CFG 5, 5 steps: held-out error 0\.\d+; Auto has 0\.\d+", told) and "is ready" in told
+    assert re.search(r"5 steps: held-out errors CFG 5 0\.\d+ \(Auto 0\.\d+", told) and "is ready" in told
     assert "from here: hps-tiny, 96x96" in run("list")
     run("export", "from here", tmp_path / "mine.json")
     run("rename", "from here", "renamed")
@@ -307,7 +307,7 @@ class TestTab:
 
         # the page can be loaded anew meanwhile
         tab.reload(painter)
-        tab.wait_text("status", "5 steps: held-out error")
+        tab.wait_text("status", "5 steps: held-out errors")
         tab.press("stop")
         tab.wait_state("stopped")
         assert "Now:" not in tab.text("status"), "stopped means stopped"

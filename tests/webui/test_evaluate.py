@@ -28,7 +28,7 @@ def command(server, tmp_path, count):
     line += ["--prompts", str(tmp_path / "prompts.txt"), "--count", str(count)]
     line += ["--width", str(SIDE), "--height", str(SIDE)]
     line += ["--references", str(tmp_path / "real"), "--reference-size", str(SIDE), "--no-clip"]
-    line += ["--features", "tests.test_evaluate:classifier", "--device", "cpu"]
+    line += ["--features", "tests.evaluation.test_evaluation:classifier", "--device", "cpu"]
     return [*line, *(part for config in CONFIGS for part in ("--config", config))]
 
 
