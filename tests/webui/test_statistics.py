@@ -90,7 +90,9 @@ def test_they_are_used_by_themselves_named_and_made_again_from_the_text(painter,
     off, told = painter.txt2img(**hp({"statistics": "Off"}))
     assert not np.array_equal(off[0], image) and "HP Statistics: Off" in text_of(told)
     _, told = painter.txt2img(**{**DRAWN, "cfg_scale": 7})
-    assert f"the statistics {label} were measured at CFG 5" in text_of(told)
+    assert "HP note" not in text_of(told), "six calls are drawn at CFG 5 then"
+    _, told = painter.txt2img(**{**DRAWN, "cfg_scale": 20})
+    assert f"the statistics {label} were measured at CFG 5, far from CFG 11.5" in text_of(told)
 
 
 def test_without_any_it_draws_and_says_so(painter, bench):
