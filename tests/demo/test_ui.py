@@ -16,6 +16,7 @@ from demo.session import OURS, SAMPLERS, SCHEDULES, Request, draw, infotext, lat
 from hpsampler.fields import SettingsError
 from hpsampler.freeu import FreeU
 from hpsampler.golden.search import GoldenForm, golden_latent, sigma_below
+from hpsampler.guidance import with_guidance
 from hpsampler.recipes import PRESETS, recipe_for
 from hpsampler.schedule import insert_first_midpoint
 from hpsampler.settings import FIELDS, Settings
@@ -90,7 +91,8 @@ class TestPlan:
             options = {"extrapolate": cfg_scale <= 3} if solver == "dpmpp_2m" else {}
             if solver == "dpm_v3":
                 options = {"order": 2, "corrector": False}
-        expected = SOLVERS[solver or recipe.solver](denoiser, seeded_noise([3]) * sigmas[0], sigmas, **options)
+        guided = with_guidance(denoiser, recipe.guidance)
+        expected = SOLVERS[solver or recipe.solver](guided, seeded_noise([3]) * sigmas[0], sigmas, **options)
         for enabled in (False, True):
             request = Request(PROMPT, seed=3, sampler=sampler, cfg_scale=cfg_scale, settings=Settings(enabled=enabled))
             assert torch.equal(sampled(model, request)[0], expected)
