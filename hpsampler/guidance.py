@@ -8,8 +8,9 @@ equation at the *nominal* w leads. For n steps::
     w_eff = w                          for w <= n/2
     w_eff = n/2 + 0.45 (w - n/2)       above
 
-From n = 2w on nothing changes. The constants were set by eye on a small trained model and on exact problems, and hold
-on a second trained model (``docs/bench.md``); on Stable Diffusion itself nothing has been measured.
+From n = 2w on nothing changes. The constants were set by eye on a small trained model and on exact problems
+(``docs/measurements.md``), and held on another one that is not in this repository; on Stable Diffusion itself nothing
+has been measured.
 """
 
 from __future__ import annotations

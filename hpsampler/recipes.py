@@ -275,7 +275,7 @@ def auto_bend(steps: int, cfg_scale: float) -> float:
     """How far Auto bends its schedule: not at all up to a number of calls that rises with guidance, then to a quarter.
 
     Few calls at high guidance are needed at large sigmas, so it grows more slowly there. It was decided on the exact
-    problems and on two trained models, which agree from 6 calls on and not at 5 (``docs/measurements.md``).
+    problems and the tiny model (``docs/measurements.md``); how far it holds elsewhere is a guess.
     """
     straight = min(2 + 0.6 * cfg_scale, 5.0)
     growth = 0.4 / max(cfg_scale, 4.0)
