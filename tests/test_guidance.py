@@ -16,7 +16,7 @@ from bench.problems import PROBLEMS, reference_endpoint, relative_error
 from hpsampler.fields import SettingsError
 from hpsampler.guidance import SHARE, STATISTICS_SHARE, effective_guidance, with_guidance
 from hpsampler.recipes import MAX_STEPS, PRESETS, auto_bend, recipe_for
-from hpsampler.schedule import base_karras, bent_towards_karras, started_at_strength
+from hpsampler.schedule import base_karras, bent_towards_karras
 from hpsampler.settings import AS_SET, Settings
 from hpsampler.solvers import SOLVERS
 
@@ -172,60 +172,3 @@ def test_a_kept_ending_is_not_bent(noise):
     settings = Settings.of([{"bend": 0.5, "recipe": "SD1.5 6 steps", "ending": "To zero"}])
     recipe = settings.resolve("sd1", 6, 7.0)
     assert recipe.bend == 0.5 and not torch.equal(recipe.sigmas(noise), replace(recipe, bend=0.0).sigmas(noise))
-
-
-# ---- img2img's strength ----------------------------------------------------------------------------------------------
-
-
-def started(steps, strength, noise, **own):
-    """The part of a schedule that the host runs, as A1111 slices it."""
-    first = steps - int(min(strength, 0.999) * steps) - 1
-    recipe = replace(recipe_for("sd1", steps, 7.0), **own)
-    sigmas = recipe.sigmas(noise, first=first, strength=strength)
-    assert len(sigmas) == steps + 1 and (sigmas.diff() < 0).all() and torch.isfinite(sigmas).all()
-    return sigmas[first:]
-
-
-@pytest.mark.parametrize("steps", [1, 4, 5, 6, 8, 12, 40, 150])
-def test_the_start_rises_with_strength_without_a_jump(steps, noise):
-    strengths = np.linspace(0, 1, 101)
-    starts = [float(started(steps, strength, noise)[0]) for strength in strengths]
-    assert all(low < high for low, high in pairwise(starts))
-    times = [noise.t_of_end(start) for start in starts]
-    assert max(high - low for low, high in pairwise(times)) < 20, "a hundredth of strength moves the start a little"
-    assert starts[0] == pytest.approx(noise.sigma_min, rel=0.02) and starts[-1] == pytest.approx(noise.sigma_max)
-
-
-@pytest.mark.parametrize("steps", [4, 5, 8, 12])
-def test_one_strength_is_one_noise_level_whatever_the_steps(steps, noise):
-    for strength in (0.1, 0.3, 0.5, 0.75, 0.9):
-        assert float(started(steps, strength, noise)[0]) == pytest.approx(float(started(6, strength, noise)[0]))
-
-
-def test_strength_one_is_the_schedule_itself(noise):
-    for ending in ("zero", "keep", "extrapolate", "extra_call"):
-        recipe = replace(recipe_for("sd1", 5, 7.0), ending=ending)
-        assert torch.equal(recipe.sigmas(noise, first=0, strength=1.0), recipe.sigmas(noise))
-
-
-@given(st.integers(1, 150), st.floats(0.005, 1), st.sampled_from(["zero", "keep", "extra_call"]))
-def test_an_exact_number_of_steps_runs_the_end_of_a_longer_schedule(calls, strength, ending):
-    from hpsampler.noise import NoiseModel
-
-    table = NoiseModel.of_stable_diffusion()
-    steps = int(calls / min(strength, 0.999))
-    if steps > 2000:
-        return
-    recipe = replace(recipe_for("sd1", min(steps, MAX_STEPS), 7.0).with_steps(steps), ending=ending)
-    sigmas = recipe.sigmas(table, first=steps - calls, strength=strength)
-    assert len(sigmas) == steps + 1 + (ending == "extra_call") and (sigmas.diff() < 0).all()
-
-
-def test_a_wrong_start_is_named(noise):
-    kept = PRESETS["SD1.5 6 steps"].sigmas(noise)
-    for wrong in (-1, 6, 7):
-        with pytest.raises(ValueError, match="first must be a whole number from 0 to 5"):
-            started_at_strength(noise, kept, wrong, 0.5)
-    for strength in (-0.1, 1.1, math.nan):
-        with pytest.raises(ValueError, match="strength must be a number from 0 to 1"):
-            started_at_strength(noise, kept, 1, strength)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 from urllib.parse import quote
 
 from ..client import (
@@ -59,23 +59,23 @@ def _list(client: Client) -> None:
     for profile in answer["calibrations"]:
         print(f"{profile['name']}: {profile['model']}, {profile['width']}x{profile['height']}")
         for fitted in profile["fitted"]:
-            errors = fitted["held_out"]
-            print(
-                f"  CFG {fitted['cfg_scale']:g}, {fitted['steps']} steps: held-out error {errors['calibrated']:.4g}, "
-                f"Auto {errors.get('Auto', float('nan')):.4g}, 20 steps of DPM++ 2M Karras {fitted['yardstick']:.4g}"
-            )
+            print(f"  CFG {fitted['cfg_scale']:g}, {fitted['steps']} steps: {_errors(fitted)}")
         for joint in profile["joint"]:
             print(f"  {joint['steps']} steps, CFG {joint['low']:g} to {joint['high']:g}:")
             for measured in joint["measured"]:
-                errors = measured["held_out"]
-                print(
-                    f"    at CFG {measured['cfg_scale']:g} held-out error {errors['calibrated']:.4g}, "
-                    f"Auto {errors.get('Auto', float('nan')):.4g}, "
-                    f"20 steps of DPM++ 2M Karras {measured['yardstick']:.4g}"
-                )
+                print(f"    at CFG {measured['cfg_scale']:g} {_errors(measured)}")
         for refused in profile["refused"]:
             print(f"  CFG {refused['cfg_scale']:g}, {refused['steps']} steps: refused")
     print_remarks(client, JOBS, answer["problems"])
+
+
+def _errors(row: Mapping[str, Any]) -> str:
+    """What a schedule reaches on held-out trajectories, beside what there is without it."""
+    errors = row["held_out"]
+    return (
+        f"held-out error {errors['calibrated']:.4g}, Auto {errors.get('Auto', float('nan')):.4g}, "
+        f"20 steps of DPM++ 2M Karras {row['yardstick']:.4g}"
+    )
 
 
 _FIELDS = ("name", "steps", "cfg_scales", "width", "height", "negative", "trajectories", "runs", "batch", "seed")

@@ -16,36 +16,11 @@ import torch
 from fastapi import FastAPI
 
 from hpsampler.calibration.config import CalibrationConfig
-from hpsampler.calibration.profile import Fitted, Profile, ProfileStore
+from hpsampler.calibration.profile import Fitted, Profile
 from hpsampler.jobs import Cancelled
 from hpsampler.recipes import recipe_for
-from tests.adapter.host.processing import Host, Img2Img, Txt2Img
-
-FIVE = Fitted(
-    5, 7.0, (14.614641, 6.0, 2.5, 1.1, 0.4, 0.0), (0.0, 1.1, 0.8, 0.2, 0.1), "Auto", {"Auto": 0.2, "calibrated": 0.1},
-    0.02, 1000,
-)  # fmt: skip
-
-
-@pytest.fixture
-def host(webui):
-    host = Host(webui.script.HPSamplerScript())
-    yield host
-    assert not host.printed
-
-
-@pytest.fixture
-def library(webui):
-    return ProfileStore(importlib.import_module("hpsampler.webui.folders").library().folder)
-
-
-@pytest.fixture
-def made(webui, library):
-    """A profile that fits the stand-in's checkpoint at 64x64."""
-    profile = Profile(
-        "mine", "tiny", ("0000000000",), "sd1", 64, 64, 0.0291671, 14.614641, 24, 24, 1, fitted=(FIVE,)
-    )  # fmt: skip
-    return library.save(profile)
+from tests.adapter.conftest import FIVE
+from tests.adapter.host.processing import Img2Img, Txt2Img
 
 
 def sigmas_of(webui, host, p, *args):

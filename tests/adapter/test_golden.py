@@ -12,17 +12,10 @@ import torch
 from hpsampler.golden.npnet import NPNet
 from hpsampler.golden.search import GoldenForm, golden_latent, sigma_below
 from hpsampler.golden.weights import weights_label
-from tests.adapter.host.processing import Host, Img2Img, Txt2Img
+from tests.adapter.host.processing import Img2Img, Txt2Img
 
 KEY, NOTE = "HP Golden noise", "HP note"
 OURS = ["HP Auto", "HP DPM++ 1S", "HP DPM++ 2M", "HP UniPC", "HP DPM-v3"]
-
-
-@pytest.fixture
-def host(webui):
-    host = Host(webui.script.HPSamplerScript())
-    yield host
-    assert not host.printed
 
 
 def seen_by(webui):

@@ -16,19 +16,12 @@ from fastapi import FastAPI
 from hpsampler.settings import NO_STATISTICS
 from hpsampler.statistics.coefficients import Provenance, Statistics
 from hpsampler.statistics.files import save_statistics, statistics_label
-from tests.adapter.host.processing import Host, Img2Img, Txt2Img
+from tests.adapter.host.processing import Img2Img, Txt2Img
 from tests.adapter.test_calibration import Client
 from tests.adapter.test_tab import ASKED, PATIENCE, asked, cost_of, tab_and_runners
 
 KEY, NOTE = "HP Statistics", "HP note"
 POINTS = 21
-
-
-@pytest.fixture
-def host(webui):
-    host = Host(webui.script.HPSamplerScript())
-    yield host
-    assert not host.printed
 
 
 @pytest.fixture

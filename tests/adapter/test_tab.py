@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 
 from hpsampler.calibration.config import CalibrationConfig
-from hpsampler.calibration.profile import Fitted, Profile, ProfileStore
+from hpsampler.calibration.profile import Profile
 from hpsampler.jobs import JobRunner
 from hpsampler.presets import Preset, PresetStore
 from hpsampler.statistics.config import StatisticsConfig
 from hpsampler.statistics.files import load_statistics
-from tests.adapter.host.processing import Host, Txt2Img
+from tests.adapter.conftest import FIVE
+from tests.adapter.host.processing import Txt2Img
 
 PATIENCE = 900
 """Seconds: far more than it takes, as the machine may be busy."""
@@ -30,31 +31,6 @@ ASKED = {
     "name": "from the tab", "steps": "4", "cfg": "7", "size": "64x64", "prompts": "a\nb\nc\nd", "negative": "",
     "trajectories": 4, "runs": 30, "samples": 8, "points": 21, "batch": 4, "seed": 1,
 }  # fmt: skip
-
-FIVE = Fitted(
-    5, 7.0, (14.614641, 6.0, 2.5, 1.1, 0.4, 0.0), (0.0, 1.1, 0.8, 0.2, 0.1), "Auto", {"Auto": 0.2, "calibrated": 0.1},
-    0.02, 1000,
-)  # fmt: skip
-
-
-@pytest.fixture
-def host(webui):
-    host = Host(webui.script.HPSamplerScript())
-    yield host
-    assert not host.printed
-
-
-@pytest.fixture
-def library(webui):
-    return ProfileStore(importlib.import_module("hpsampler.webui.folders").library().folder)
-
-
-@pytest.fixture
-def made(webui, library):
-    """A profile that fits the stand-in's checkpoint at 64x64."""
-    return library.save(
-        Profile("mine", "tiny", ("0000000000",), "sd1", 64, 64, 0.0291671, 14.614641, 24, 24, 1, fitted=(FIVE,))
-    )
 
 
 @pytest.fixture
