@@ -86,6 +86,7 @@ class WebUI:
     """A running WebUI with a data folder of its own.
 
     ``files`` maps paths inside the data folder to what shall lie there: a ``Path`` (file or folder to copy) or text.
+    A host that loads its model with the first picture draws one, unless it shall not be ``warm``.
     """
 
     def __init__(
@@ -99,6 +100,8 @@ class WebUI:
         files: dict[str, Path | str] | None = None,
         settings: dict[str, Any] | None = None,
         flags: list[str] | None = None,
+        api: bool = True,
+        warm: bool = True,
     ) -> None:
         self.host = host
         self.data = data
@@ -133,7 +136,7 @@ class WebUI:
         env = {k: v for k, v in os.environ.items() if k not in ("COMMANDLINE_ARGS", "PYTHONPATH", "PYTHONHOME")}
         env.update(ENVIRONMENT)
         env.update({name: str(data / "cache") for name in ("HF_HOME", "MPLCONFIGDIR", "GRADIO_TEMP_DIR")})
-        command = [*host.command(data, checkpoints, checkpoint, port), *(flags or [])]
+        command = [*host.command(data, checkpoints, checkpoint, port), *(["--api"] if api else []), *(flags or [])]
         with self._log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
@@ -146,10 +149,10 @@ class WebUI:
             )
         try:
             self.wait_for_log(STARTED)
-            if host.loads_late:
-                self.txt2img(steps=1)
-            else:
+            if not host.loads_late:
                 self.wait_for_log(LOADED)
+            elif warm:
+                self.txt2img(steps=1)
         except BaseException:
             self.stop()
             raise

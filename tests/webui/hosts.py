@@ -1,7 +1,7 @@
 """What a WebUI's folder holds, as far as starting it and reading its answers needs it.
 
-Everything is found in the folder's own files, by what is there and never by a fork's name, and without the extension's own
-adapter: whatever that gets wrong must show.
+Everything is found in the folder's own files, by what is there and never by a fork's name, and without the extension's
+own adapter: whatever that gets wrong must show.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 ARGUMENTS = ("modules/cmd_args.py", "backend/args.py", "ldm_patched/modules/args_parser.py")
 """Where command line options are declared, by the WebUI itself and by the backends that forks put under it."""
 
-ALWAYS = ["--skip-torch-cuda-test", "--skip-version-check", "--no-hashing", "--api"]
+ALWAYS = ["--skip-torch-cuda-test", "--skip-version-check", "--no-hashing"]
 IF_KNOWN = ["--no-download-sd-model", "--do-not-download-clip", "--disable-safe-unpickle"]
 ON_THE_CPU = [["--always-cpu"], ["--cpu"], ["--use-cpu", "all"]]
 IN_FLOAT32 = [["--all-in-fp32"], ["--force-fp32"], ["--no-half", "--precision", "full"]]

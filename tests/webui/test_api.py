@@ -98,8 +98,9 @@ def test_hires_fix_with_another_sampler_in_the_second_pass(server):
 
 
 A1111_SAMPLERS = {
-    "DPM++ 2M", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 2S a", "DPM++ 3M SDE", "Euler a", "Euler", "LMS",
-    "Heun", "DPM2", "DPM2 a", "DPM fast", "DPM adaptive", "Restart", "DDIM", "DDIM CFG++", "PLMS", "UniPC", "LCM",
+    "DPM++ 2M", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 2S a", "DPM++ 3M SDE", "Euler a", "Euler",
+    "LMS", "Heun", "DPM2", "DPM2 a", "DPM fast", "DPM adaptive", "Restart", "DDIM", "DDIM CFG++", "PLMS",
+    "UniPC", "LCM",
 }  # fmt: skip
 OWN_TIMES = {"DDIM", "DDIM CFG++", "PLMS", "UniPC", "DPM fast", "DPM adaptive"}
 
