@@ -38,14 +38,15 @@ def start(webui, script):
     return page, inputs, tabs
 
 
+def _flat(targets):
+    """gradio names buttons, or each with its event."""
+    return [each for target in targets for each in (target if isinstance(target, (list, tuple)) else [target])]
+
+
 def panel_of(page, inputs):
     """What the panel says when it opens."""
     *_, ask = (each for each in page.blocks.values() if getattr(each, "elem_id", "") == "txt2img_hpsampler_ask")
-    number = next(
-        number
-        for number, each in enumerate(page.dependencies)
-        if [ask._id, "click"] in list(map(list, each["targets"]))
-    )
+    number = next(number for number, each in enumerate(page.dependencies) if ask._id in _flat(each["targets"]))
     fn = page.fns[number]
     answer, *_ = fn.fn(json.dumps({"id": 1, "look": True, "page": {}}), *(each.value for each in inputs))
     return json.loads(answer)["slots"]

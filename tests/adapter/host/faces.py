@@ -216,7 +216,7 @@ class Forked(Face):
                 self.inner_model = sd_model
                 self.sigmas = sd_model.forge_objects.unet.model.predictor.sigmas
 
-            def forward(self, x, sigma, cond, options):
+            def forward(self, x, sigma, cond, options=None):
                 core = webui.shared.sd_model.forge_objects.unet.model
                 assert core.on_device, "Expected all tensors to be on the same device"
                 t = torch.bucketize(sigma.log(), self.sigmas.log()).clamp(max=len(self.sigmas) - 1).float()
