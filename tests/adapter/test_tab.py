@@ -135,8 +135,9 @@ def test_the_form_shows_what_belongs_to_what_is_wanted(webui):
     usual = [ASKED[name] for name in kinds().CHEAP]
     for what, fit, measure in (("calibration", True, False), ("statistics", False, True), ("both", True, True)):
         *parts, cost = tab.choose(what, *usual)
-        assert [part["visible"] for part in parts] == [fit, fit, fit, measure, measure]
-        assert ("HP Auto" in cost, "HP DPM-v3" in cost) == (fit, measure)
+        assert [part["visible"] for part in parts] == [fit, measure, measure]
+        assert ("HP DPM++ 2M" in cost, "HP DPM-v3" in cost) == (fit, measure) and "HP Auto" in cost
+        assert ("ways to draw to compare" in cost, "to fit" in cost) == (not fit, fit)
     both = re.search(r"336 UNet calls; then 1 schedule to fit, at most ([\d,]+) UNet calls, as many as (\d+)", cost)
     assert int(both[2]) == round((336 + int(both[1].replace(",", ""))) / 20)
 
