@@ -65,6 +65,17 @@ class Host:
         return int(found.name.split("-")[1].split(".")[0])
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What config.json must hold: one that lacks the version is taken for an older installation's and asked about."""
+        found = re.search(r'^VERSION_UID[^=]*= "(.+)"', self.text("modules/launch_utils.py"), re.M)
+        return {"VERSION_UID": found[1]} if found else {}
+
+    @property
+    def size_step(self) -> int:
+        """Sizes of pictures become multiples of it."""
+        return 64 if "// 64) * 64" in self.text("modules/processing.py") else 8
+
+    @property
     def payload(self) -> dict[str, Any]:
         """What a request must say beside what A1111's API wants: Forge's second pass fails without this."""
         named = "hr_additional_modules" in self.text("modules/processing.py")
