@@ -66,7 +66,7 @@ class Host:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What config.json must hold: one that lacks the version is taken for an older installation's and asked about."""
+        """What config.json must hold: without its version a fork asks whether to go on."""
         found = re.search(r'^VERSION_UID[^=]*= "(.+)"', self.text("modules/launch_utils.py"), re.M)
         return {"VERSION_UID": found[1]} if found else {}
 
