@@ -14,7 +14,7 @@ from tests.webui.test_api import PLAIN, SAMPLERS, hp, looks_like_a_picture
 from tiny_model.pictures import SIDE, captioned
 
 PROMPT = captioned(1)[0].caption()
-HIRES = {"enable_hr": True, "hr_upscaler": "Latent", "denoising_strength": 0.6}
+HIRES = {"enable_hr": True, "denoising_strength": 0.6}
 FREEU = {"freeu": "On", "freeu_first": 1}
 SECOND = {**HIRES, "hr_second_pass_steps": 5, "hr_cfg": 5, "width": 64, "height": 64}
 REQUESTS = {
