@@ -8,8 +8,8 @@ import gradio as gr
 from modules import shared
 
 from ..calibration.choice import AIMS, PICTURES
+from ..effects import SAMPLERS, SCHEDULES
 from ..settings import OFF, Settings
-from . import registration
 from .folders import presets
 
 __all__ = ["NO_PRESET", "aim", "default_preset", "follows_model", "hidden", "plots", "register", "settings_when_off"]
@@ -23,7 +23,7 @@ NO_PRESET = "None"
 
 def register() -> None:
     """Add the page; called by the host for every page it builds."""
-    names = [*registration.SAMPLERS, *registration.SCHEDULES.values()]
+    names = [*SAMPLERS, *SCHEDULES.values()]
     add = shared.opts.add_option
     add(
         HIDDEN,
