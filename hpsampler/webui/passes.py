@@ -15,7 +15,7 @@ from ..effects import Use
 from ..plan import Pass, Request
 from ..recipes import AUTO
 from ..settings import OFF, Settings
-from . import checkpoint
+from . import checkpoint, options
 from .folders import library, statistics_folder
 
 __all__ = ["attach", "find", "foreseen", "pass_of", "planned"]
@@ -32,15 +32,15 @@ def planned(
 ) -> Pass:
     """The pass of a request on the loaded model."""
     model = checkpoint.LoadedCheckpoint(model_wrap)
-    return Pass(settings, request, model, library(), statistics_folder(), tell, record)
+    return Pass(settings, request, model, library(), statistics_folder(), tell, record, options.aim())
 
 
 def foreseen(settings: Settings, request: Request) -> Pass:
     """The same before there is a denoiser, to see what it would refuse. It tells and records nothing."""
     # those that are chosen by the model refuse nothing, and to read them takes time
     named = settings.statistics not in (AUTO, OFF)
-    model = checkpoint.LoadedCheckpoint()
-    return Pass(settings, request, model, library(), statistics_folder() if named else None)
+    folder = statistics_folder() if named else None
+    return Pass(settings, request, checkpoint.LoadedCheckpoint(), library(), folder, aim=options.aim())
 
 
 def attach(model_wrap: Any, this: Pass) -> None:
