@@ -23,7 +23,9 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
-__all__ = ["FreeU", "FreeUPlan", "scale_low_frequencies"]
+from .devices import without_autocast
+
+__all__ = ["FreeU", "FreeUPlan", "Waves", "scale_low_frequencies"]
 
 VERSIONS = (1, 2)
 
@@ -81,7 +83,8 @@ def scale_low_frequencies(x: torch.Tensor, scale: float) -> torch.Tensor:
         Shape and dtype of ``x``.
     """
     result = x.clone()
-    _scale_low_frequencies_(result, scale, _waves_for(result))
+    with without_autocast(x.device):
+        _scale_low_frequencies_(result, scale, _waves_for(result))
     return result
 
 
@@ -98,6 +101,9 @@ class _Waves:
     rows: Optional[torch.Tensor] = None
     columns: Optional[torch.Tensor] = None
 
+
+Waves = dict[tuple[Any, ...], _Waves]
+"""Waves by the size, device and precision of the maps that they are for."""
 
 SEPARABLE_FROM = 1024
 """Number of pixels from which the separable form is faster: it needs less than half of the arithmetic, but four calls
@@ -172,15 +178,18 @@ class FreeU:
     ATTRIBUTE = "_hpsampler_freeu_hooks"
 
     @classmethod
-    def attach(cls, unet: nn.Module, plan: FreeUPlan) -> None:
+    def attach(cls, unet: nn.Module, plan: FreeUPlan, waves: Optional[Waves] = None) -> None:
         """Hook the decoder of ``unet`` with the constants of ``plan``, replacing earlier hooks.
+
+        Args:
+            waves: keeps what the filter needs from one call to the next; one dictionary for each run is enough.
 
         Raises:
             ValueError: the module is not a UNet of Stable Diffusion's layout.
         """
         cls.detach(unet)
         stages = decoder_stages(unet)
-        waves: dict[tuple[Any, ...], _Waves] = {}
+        waves = {} if waves is None else waves
         handles: list[Any] = []
         setattr(unet, cls.ATTRIBUTE, handles)
         constants = {4: (plan.b1, plan.s1), 2: (plan.b2, plan.s2)}
@@ -229,9 +238,7 @@ def _out_channels(block: Any) -> int:
 class _Hook:
     """Forward pre-hook of one decoder block, whose args are (cat([hidden, skip], 1), ...)."""
 
-    def __init__(
-        self, hidden_channels: int, b: float, s: float, version: int, waves: dict[tuple[Any, ...], _Waves]
-    ) -> None:
+    def __init__(self, hidden_channels: int, b: float, s: float, version: int, waves: Waves) -> None:
         self.hidden_channels, self.b, self.s, self.version, self.waves = hidden_channels, b, s, version, waves
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -243,4 +250,5 @@ class _Hook:
             key = (*skip.shape[2:], skip.device, skip.dtype)
             if key not in self.waves:
                 self.waves[key] = _waves_for(skip)
-            _scale_low_frequencies_(skip, self.s, self.waves[key])
+            with without_autocast(skip.device):
+                _scale_low_frequencies_(skip, self.s, self.waves[key])

@@ -316,7 +316,7 @@ def on_cfg_denoiser(params: Any) -> None:
     if other:
         this.tell(f"Free-U had no effect, as the UNet that runs is {other}, which it cannot reach")
     else:
-        FreeU.attach(unet, plan)
+        FreeU.attach(unet, plan, this.waves)
 
 
 def on_cfg_denoised(params: Any) -> None:
