@@ -17,7 +17,7 @@ from hpsampler.statistics.config import StatisticsConfig
 from hpsampler.statistics.job import StatisticsJob
 
 from .job_checks import ClosedForm
-from .models import Family, Networks, families
+from .models import Family, Networks, Shelf, families
 from .overhead import unet_call
 from .part import Clock, Part, Row, Setting, Task
 from .place import synchronize
@@ -74,57 +74,58 @@ def timed(job: Job, run: Callable[[], object], most: int, defaults: int, setting
     }  # fmt: skip
 
 
-def statistics_rows(family: Family, setting: Setting) -> list[Row]:
+def statistics_rows(family: Family, shelf: Shelf) -> list[Row]:
     """One batch of trajectories at the fewest points."""
     values = {"name": "cost", "width": family.side, "height": family.side}
     usual = StatisticsConfig.of(values)
-    config = StatisticsConfig.of({**values, "samples": 2 if setting.small else usual.batch, "points": 21})
-    job = StatisticsJob(config, NetworkSource(Networks(family, setting, with_decoder=False), config.batch))
-    found = timed(job, job.run, config.most_calls(), usual.most_calls(), setting)
+    config = StatisticsConfig.of({**values, "samples": 2 if shelf.setting.small else usual.batch, "points": 21})
+    job = StatisticsJob(config, NetworkSource(shelf.networks(family), config.batch))
+    found = timed(job, job.run, config.most_calls(), usual.most_calls(), shelf.setting)
     return [{"size": family.name, "job": "statistics", **found}]
 
 
-def calibration_rows(family: Family, setting: Setting) -> list[Row]:
+def calibration_rows(family: Family, shelf: Shelf) -> list[Row]:
     """The smallest calibration from its references to the last sigma."""
     values = {"name": "cost", "width": family.side, "height": family.side}
     usual = CalibrationConfig.of(values)
-    smallest = {"steps": 3 if setting.small else 5, "cfg_scales": 5, "trajectories": 2, "runs": 25}
+    smallest = {"steps": 3 if shelf.setting.small else 5, "cfg_scales": 5, "trajectories": 2, "runs": 25}
     config = CalibrationConfig.of({**values, **smallest})
-    job = CalibrationJob(config, NetworkSource(Networks(family, setting), config.batch))
-    found = timed(job, job.run, config.most_calls(), usual.most_calls(), setting)
+    job = CalibrationJob(config, NetworkSource(shelf.networks(family), config.batch))
+    found = timed(job, job.run, config.most_calls(), usual.most_calls(), shelf.setting)
     return [{"size": family.name, "job": "calibration", **found}]
 
 
-def arithmetic_rows(family: Family, setting: Setting) -> list[Row]:
+def arithmetic_rows(family: Family, shelf: Shelf) -> list[Row]:
     """A calibration of the usual size whose model costs next to nothing: the fit's own arithmetic."""
     values = {"name": "cost", "width": family.side, "height": family.side, "steps": 5}
-    config = CalibrationConfig.of({**values, **({"trajectories": 4, "runs": 25} if setting.small else {})})
-    job = CalibrationJob(config, ClosedForm(setting.device))
-    found = timed(job, job.run, config.most_calls(), config.most_calls(), setting)
+    config = CalibrationConfig.of({**values, **({"trajectories": 4, "runs": 25} if shelf.setting.small else {})})
+    job = CalibrationJob(config, ClosedForm(shelf.setting.device))
+    found = timed(job, job.run, config.most_calls(), config.most_calls(), shelf.setting)
     kept = {name: found[name] for name in ("calls", "seconds", "beside", "peak_gb")}
     return [{"size": family.name, "job": "a fit's own arithmetic, 5 steps", **kept}]
 
 
-def scaling_rows(family: Family, setting: Setting) -> list[Row]:
+def scaling_rows(family: Family, shelf: Shelf) -> list[Row]:
     """A call at half the side: the tab takes time to grow as the number of pixels."""
-    half = Family(**{**vars(family), "name": f"{family.name}, half the side", "side": family.side // 2})
-    repeats = 1 if setting.small else 5
-    whole_ms, half_ms = (unet_call(Networks(each, setting, False), 4, repeats) for each in (family, half))
+    networks, repeats = shelf.networks(family), 1 if shelf.setting.small else 5
+    whole_ms, half_ms = (unet_call(networks, 4, repeats, side) for side in (family.side, family.side // 2))
     row = {"size": family.name, "job": "a call judged by one at half the side", "calls": 4}
     return [{**row, "seconds": 1e-3 * whole_ms, "call_ms": whole_ms / 4, "estimate": 4e-3 * half_ms}]
 
 
 def tasks(setting: Setting, clock: Clock) -> Sequence[Task]:
+    shelf, every = Shelf(setting), families(setting)
     found = []
-    for family in families(setting):
+    for family in every:
         found += [
-            Task(f"statistics, {family.name}", partial(statistics_rows, family, setting)),
-            Task(f"scaling, {family.name}", partial(scaling_rows, family, setting)),
+            Task(f"statistics, {family.name}", partial(statistics_rows, family, shelf)),
+            Task(f"scaling, {family.name}", partial(scaling_rows, family, shelf)),
         ]
-    # what takes long comes last, and once is enough to see that it runs
-    chosen = families(setting)[: 1 if setting.small else None]
-    for name, rows_of in (("calibration", calibration_rows), ("arithmetic", arithmetic_rows)):
-        found += [Task(f"{name}, {family.name}", partial(rows_of, family, setting), ("scipy",)) for family in chosen]
+        # once is enough to see that it runs
+        if family is every[0] or not setting.small:
+            found.append(Task(f"calibration, {family.name}", partial(calibration_rows, family, shelf), ("scipy",)))
+    for family in every[: 1 if setting.small else None]:
+        found.append(Task(f"arithmetic, {family.name}", partial(arithmetic_rows, family, shelf), ("scipy",)))
     return found
 
 

@@ -15,7 +15,7 @@ from .part import Setting
 from .unet import SD15_UNET, SDXL_UNET, UNet, UNetSize
 from .vae import CHANNELS, Decoder
 
-__all__ = ["FAMILIES", "Family", "Networks", "families"]
+__all__ = ["FAMILIES", "Family", "Networks", "Shelf", "families"]
 
 TOKENS = 77
 
@@ -59,19 +59,19 @@ def families(setting: Setting) -> tuple[Family, ...]:
 class Networks:
     """UNet and decoder of a family; weights are drawn on the device itself."""
 
-    def __init__(self, family: Family, setting: Setting, with_decoder: bool = True) -> None:
+    def __init__(self, family: Family, setting: Setting) -> None:
         self.family, self.device, self.dtype = family, setting.device, setting.dtype
         self.noise = NoiseModel.of_stable_diffusion()
         torch.manual_seed(0)
         with torch.device(setting.device):
             self.unet = UNet(family.unet).to(self.dtype).eval().requires_grad_(False)
-            self.decoder = Decoder(family.decoder, family.groups).to(self.dtype) if with_decoder else None
+            self.decoder = Decoder(family.decoder, family.groups).to(self.dtype).eval().requires_grad_(False)
             self.log_sigmas = torch.tensor(self.noise.sigmas, dtype=torch.float32).log()
-        if self.decoder is not None:
-            self.decoder.eval().requires_grad_(False)
 
-    def unit_noise(self, seeds: Sequence[int]) -> torch.Tensor:
-        rows = [torch.randn(self.family.latent, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    def unit_noise(self, seeds: Sequence[int], side: int = 0) -> torch.Tensor:
+        """For pictures of the family's size, or of another ``side``."""
+        shape = (4, side // 8, side // 8) if side else self.family.latent
+        rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(rows).to(self.device)
 
     def conditions(self, count: int) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
@@ -121,11 +121,26 @@ class Networks:
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents as pictures, values from 0 to 1, one after the other as a WebUI decodes them."""
-        assert self.decoder is not None
         rows = [self.decoder(part.to(self.dtype)).float() for part in latents.split(1)]
         return (torch.cat(rows) / 2 + 0.5).clamp(0, 1)
 
     def parameters(self) -> tuple[int, int]:
-        """Of the UNet and of the decoder."""
-        decoder = self.decoder.parameters() if self.decoder is not None else ()
-        return sum(each.numel() for each in self.unet.parameters()), sum(each.numel() for each in decoder)
+        """How many the UNet and the decoder have."""
+        unet, decoder = (sum(each.numel() for each in part.parameters()) for part in (self.unet, self.decoder))
+        return unet, decoder
+
+
+class Shelf:
+    """The networks of one family at a time, as making them takes seconds."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.latest: Optional[Networks] = None
+
+    def networks(self, family: Family) -> Networks:
+        if self.latest is None or self.latest.family is not family:
+            self.latest = None
+            if self.setting.gpu:
+                torch.cuda.empty_cache()
+            self.latest = Networks(family, self.setting)
+        return self.latest

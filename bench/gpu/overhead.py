@@ -45,7 +45,7 @@ def samplers(channels: int) -> dict[str, Sample]:
 
 def measured(family: Family, setting: Setting) -> list[Row]:
     """Rows of a family: every sampler at every batch size."""
-    networks = Networks(family, setting, with_decoder=False)
+    networks = Networks(family, setting)
     rows: list[Row] = []
     for batch in BATCHES[: 1 if setting.small else None]:
         call_ms = unet_call(networks, batch, repeats=2 if setting.small else 7)
@@ -93,9 +93,13 @@ def memory(run: Callable[[int], Any], setting: Setting) -> float | None:
     return (torch.cuda.max_memory_allocated(setting.device) - before) / 2**20
 
 
-def unet_call(networks: Networks, batch: int, repeats: int) -> float:
-    """Milliseconds of one guided call, which evaluates the UNet with and without the prompt."""
-    model, x = networks.denoiser(batch), networks.unit_noise(range(batch))
+def unet_call(networks: Networks, batch: int, repeats: int, side: int = 0) -> float:
+    """Milliseconds of one guided call, which evaluates the UNet with and without the prompt.
+
+    Args:
+        side: of the pictures, where it is not the family's.
+    """
+    model, x = networks.denoiser(batch), networks.unit_noise(range(batch), side)
     sigma = x.new_ones(batch)
     times = [time_once(lambda: model(x, sigma), networks.device) for _ in range(repeats + 1)]
     return statistics.median(times[1:])

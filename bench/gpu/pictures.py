@@ -89,7 +89,7 @@ def median_ms(run: Callable[[], Any], setting: Setting, repeats: int) -> float:
 
 def freeu_rows(family: Family, setting: Setting) -> list[Row]:
     """A call of the UNet with Free-U in it against one without."""
-    networks = Networks(family, setting, with_decoder=False)
+    networks = Networks(family, setting)
     rows: list[Row] = []
     for batch in BATCHES[: 1 if setting.small else None]:
         x = networks.unit_noise(range(2 * batch))

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CODE = sorted((ROOT / "hpsampler").rglob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ROOMS = (
-    "devices", "noise", "schedule", "freeu", "solvers", "guidance", "recipes", "store", "client", "golden",
+    "checks", "devices", "noise", "schedule", "freeu", "solvers", "guidance", "recipes", "store", "client", "golden",
     "job_config", "jobs", "statistics", "calibration", "fields", "settings", "presets", "effects", "plan", "panel",
     "evaluation", "webui",
 )  # fmt: skip
