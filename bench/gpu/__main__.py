@@ -133,7 +133,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         help="folder of the page and its tables (default: docs, or --out where it is not measured on a GPU)",
     )
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--inside", action="store_true", help="run one part in this process, and write no page")
     args = parser.parse_args(argv)
     unknown = set(args.parts) - set(PARTS)
     if unknown:

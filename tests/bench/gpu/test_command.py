@@ -236,7 +236,7 @@ def test_the_page_tells_what_failed_and_what_is_missing(tmp_path):
 def test_machines_do_not_share_results():
     one = Machine("NVIDIA H100", "550.1", "2.6.0", "12.4", "2026-11-26", True, False)
     assert replace(one, date="2026-12-01").folder == one.folder == "nvidia-h100-torch-2.6.0"
-    others = (replace(one, device="NVIDIA L4"), replace(one, torch="2.7.0"), replace(one, small=True))
+    others = (replace(one, device="NVIDIA L4"), replace(one, torch_version="2.7.0"), replace(one, small=True))
     assert len({each.folder for each in others} | {one.folder}) == 4
 
 
