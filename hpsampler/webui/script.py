@@ -367,7 +367,7 @@ def on_cfg_denoiser(params: Any) -> None:
     this = find(getattr(denoiser.sampler, "model_wrap", None))
     plan = this.freeu_plan(denoiser.step, denoiser.total_steps) if this is not None else None
     try:
-        obstacle = host.freeu(plan)
+        obstacle = host.freeu(plan, this.waves if this is not None else None)
     except Exception as error:
         # the infotext may not say that it was on
         obstacle = f"it could not be put on this UNet ({type(error).__name__}: {error})"
