@@ -92,4 +92,4 @@ def test_the_page_says_what_auto_does_and_takes_a_picture_back(ui, painter, benc
         "label => document.querySelector('#html_info_txt2img').innerText.includes(`HP Calibration: ${label}`)",
         arg=label,
     )
-    assert "HP note" not in ui.locator("#html_info_txt2img").inner_text()
+    assert "HP note" not in ui.locator("#html_info_txt2img").first.inner_text()
