@@ -53,7 +53,9 @@ def test_pictures_are_what_the_tab_is_for_and_auto_draws_with_what_came_out_best
     tab.wait_state("finished")
     tab.choose("Calibration: chosen")
     tab.wait_text("details", "Ways to draw, compared with many steps")
-    tab.wait_text("chosen", r"ways to draw compared, 5 steps at CFG 5 and 7.5 · 96x96 · HP Auto and HP DPM")
+    tab.wait_text(
+        "chosen", r"ways to draw compared, 5 steps at CFG 5 and 7.5 · 96x96 · HP Auto uses it by itself at 5 steps"
+    )
     save_screenshot(ui.locator("#hpsampler_calibrate_details").first, "compared.webp")
 
     made = bench.made("chosen")
