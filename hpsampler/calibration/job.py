@@ -9,7 +9,6 @@ the state of the fit under way are saved too, so that an interruption costs a fe
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, Optional
 import numpy as np
 import torch
 
+from ..files import part_beside
 from ..jobs import (
     Exclusively,
     Job,
@@ -25,11 +25,11 @@ from ..jobs import (
     ModelSource,
     Progress,
     at_once,
-    started_with_another_model,
 )
 from ..recipes import AUTO
 from ..schedule import base_karras
 from ..solvers import sample_dpmpp_2m
+from ..unfinished import started_with_another_model
 from .config import BASELINE_STEPS, REFERENCE_CALLS, CalibrationConfig
 from .decoder import decoder_curve, with_best_final_sigma
 from .fit import CALIBRATED, CalibrationRefused, FitState, calibrate
@@ -245,10 +245,9 @@ class CalibrationJob(Job):
             raise ValueError("the model's output is nothing but zeros; nothing can be calibrated to it")
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part_path = path.with_suffix(".part.npy")
-            # float64 represents every other precision exactly, so a resumed fit is identical
-            np.save(part_path, trajectories.endpoints.cpu().double().numpy())
-            os.replace(part_path, path)
+            with part_beside(path) as part_path, part_path.open("wb") as file:
+                # float64 represents every other precision exactly, so a resumed fit is identical
+                np.save(file, trajectories.endpoints.cpu().double().numpy())
         return trajectories
 
     def _unit_noise(self, seeds: Sequence[int]) -> torch.Tensor:
@@ -356,5 +355,5 @@ class CalibrationRunner(JobRunner[CalibrationConfig]):
             return None
         profile = self.profiles.get(config.name)
         if not set(profile.hashes) & set(source.hashes):
-            raise started_with_another_model(profile.model, source)
+            raise started_with_another_model(profile.model, source.model_name)
         return profile

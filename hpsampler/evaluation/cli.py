@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Optional
 
 from ..client import ClientError, RequestRefused
-from ..store import write_atomically
+from ..files import write_atomically
 from . import metrics
 from .configurations import NAMED, Configuration
 from .drawing import MANIFEST, Drawing, DrawingConfig, WebUI

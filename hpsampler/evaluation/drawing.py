@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..client import Client, RequestRefused
+from ..files import write_atomically
 from ..recipes import AUTO
 from ..settings import ENABLED
-from ..store import write_atomically
 from .configurations import Configuration
 from .progress import ProgressBar
 from .prompts import EvaluationError, literal
