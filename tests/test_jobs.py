@@ -12,6 +12,7 @@ from hpsampler.calibration.job import CalibrationRunner
 from hpsampler.calibration.profile import ProfileStore
 from hpsampler.jobs import Cancelled
 from hpsampler.store import StoreError
+from hpsampler.unfinished import UnfinishedJobs
 from tests.calibration.test_job import Exact, calibrated, config_of
 
 QUICK = {"steps": (4, 5), "runs": 40}
@@ -247,3 +248,15 @@ def test_a_read_only_folder_is_named_in_plain_words(tmp_path, monkeypatch, capsy
     folder = tmp_path / "calibrations"
     assert ended(shop, "failed").message == f"exact failed: {folder} cannot be written: Read-only file system."
     assert capsys.readouterr().err == ""
+
+
+def test_a_job_is_begun_once_and_by_the_model_it_was_begun_with(tmp_path):
+    """The folder itself says so, before anything that was paid for is read."""
+    jobs = UnfinishedJobs(tmp_path / "calibrations", CalibrationRunner.config_of)
+    begun = jobs.begin(config_of(**QUICK), "first", list, fresh=True)
+    assert jobs.begin(config_of(**QUICK), "first", list, fresh=False) == begun
+    with pytest.raises(StoreError, match="it was begun with the model first, and other is loaded now"):
+        jobs.begin(config_of(**QUICK), "other", list, fresh=False)
+    second = jobs.begin(config_of(**QUICK), "other", lambda: ["EXACT 2"], fresh=True)
+    assert (second.name, second.model) == ("exact 3", "other") and second.folder != begun.folder
+    assert jobs.names() == ["exact", "exact 3"]

@@ -353,6 +353,19 @@ class TestStochasticCorrector:
         correlation = float(torch.corrcoef(torch.stack([plain.flatten(), noisy.flatten()]))[0, 1])
         assert correlation < {0.1: 0.999, 0.3: 0.95, 1.0: 0.5}[level]
 
+    def test_the_noise_is_drawn_in_any_dtype_and_on_any_device(self):
+        """A host draws on the CPU in float32, for a latent elsewhere in half precision."""
+        sigmas, shape = torch.tensor([14.6, 5.0, 2.0, 0.7, 0.0]), (1, 4, 32, 32)
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).half() * 14.6
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+        def draw(x, noise):
+            return sample_unipc(lambda x, sigma: x * 0.5, x, sigmas, noise_level=0.7, noise_sampler=lambda *_: noise)
+
+        assert draw(x, noise).dtype == torch.float16
+        assert torch.equal(draw(x, noise), draw(x, noise.half()))
+        assert draw(x.to("meta"), noise).device.type == "meta"
+
     def test_a_level_of_zero_needs_no_noise_sampler_and_changes_nothing(self):
         sigmas = torch.tensor([14.6, 3.0, 0.5, 0.0])
         x = torch.randn(2, 4) * 14.6
