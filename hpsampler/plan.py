@@ -20,10 +20,12 @@ from typing import Any, Optional, Protocol
 import torch
 
 from . import __version__
+from .calibration.choice import PICTURES, WithStatistics
+from .calibration.lookup import find_drawing
 from .calibration.profile import ProfileStore, Target
 from .effects import Use
 from .fields import SettingsError
-from .freeu import FreeUPlan
+from .freeu import FreeUPlan, Waves
 from .golden.search import GoldenForm
 from .guidance import STATISTICS_REACH, STATISTICS_SHARE, effective_guidance
 from .noise import NoiseModel
@@ -117,6 +119,8 @@ class Pass:
         statistics: the folder where DPM-Solver-v3's lie; None where there are none.
         tell: tells the person something about the finished image.
         record: ``record(name, label)`` keeps what was used for the setting of that name.
+        aim: what Auto shall aim at where a calibration compared ways to draw, of
+            :data:`~hpsampler.calibration.choice.AIMS`.
     """
 
     def __init__(
@@ -128,17 +132,24 @@ class Pass:
         statistics: Optional[Path] = None,
         tell: Callable[[str], object] = _nobody,
         record: Callable[[str, str], object] = _nobody,
+        aim: str = PICTURES,
     ) -> None:
         self.settings, self.request, self.model = settings, request, model
         self.calibrations, self.statistics_folder = calibrations, statistics
-        self.tell, self.record = tell, record
+        self.tell, self.record, self.aim = tell, record, aim
         self.recipe: Optional[Recipe] = None
         """Set once the HP schedule was asked for; None while another schedule type is in use."""
         self.statistics: Optional[tuple[str, Statistics]] = None
+        self.form: Optional[WithStatistics] = None
+        """Set where a calibration found that DPM-Solver-v3 with statistics is Auto's best way to draw."""
+        self.auto_is_best = ""
+        """A sentence where a calibration compared ways to draw, and Auto's own recipe is the best."""
         self.has_statistics = False
         """Whether there are statistics for this pass, read or not."""
         self.golden: Optional[GoldenForm] = None
         """Set where golden noise without a network goes before the first step."""
+        self.waves: Waves = {}
+        """What Free-U's filter needs, kept from one call to the next."""
         self.quiet = False
         """Whether calls are made now that are no steps; Free-U is off in them."""
         self.follows_recipe = settings.enabled
@@ -170,7 +181,7 @@ class Pass:
         if self.used:
             recipe = self.resolve(self.request.steps)
             if use.runs(recipe) == "dpm_v3":
-                self.find_statistics()
+                self.find_statistics(settings.statistics)
         if use.coupled and not takes_schedule:
             self.tell(f"the sampler {use.sampler} makes its own schedule and ignored the type {use.schedule}")
         unused = settings.changed(EXACT_FIELDS)
@@ -195,13 +206,16 @@ class Pass:
                 "calibration",
             ) from None
 
-    def find_statistics(self) -> None:
+    def find_statistics(self, wanted: str) -> None:
         """Choose DPM-Solver-v3's statistics.
+
+        Args:
+            wanted: Auto, Off, or which by name or label.
 
         Raises:
             SettingsError: some were named that are not here, or cannot be read.
         """
-        wanted, folder = self.settings.statistics, self.statistics_folder
+        folder = self.statistics_folder
         drawn_at = self.statistics_guidance(self.request.steps)
         if folder is None or wanted == OFF:
             pass
@@ -279,31 +293,46 @@ class Pass:
         return self.settings.takes_calibration and (demanded or fitting)
 
     def _calibrated(self, recipe: Recipe, calibrated: bool) -> Recipe:
-        """``recipe``, or a calibrated one in its place."""
+        """``recipe``, or what a calibration found in its place."""
         settings = self.settings
         demanded = calibrated or settings.names_calibration
         if not self.asks_calibration(calibrated):
             if demanded:
                 self.tell("the schedule type HP calibrated followed the recipe, as the settings say what it is")
             return recipe
-        if self.calibrations is None:
-            found, reason = None, "there are none here"
-        elif settings.names_calibration:
-            found, reason = self.calibrations.pick(settings.calibration, recipe.steps, self.target())
-        else:
-            found = self.calibrations.best(recipe.steps, self.target())
-            reason = f"none fits this model at {recipe.steps} steps, CFG {self.request.cfg_scale:g} and this size"
+        store, target = self.calibrations, self.target()
+        found, reason = None, ""
+        if store is not None:
+            wanted = settings.calibration if settings.names_calibration else ""
+            # a schedule type has a schedule and no solver
+            can_draw = None if calibrated else self._can_draw
+            found, reason = find_drawing(store, wanted, recipe.steps, target, self.aim, can_draw)
         if found is None:
+            self.auto_is_best = "" if demanded else reason
             if demanded:
                 name = f"the calibration {settings.calibration}" if settings.names_calibration else "HP calibrated"
-                self.tell(f"{name} was not used: {reason}; the schedule is the recipe's")
+                nothing = f"none fits this model at {recipe.steps} steps, CFG {target.cfg_scale:g} and this size"
+                self.tell(f"{name} was not used: {reason or nothing}; the schedule is the recipe's")
             return recipe
-        profile, row = found
-        misfit = profile.mismatch(self.target())
+        profile, drawing = found
+        misfit = profile.mismatch(target)
         if misfit:
-            self.tell(f"the calibration {profile.label(row)} was used although {misfit}")
-        self.record("calibration", profile.label(row))
-        return profile.recipe(row, recipe, self.request.cfg_scale)
+            self.tell(f"the calibration {profile.label(drawing)} was used although {misfit}")
+        self.record("calibration", profile.label(drawing))
+        self.form = drawing if isinstance(drawing, WithStatistics) else None
+        return profile.recipe(drawing, recipe, self.request.cfg_scale)
+
+    def _can_draw(self, drawing: WithStatistics) -> bool:
+        """Whether DPM-Solver-v3 may run here, with those statistics; they are then the pass's."""
+        use, wanted = self.request.use, self.settings.statistics
+        if not use.own or use.solver is not None or wanted not in (AUTO, drawing.statistics):
+            return False
+        if not self.has_statistics:
+            try:
+                self.find_statistics(drawing.statistics)
+            except SettingsError:
+                return False
+        return self.has_statistics
 
     # ---- the solver --------------------------------------------------------------------------------------------------
 
@@ -375,7 +404,8 @@ class Pass:
         note = found.size_note(height, width)
         if note:
             self.tell(note.rstrip("."))
-        order, corrector = measured_form(self.request.cfg_scale)
+        form = self.form
+        order, corrector = (form.order, form.corrector) if form else measured_form(self.request.cfg_scale)
         options: dict[str, Any] = {"statistics": found.resized(height, width), "corrector": corrector}
         if self.settings.recipe == AUTO and not self.settings.order:
             options["order"] = order

@@ -7,22 +7,23 @@ from typing import Any
 import gradio as gr
 from modules import shared
 
+from ..calibration.choice import AIMS, PICTURES
+from ..effects import SAMPLERS, SCHEDULES
 from ..settings import OFF, Settings
-from . import registration
 from .folders import presets
 
-__all__ = ["NO_PRESET", "default_preset", "follows_model", "hidden", "plots", "register", "settings_when_off"]
+__all__ = ["NO_PRESET", "aim", "default_preset", "follows_model", "hidden", "plots", "register", "settings_when_off"]
 
 PLACE: dict[str, Any] = {"section": ("hpsampler", "HP Sampler"), "category_id": "sd"}
 """The page, and the host's category "Stable Diffusion"; without one it stands under "Uncategorized"."""
 HIDDEN, PRESET, FOLLOW, PLOT = "hpsampler_hidden", "hpsampler_preset", "hpsampler_follow", "hpsampler_plot"
-WHEN_OFF = "hpsampler_calibration_when_off"
+WHEN_OFF, AIM = "hpsampler_calibration_when_off", "hpsampler_aim"
 NO_PRESET = "None"
 
 
 def register() -> None:
     """Add the page; called by the host for every page it builds."""
-    names = [*registration.SAMPLERS, *registration.SCHEDULES.values()]
+    names = [*SAMPLERS, *SCHEDULES.values()]
     add = shared.opts.add_option
     add(
         HIDDEN,
@@ -53,6 +54,12 @@ def register() -> None:
         ),
     )
     add(
+        AIM,
+        shared.OptionInfo(
+            PICTURES, "Auto aims at", gr.Radio, {"choices": list(AIMS)}, **PLACE
+        ).info("where a calibration compared ways to draw, HP Auto takes the one that is best at this"),
+    )  # fmt: skip
+    add(
         PLOT,
         shared.OptionInfo(True, "Draw the schedule in the accordion", **PLACE).needs_reload_ui(),
     )
@@ -80,6 +87,12 @@ def follows_model() -> bool:
 def settings_when_off() -> Settings:
     """What a request is drawn with while the accordion is off."""
     return Settings() if _get(WHEN_OFF, True) else Settings(calibration=OFF)
+
+
+def aim() -> str:
+    """What Auto aims at; what is none of it stands for the default."""
+    found = _get(AIM, PICTURES)
+    return found if found in AIMS else PICTURES
 
 
 def plots() -> bool:

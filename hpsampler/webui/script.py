@@ -306,7 +306,7 @@ def on_cfg_denoiser(params: Any) -> None:
     denoiser = params.denoiser
     this = find(getattr(denoiser.sampler, "model_wrap", None))
     plan = this.freeu_plan(denoiser.step, denoiser.total_steps) if this is not None else None
-    obstacle = host.freeu(plan)
+    obstacle = host.freeu(plan, this.waves if this is not None else None)
     if this is not None and obstacle:
         this.tell(f"Free-U had no effect, as {obstacle}")
 
