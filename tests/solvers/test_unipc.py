@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from hpsampler.noise import NoiseModel
 from hpsampler.schedule import coupled_sigmas, insert_first_midpoint
 from hpsampler.solvers import sample_dpmpp_1s, sample_dpmpp_2m, sample_unipc
-from hpsampler.solvers.unipc import unipc_steps
+from hpsampler.solvers.unipc import phi, unipc_steps
 from tests.conftest import sd_alphas_cumprod
 from tests.oracles import mixture_denoiser
 
@@ -409,3 +410,11 @@ def test_the_analytical_first_step_in_every_multistep_solver(sample, share):
         # from there on it is the solver begun anew, as there is no past
         assert torch.allclose(drawn, sample(model, second, sigmas[1:]), rtol=1e-12)
     assert torch.equal(sample(model, x, sigmas, analytical_first_step=0.0), sample(model, x, sigmas))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+@pytest.mark.parametrize("h", [1e-12, -1e-12, 1e-6, -1e-3, 0.1, 0.999, -0.999, 1.001, -1.001, 3.0, -6.0])
+def test_phi_is_exact_also_where_its_recursion_cancels(k, h):
+    """phi_k(h) = sum_j h^j / (j + k)!, here in whole fractions; the recursion loses all digits near 0."""
+    exact = sum(Fraction(h) ** j / math.factorial(j + k) for j in range(60))
+    assert phi(k, h) == pytest.approx(float(exact), rel=1e-12)
