@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Optional
 
 import gradio as gr
+from gradio.context import Context
 from modules import script_callbacks, scripts, sd_samplers_common, sd_samplers_kdiffusion, sd_schedulers, shared
 from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
@@ -19,7 +20,7 @@ from modules.ui_components import InputAccordion
 from ..effects import AUTOMATIC, Use
 from ..fields import Field, SettingsError
 from ..freeu import decoder_stages
-from ..plan import VERSION_KEY, Request, followed, misfit_note, parameters
+from ..plan import VERSION_KEY, Pass, Request, followed, misfit_note, parameters
 from ..recipes import AUTO
 from ..settings import AS_SET, FIELDS, OFF, Settings
 from ..store import StoreError
@@ -27,11 +28,15 @@ from . import checkpoint as model
 from . import host, options, registration, tab, xyz
 from .accordion import TITLE, Accordion, PageContext, build
 from .api import add_routes
+from .fallback import sentence_alone
 from .folders import library, menus, presets
+from .npnet import find as find_npnet
 from .npnet import make_golden
 from .page import PAGE, known
-from .passes import attach, find, planned
+from .passes import attach, find, foreseen, planned
+from .refusal import allow, answer_in_words, refuse, stop
 from .runners import Runners
+from .trouble import Trouble
 
 __all__ = ["HPSamplerScript", "install"]
 
@@ -55,6 +60,9 @@ STOP_SECONDS = 30
 class HPSamplerScript(scripts.Script):
     """The accordion in txt2img and img2img, and the life of its settings from the request to the last UNet call."""
 
+    trouble = Trouble()
+    """Of this load of the extension, with which the host makes the class anew."""
+
     def title(self) -> str:
         return TITLE
 
@@ -67,8 +75,11 @@ class HPSamplerScript(scripts.Script):
 
     def show(self, is_img2img: bool) -> Any:
         tab_name = "img2img" if is_img2img else "txt2img"
+        listen = self.trouble.guarded("the offer Use HP Auto", self.on_after_component)
         for name in ("sampling", "scheduler"):
-            self.on_after_component(partial(self._found, name), elem_id=f"{tab_name}_{name}")
+            listen(
+                self.trouble.guarded("the offer Use HP Auto", partial(self._found, name)), elem_id=f"{tab_name}_{name}"
+            )
         return scripts.AlwaysVisible
 
     def _found(self, name: str, event: Any) -> None:
@@ -82,28 +93,46 @@ class HPSamplerScript(scripts.Script):
             self.menus["connected"] = True
 
     def ui(self, is_img2img: bool) -> list[Any]:
+        prefix = f"{'img2img' if is_img2img else 'txt2img'}_hpsampler"
+        block = Context.block
+        before = list(block.children) if block is not None else []
+        try:
+            accordion = self._build(is_img2img, prefix)
+        except Exception as error:
+            # an exception here would end the start of some hosts; half of an accordion would be worse than none
+            for each in [each for each in (block.children if block is not None else ()) if each not in before]:
+                each.unrender()
+            return sentence_alone(f"HP Sampler: {self.trouble.report('the accordion', error)}", prefix)
+        self.trouble.guarded("pasting pictures", self._paste_into)(accordion)
+        return accordion.inputs
+
+    def _build(self, is_img2img: bool, prefix: str) -> Accordion:
         tab_name = "img2img" if is_img2img else "txt2img"
         begin, values = _begin_with()
-        around = PageContext(PAGE[tab_name], known, presets(), menus(), values, begin, tab.TAB_TITLE)
-        accordion = build(f"{tab_name}_hpsampler", InputAccordion, around)
+        around = PageContext(PAGE[tab_name], known, presets(), menus(), values, begin, tab.TAB_TITLE, self.trouble)
+        accordion = build(prefix, InputAccordion, around)
         self.accordion = self.accordion or accordion
-        self._connect()
+        self.trouble.guarded("the offer Use HP Auto", self._connect)()
+        return accordion
+
+    def _paste_into(self, accordion: Accordion) -> None:
         self.infotext_fields = [
             PasteField(accordion.enabled, _needs_accordion),
             *(PasteField(accordion.controls[field.name], _reader(field)) for field in FIELDS),
         ]
         self.paste_field_names = [field.infotext for field in FIELDS]
-        return accordion.inputs
 
     def process(self, p: Any, *args: Any) -> None:
         # cells of an X/Y/Z plot are shallow copies of one request, and share what an earlier one wrote
         keys = {NOTE_KEY, VERSION_KEY, *(field.infotext for field in FIELDS)}
         p.extra_generation_params = {k: v for k, v in p.extra_generation_params.items() if k not in keys}
+        allow(p)
         try:
             settings = _settings_of(p, args)
+            _check(p, settings)
         except SettingsError as error:
-            # an exception here would be printed and the image drawn all the same; the pass stops it instead
             setattr(p, ATTRIBUTE, error)
+            refuse(p, error)
             return
         setattr(p, ATTRIBUTE, settings)
         uses = [_use(p, sampler, schedule) for sampler, schedule in _passes_of(p)]
@@ -121,49 +150,85 @@ class HPSamplerScript(scripts.Script):
             if isinstance(settings, SettingsError):
                 raise settings
             self._begin(p, settings, kwargs)
+            answer_in_words(p)
         except SettingsError as error:
-            _stop(p, error)
+            stop(p, error)
 
     def _begin(self, p: Any, settings: Settings, tensors: Mapping[str, Any]) -> None:
         """Check what this pass will use, before its first UNet call, and hand the settings on to it."""
-        name, scheduler = (p.hr_sampler_name, p.hr_scheduler) if p.is_hr_pass else (None, None)
-        use = _use(p, name or p.sampler_name, scheduler or p.scheduler)
         if p.is_hr_pass:
             settings = settings.of_second_pass()
-        request = Request(
-            use,
-            cfg_scale=host.guidance(p),
-            from_noise=use.from_noise and not p.is_hr_pass,
-            steps=p.steps,
-            width=p.hr_upscale_to_x if p.is_hr_pass else p.width,
-            height=p.hr_upscale_to_y if p.is_hr_pass else p.height,
-            second=p.is_hr_pass,
-            start=_start_of(p),
-        )
+        request = _request(p, p.is_hr_pass)
         model_wrap = getattr(p.sampler, "model_wrap", None)
         this = planned(settings, request, model_wrap, partial(_tell, p), partial(_record, p))
-        if this.used:
-            try:
-                decoder_stages(host.unet(host.loaded()))
-            except ValueError as error:
-                raise SettingsError(f"HP Sampler: {error}") from None
+        _check_unet(this)
         this.begin(_takes_a_schedule(p.sampler))
         if this.golden is not None:
             _record(p, "golden_noise", settings.golden_noise)
-        elif settings.npnet and not p.is_hr_pass and use.from_noise:
+        elif settings.npnet and not p.is_hr_pass and request.use.from_noise:
             _record(p, "golden_noise", make_golden(settings.npnet, tensors["x"], tensors["c"]))
         if model_wrap is not None:
             attach(model_wrap, this)
 
 
-def _start_of(p: Any) -> Optional[tuple[int, float]]:
+def _request(p: Any, second: bool) -> Request:
+    """What one pass of a request is to draw."""
+    use = _use(p, *_pass_of(p, second))
+    return Request(
+        use,
+        cfg_scale=host.guidance(p, second),
+        from_noise=use.from_noise and not second,
+        steps=p.steps,
+        width=p.hr_upscale_to_x if second else p.width,
+        height=p.hr_upscale_to_y if second else p.height,
+        second=second,
+        start=_start_of(p, second),
+    )
+
+
+def _start_of(p: Any, second: bool) -> Optional[tuple[int, float]]:
     """Where the host starts in the schedule of an img2img pass, and the strength that this shall mean."""
-    if not p.is_hr_pass and not hasattr(p, "init_latent"):
+    if not second and not hasattr(p, "init_latent"):
         return None
-    requested = (getattr(p, "hr_second_pass_steps", 0) or p.steps) if p.is_hr_pass else None
+    requested = (getattr(p, "hr_second_pass_steps", 0) or p.steps) if second else None
     steps, last = sd_samplers_common.setup_img2img_steps(p, requested)
     # strength 0 with "exact steps" leaves the host without a schedule
     return (steps - last - 1, float(p.denoising_strength)) if steps > last else None
+
+
+def _check(p: Any, settings: Settings) -> None:
+    """Find before anything is drawn what its passes would refuse, so far as that is known by now.
+
+    Raises:
+        SettingsError: what they would raise.
+    """
+    # a second pass may have a model of its own, which is not loaded yet
+    passes = 1 if getattr(p, "hr_checkpoint_name", None) else len(_passes_of(p))
+    try:
+        for second, own, steps in zip((False, True)[:passes], (settings, settings.of_second_pass()), _steps_of(p)):
+            this = foreseen(own, _request(p, second))
+            _check_unet(this)
+            this.begin()
+            use = this.request.use
+            if own.npnet and use.own and use.from_noise and not second:
+                find_npnet(own.npnet)
+            if use.own and use.coupled:
+                this.schedule(steps)
+    except SettingsError:
+        raise
+    except Exception:
+        # a host that knows less by now: the pass itself finds what is wrong
+        return
+
+
+def _check_unet(this: Pass) -> None:
+    """Raises SettingsError: the model's UNet is none that Free-U knows, where anything of ours is used."""
+    if not this.used:
+        return
+    try:
+        decoder_stages(host.unet(host.loaded()))
+    except ValueError as error:
+        raise SettingsError(f"HP Sampler: {error}") from None
 
 
 def _settings_of(p: Any, args: Sequence[Any]) -> Settings:
@@ -212,12 +277,16 @@ def _use(p: Any, sampler: str, scheduler: Optional[str]) -> Use:
     return replace(use, schedule=scheduler or AUTOMATIC)
 
 
+def _pass_of(p: Any, second: bool) -> tuple[str, Optional[str]]:
+    """Sampler and schedule type of one pass of a request."""
+    if not second:
+        return p.sampler_name, p.scheduler
+    return p.hr_sampler_name or p.sampler_name, p.hr_scheduler or p.scheduler
+
+
 def _passes_of(p: Any) -> list[tuple[str, Optional[str]]]:
-    """Sampler and schedule type of every pass of a request."""
-    first = (p.sampler_name, p.scheduler)
-    if not getattr(p, "enable_hr", False):
-        return [first]
-    return [first, (p.hr_sampler_name or p.sampler_name, p.hr_scheduler or p.scheduler)]
+    """The same of every pass."""
+    return [_pass_of(p, second) for second in ([False, True] if getattr(p, "enable_hr", False) else [False])]
 
 
 def _steps_of(p: Any) -> list[int]:
@@ -272,15 +341,6 @@ def _is_older(params: dict[str, Any]) -> bool:
     return VERSION_KEY in params and [int(number[:4]) for number in numbers] < [0, 7]
 
 
-def _stop(p: Any, error: SettingsError) -> None:
-    """Let the pass raise ``error`` where the host does not swallow it; ``p.sampler`` lives for this request only."""
-
-    def refuse(*args: Any, **kwargs: Any) -> Any:
-        raise error
-
-    p.sampler.sample = p.sampler.sample_img2img = refuse
-
-
 def _reader(field: Field) -> Callable[[dict[str, Any]], Any]:
     """What a pasted infotext says of a field: its default where a picture of ours leaves it out."""
 
@@ -306,8 +366,12 @@ def on_cfg_denoiser(params: Any) -> None:
     denoiser = params.denoiser
     this = find(getattr(denoiser.sampler, "model_wrap", None))
     plan = this.freeu_plan(denoiser.step, denoiser.total_steps) if this is not None else None
-    obstacle = host.freeu(plan, this.waves if this is not None else None)
-    if this is not None and obstacle:
+    try:
+        obstacle = host.freeu(plan, this.waves if this is not None else None)
+    except Exception as error:
+        # the infotext may not say that it was on
+        obstacle = f"it could not be put on this UNet ({type(error).__name__}: {error})"
+    if this is not None and plan is not None and obstacle:
         this.tell(f"Free-U had no effect, as {obstacle}")
 
 
@@ -326,16 +390,19 @@ def install() -> None:
 
 
 def _add_callbacks() -> None:
-    script_callbacks.on_before_ui(xyz.register)
-    script_callbacks.on_ui_settings(options.register)
+    guarded = HPSamplerScript.trouble.guarded
+    script_callbacks.on_before_ui(guarded("the axes of X/Y/Z plots", xyz.register))
+    script_callbacks.on_ui_settings(guarded("the settings page", options.register))
     script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
-    script_callbacks.on_cfg_after_cfg(on_cfg_after_cfg)
+    script_callbacks.on_cfg_after_cfg(guarded("taking Free-U off", on_cfg_after_cfg))
 
     runners = Runners()
-    script_callbacks.on_ui_tabs(
-        lambda: [(tab.build(runners, known, options.default_preset), tab.TAB_TITLE, tab.TAB_ID)]
-    )
-    script_callbacks.on_app_started(partial(_on_app_started, runners))
+
+    def tabs() -> list[tuple[Any, str, str]]:
+        return [(tab.build(runners, known, options.default_preset), tab.TAB_TITLE, tab.TAB_ID)]
+
+    script_callbacks.on_ui_tabs(guarded(f"the tab {tab.TAB_TITLE}", tabs, instead=[]))
+    script_callbacks.on_app_started(guarded("the API of calibrations", partial(_on_app_started, runners)))
 
     def leave() -> None:
         # what it has finished is kept, and the next load can resume it
@@ -343,9 +410,9 @@ def _add_callbacks() -> None:
         host.freeu(None)
         registration.unregister()
 
-    script_callbacks.on_script_unloaded(leave)
+    script_callbacks.on_script_unloaded(guarded("leaving", leave))
 
 
 def _on_app_started(runners: Runners, page: Any, app: Any) -> None:
     if shared.cmd_opts.api:
-        add_routes(app, runners, shared.cmd_opts.api_auth)
+        add_routes(app, runners, getattr(shared.cmd_opts, "api_auth", None))
