@@ -165,7 +165,9 @@ class Settings:
 
     @classmethod
     def of(cls, args: Sequence[Any]) -> Settings:
-        """From the positional values of page or API, or from one dict of named values (which implies enabled).
+        """From the positional values of page or API, or from a dict of named values (which implies enabled).
+
+        What follows the dict are the values by position, in place of which it stands.
 
         Raises:
             SettingsError: unknown name, wrong type, out of range, or settings that contradict each other.
@@ -174,13 +176,14 @@ class Settings:
 
     @staticmethod
     def named(args: Sequence[Any]) -> dict[str, Any]:
-        """The values of :meth:`of` by name, not validated yet. Raises SettingsError: too many."""
-        if args and isinstance(args[0], Mapping):
-            return {ENABLED.name: True, **args[0]}
+        """The values of :meth:`of` by name, not validated yet. Raises SettingsError: too many, or a second dict."""
         names = [ENABLED.name, *(each.name for each in FIELDS)]
         if len(args) > len(names):
             raise SettingsError(f"HP Sampler: args takes at most {len(names)} values, got {len(args)}")
-        return dict(zip(names, args))
+        if any(isinstance(each, Mapping) for each in args[1:]):
+            raise SettingsError("HP Sampler: args takes one dict of names, and only as its first value")
+        values = dict(zip(names, args))
+        return {**values, ENABLED.name: True, **args[0]} if args and isinstance(args[0], Mapping) else values
 
     @classmethod
     def of_names(cls, values: Mapping[str, Any]) -> Settings:

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from types import MappingProxyType
 from typing import Any, Optional
 
-import gradio as gr
 from modules import script_callbacks, scripts, sd_samplers_common, sd_samplers_kdiffusion, sd_schedulers, shared
-from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
 
 from ..effects import AUTOMATIC, Use
-from ..fields import Field, SettingsError
+from ..fields import SettingsError
 from ..freeu import FreeU, decoder_stages
 from ..plan import VERSION_KEY, Request, followed, misfit_note, parameters
 from ..recipes import AUTO
-from ..settings import AS_SET, FIELDS, OFF, Settings
+from ..settings import Settings
 from ..store import StoreError
 from . import checkpoint as model
 from . import options, registration, tab, xyz
 from .accordion import TITLE, Accordion, PageContext, build
 from .api import add_routes
-from .folders import library, menus, presets
+from .folders import menus, presets
+from .infotext import KEYS, NOTE_KEY, on_pasted, paste_fields
 from .npnet import make_golden
 from .page import PAGE, known
 from .passes import attach, find, planned
@@ -37,14 +34,6 @@ __all__ = ["HPSamplerScript", "install"]
 
 ATTRIBUTE = "hpsampler_settings"
 """Name under which a request (``p``) carries its validated settings, or the error in them."""
-
-_BY_NAME = MappingProxyType({field.name: field for field in FIELDS})
-RECIPE_KEY, CALIBRATION_KEY = _BY_NAME["recipe"].infotext, _BY_NAME["calibration"].infotext
-STATISTICS_KEY, GOLDEN_KEY = _BY_NAME["statistics"].infotext, _BY_NAME["golden_noise"].infotext
-NOTE_KEY = "HP note"
-
-BEFORE_GUIDANCE = {"guidance": AS_SET, "bend": "0"}
-"""What Auto did before version 0.7.0, and what a picture of that time is pasted with."""
 
 PRESET_NAME = "preset"
 """In the API's dict, and of an axis: a preset whose values are taken where the dict names no others."""
@@ -64,6 +53,9 @@ class HPSamplerScript(scripts.Script):
         """Of the page; the API builds others, which nobody sees."""
         self.menus: dict[str, Any] = {}
         """The page's own menus of samplers and of schedule types, which may be built before the accordion or after."""
+
+        self.begun_with: list[Any] = []
+        """The values of the accordion as it was last built, which the API fills up a request with."""
 
     def show(self, is_img2img: bool) -> Any:
         tab_name = "img2img" if is_img2img else "txt2img"
@@ -88,19 +80,21 @@ class HPSamplerScript(scripts.Script):
         accordion = build(f"{tab_name}_hpsampler", InputAccordion, around)
         self.accordion = self.accordion or accordion
         self._connect()
-        self.infotext_fields = [
-            PasteField(accordion.enabled, _needs_accordion),
-            *(PasteField(accordion.controls[field.name], _reader(field)) for field in FIELDS),
-        ]
-        self.paste_field_names = [field.infotext for field in FIELDS]
+        self.begun_with = [each.value for each in accordion.inputs]
+        self.infotext_fields, self.paste_field_names = paste_fields(accordion)
         return accordion.inputs
+
+    def _said(self, args: Sequence[Any]) -> Sequence[Any]:
+        """What a request says. Behind a dict are the API's own filling, which is not said, or values that were given."""
+        filled = args and isinstance(args[0], Mapping) and [*args[1:]] == self.begun_with[1:]
+        return args[:1] if filled else args
 
     def process(self, p: Any, *args: Any) -> None:
         # cells of an X/Y/Z plot are shallow copies of one request, and share what an earlier one wrote
-        keys = {NOTE_KEY, VERSION_KEY, *(field.infotext for field in FIELDS)}
+        keys = {NOTE_KEY, VERSION_KEY, *KEYS.values()}
         p.extra_generation_params = {k: v for k, v in p.extra_generation_params.items() if k not in keys}
         try:
-            settings = _settings_of(p, args)
+            settings = _settings_of(p, self._said(args))
         except SettingsError as error:
             # an exception here would be printed and the image drawn all the same; the pass stops it instead
             setattr(p, ATTRIBUTE, error)
@@ -111,6 +105,8 @@ class HPSamplerScript(scripts.Script):
         p.extra_generation_params.update({k: v for k, v in written.items() if k != VERSION_KEY})
         if not written:
             return
+        for problem in options.problems():
+            _tell(p, problem)
         for use, own, steps in zip(uses, (settings, settings.of_second_pass()), _steps_of(p)):
             _tell(p, misfit_note(own, use, steps))
         p.extra_generation_params[VERSION_KEY] = written[VERSION_KEY]
@@ -249,27 +245,10 @@ def _tell(p: Any, text: str) -> None:
 
 def _record(p: Any, name: str, label: str) -> None:
     """Write into the infotext what a pass used for the setting of that name; a second pass may have another."""
-    key = _BY_NAME[name].infotext
+    key = KEYS[name]
     said = p.extra_generation_params.get(key)
     if label not in (said or "").split("; "):
         p.extra_generation_params[key] = f"{said}; {label}" if said else label
-
-
-def _needs_accordion(params: dict[str, Any]) -> bool:
-    """Whether a pasted picture can only be made again with the accordion on.
-
-    One that Auto drew without a calibration needs it as soon as there are calibrations, which Auto would use now; and
-    one of an older version, as Auto draws other pictures since.
-    """
-    if any(key in params for key in (RECIPE_KEY, CALIBRATION_KEY, STATISTICS_KEY, GOLDEN_KEY)):
-        return True
-    return VERSION_KEY in params and (_is_older(params) or bool(library().names()))
-
-
-def _is_older(params: dict[str, Any]) -> bool:
-    """Whether a pasted picture was drawn before guidance and bend were numbers of the recipe."""
-    numbers = re.findall(r"\d+", str(params.get(VERSION_KEY, "")))[:2]
-    return VERSION_KEY in params and [int(number[:4]) for number in numbers] < [0, 7]
 
 
 def _stop(p: Any, error: SettingsError) -> None:
@@ -279,26 +258,6 @@ def _stop(p: Any, error: SettingsError) -> None:
         raise error
 
     p.sampler.sample = p.sampler.sample_img2img = refuse
-
-
-def _reader(field: Field) -> Callable[[dict[str, Any]], Any]:
-    """What a pasted infotext says of a field: its default where a picture of ours leaves it out."""
-
-    def read(params: dict[str, Any]) -> Any:
-        if not _needs_accordion(params):
-            return None
-        # what says nothing of a calibration was drawn without one
-        default = OFF if field.infotext == CALIBRATION_KEY and library().names() else field.default
-        if _is_older(params):
-            default = BEFORE_GUIDANCE.get(field.name, default)
-        value = params.get(field.infotext, params.get(field.formerly, default))
-        try:
-            return field.parse(value)
-        except SettingsError as error:
-            gr.Warning(str(error))
-            return value
-
-    return read
 
 
 def on_cfg_denoiser(params: Any) -> None:
@@ -328,6 +287,8 @@ def on_cfg_denoised(params: Any) -> None:
 
 def install() -> None:
     """Register all of it; called by the script file on every load of the host's scripts."""
+    for problem in options.problems():
+        print(f"HP Sampler: {problem}.")
     registration.register(options.hidden())
     # For every callback the host reads the source of its whole call stack, to see whose it is: 30 ms each from where
     # scripts are loaded. A thread's stack is short, and names the same file.
@@ -340,6 +301,7 @@ def _add_callbacks() -> None:
     script_callbacks.on_ui_settings(options.register)
     script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
     script_callbacks.on_cfg_denoised(on_cfg_denoised)
+    script_callbacks.on_infotext_pasted(on_pasted)
 
     runners = Runners()
     script_callbacks.on_ui_tabs(
