@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Optional
 
 from modules import script_callbacks, scripts, sd_samplers_common, sd_samplers_kdiffusion, sd_schedulers, shared
@@ -16,11 +17,12 @@ from ..effects import AUTOMATIC, Use
 from ..fields import SettingsError
 from ..freeu import FreeU, decoder_stages
 from ..plan import VERSION_KEY, Request, followed, misfit_note, parameters
+from ..presets import built_in
 from ..recipes import AUTO
-from ..settings import Settings
+from ..settings import ENABLED, FIELDS, Settings
 from ..store import StoreError
 from . import checkpoint as model
-from . import options, registration, tab, xyz
+from . import options, page_defaults, registration, tab, xyz
 from .accordion import TITLE, Accordion, PageContext, build
 from .api import add_routes
 from .folders import menus, presets
@@ -76,7 +78,8 @@ class HPSamplerScript(scripts.Script):
     def ui(self, is_img2img: bool) -> list[Any]:
         tab_name = "img2img" if is_img2img else "txt2img"
         begin, values = _begin_with()
-        around = PageContext(PAGE[tab_name], known, presets(), menus(), values, begin, tab.TAB_TITLE)
+        saved = page_defaults.saved(_ui_config(), tab_name)
+        around = PageContext(PAGE[tab_name], known, presets(), menus(), values, begin, tab.TAB_TITLE, saved)
         accordion = build(f"{tab_name}_hpsampler", InputAccordion, around)
         self.accordion = self.accordion or accordion
         self._connect()
@@ -85,7 +88,7 @@ class HPSamplerScript(scripts.Script):
         return accordion.inputs
 
     def _said(self, args: Sequence[Any]) -> Sequence[Any]:
-        """What a request says. Behind a dict are the API's own filling, which is not said, or values that were given."""
+        """What a request says: behind a dict, values that were given, and not those that the API filled up with."""
         filled = args and isinstance(args[0], Mapping) and [*args[1:]] == self.begun_with[1:]
         return args[:1] if filled else args
 
@@ -199,6 +202,24 @@ def _begin_with() -> tuple[str, Optional[dict[str, Any]]]:
         return AUTO, None
 
 
+def _ui_config() -> Path:
+    """The file in which the host keeps the page's defaults."""
+    return Path(shared.cmd_opts.ui_config_file)
+
+
+def _thaw() -> None:
+    """Before a page is built: nothing that it begins with by our decision is frozen in the host's file."""
+    _, values = _begin_with()
+    plain = {each.name: each.default for each in FIELDS}
+    begin = {ENABLED.name: values is not None, **plain, **(values or {})}
+    try:
+        found = page_defaults.thaw(_ui_config(), begin, (each.values() for each in (*built_in(), *presets().read()[0])))
+    except OSError as error:
+        found = [f"the page's defaults cannot be kept apart from what was saved of them; {error}"]
+    for problem in found:
+        print(f"HP Sampler: {problem.removeprefix('HP Sampler: ')}.")
+
+
 def _use(p: Any, sampler: str, scheduler: Optional[str]) -> Use:
     """What a pass with that sampler and schedule type uses of ours."""
     found = sd_schedulers.schedulers_map.get(scheduler)
@@ -297,6 +318,7 @@ def install() -> None:
 
 
 def _add_callbacks() -> None:
+    script_callbacks.on_before_ui(_thaw)
     script_callbacks.on_before_ui(xyz.register)
     script_callbacks.on_ui_settings(options.register)
     script_callbacks.on_cfg_denoiser(on_cfg_denoiser)

@@ -55,7 +55,7 @@ class TestRegistration:
     def test_callbacks_are_added_by_our_file_from_a_short_call_stack(self, webui):
         """The host looks through all of it for each; from where it loads scripts that took most of our start."""
         names, depths = zip(*webui.script_callbacks.added)
-        assert len(names) == 8 and {Path(name).name for name in names} == {"script.py"}
+        assert len(names) == 9 and {Path(name).name for name in names} == {"script.py"}
         assert all("webui" in Path(name).parts for name in names) and max(depths) < 8
 
     def test_unload_leaves_the_host_as_it_was(self, webui):
