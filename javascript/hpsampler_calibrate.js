@@ -1,6 +1,9 @@
 // Keeps the Calibrate tab's status fresh: once when the tab is opened, then for as long as something is under way.
 // What is started comes into view, as on a narrow page its progress is far below the button.
 (() => {
+    // the page loads the scripts of a second copy of the extension too
+    if (window.hpsamplerCalibrate) return;
+    window.hpsamplerCalibrate = true;
     const EVERY_MS = 1500;
     const find = (name) => gradioApp().querySelector(`#hpsampler_calibrate_${name}`);
     let opened = false;
