@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from hpsampler.freeu import FreeUPlan, _Hook
+from hpsampler.freeu import FreeUPlan, _Hook, _Stage
 from hpsampler.schedule import base_karras
 from hpsampler.solvers import sample_dpmpp_2m
 
@@ -174,17 +174,16 @@ class Concatenation:
 def concatenations(device: torch.device, batch: int = 2) -> list[Concatenation]:
     """All of ``CONCATENATIONS``, with random content and Free-U's default constants."""
     plan = FreeUPlan(first=0)
-    constants = {4: (plan.b1, plan.s1), 2: (plan.b2, plan.s2)}
-    waves: dict[tuple[Any, ...], Any] = {}
+    stages = _Stage.of_plan(plan)
     generator = torch.Generator().manual_seed(0)
     points = []
     for hidden_channels, skip_channels, side in CONCATENATIONS:
-        b, s = constants[hidden_channels // MODEL_CHANNELS]
+        stage = stages[hidden_channels // MODEL_CHANNELS]
         hidden, skip = (
             torch.randn(batch, channels, side, side, generator=generator).to(device)
             for channels in (hidden_channels, skip_channels)
         )
-        points.append(Concatenation(hidden, skip, b, s, _Hook(hidden_channels, b, s, plan.version, waves)))
+        points.append(Concatenation(hidden, skip, stage.b, stage.s, _Hook(hidden_channels, stage)))
     for point in points:
         torch.testing.assert_close(point.ours(), point.theirs(), rtol=1e-4, atol=1e-4)
     return points

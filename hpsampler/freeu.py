@@ -17,13 +17,14 @@ that says in which evaluations it is on.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
 from torch import nn
 
-__all__ = ["FreeU", "FreeUPlan", "scale_low_frequencies"]
+__all__ = ["FreeU", "FreeUPlan", "decoder_stages", "output_block_patch", "scale_low_frequencies"]
 
 VERSIONS = (1, 2)
 
@@ -179,15 +180,13 @@ class FreeU:
             ValueError: the module is not a UNet of Stable Diffusion's layout.
         """
         cls.detach(unet)
-        stages = decoder_stages(unet)
-        waves: dict[tuple[Any, ...], _Waves] = {}
+        blocks = decoder_stages(unet)
+        stages = _Stage.of_plan(plan)
         handles: list[Any] = []
         setattr(unet, cls.ATTRIBUTE, handles)
-        constants = {4: (plan.b1, plan.s1), 2: (plan.b2, plan.s2)}
-        for block, hidden_channels, multiple in stages:
-            if multiple in constants:
-                hook = _Hook(hidden_channels, *constants[multiple], plan.version, waves)
-                handles.append(block.register_forward_pre_hook(hook))
+        for block, hidden_channels, multiple in blocks:
+            if multiple in stages:
+                handles.append(block.register_forward_pre_hook(_Hook(hidden_channels, stages[multiple])))
 
     @classmethod
     def detach(cls, unet: nn.Module) -> None:
@@ -209,7 +208,7 @@ def decoder_stages(unet: Optional[nn.Module]) -> list[tuple[nn.Module, int, int]
     """
     try:
         model_channels = int(unet.model_channels)  # type: ignore[union-attr, arg-type]
-        hidden = _out_channels(unet.middle_block)  # type: ignore[union-attr]
+        hidden = _out_channels(unet.middle_block)  # type: ignore[union-attr, arg-type]
         stages = []
         for block in unet.output_blocks:  # type: ignore[union-attr]
             multiple, remainder = divmod(hidden, model_channels)
@@ -222,21 +221,32 @@ def decoder_stages(unet: Optional[nn.Module]) -> list[tuple[nn.Module, int, int]
     return stages
 
 
-def _out_channels(block: Any) -> int:
-    return int(block[0].out_channels)
+def _out_channels(block: nn.Module) -> int:
+    """Channels that a block of layers puts out, which another extension may have wrapped in a module of its own."""
+    for each in block.modules():
+        if isinstance(each, (nn.Sequential, nn.ModuleList)):
+            return int(each[0].out_channels)  # type: ignore[arg-type]
+    raise AttributeError("no list of layers")
 
 
-class _Hook:
-    """Forward pre-hook of one decoder block, whose args are (cat([hidden, skip], 1), ...)."""
+class _Stage:
+    """Free-U's act on one decoder stage.
 
-    def __init__(
-        self, hidden_channels: int, b: float, s: float, version: int, waves: dict[tuple[Any, ...], _Waves]
-    ) -> None:
-        self.hidden_channels, self.b, self.s, self.version, self.waves = hidden_channels, b, s, version, waves
+    Args:
+        waves: those of the map sizes that were met, shared by the stages.
+    """
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        x = args[0]
-        hidden, skip = x[:, : self.hidden_channels], x[:, self.hidden_channels :]
+    def __init__(self, b: float, s: float, version: int, waves: dict[tuple[Any, ...], _Waves]) -> None:
+        self.b, self.s, self.version, self.waves = b, s, version, waves
+
+    @classmethod
+    def of_plan(cls, plan: FreeUPlan) -> dict[int, _Stage]:
+        """Both stages, by the channels of ``hidden`` as a multiple of ``model_channels``."""
+        waves: dict[tuple[Any, ...], _Waves] = {}
+        return {4: cls(plan.b1, plan.s1, plan.version, waves), 2: cls(plan.b2, plan.s2, plan.version, waves)}
+
+    def act_(self, hidden: torch.Tensor, skip: torch.Tensor) -> None:
+        """In place, on (batch, channels, height, width) tensors or views."""
         if self.b != 1:
             scale_backbone_(hidden, self.b, self.version)
         if self.s != 1 and skip.shape[1]:
@@ -244,3 +254,39 @@ class _Hook:
             if key not in self.waves:
                 self.waves[key] = _waves_for(skip)
             _scale_low_frequencies_(skip, self.s, self.waves[key])
+
+
+class _Hook:
+    """Forward pre-hook of one decoder block, whose args are (cat([hidden, skip], 1), ...)."""
+
+    def __init__(self, hidden_channels: int, stage: _Stage) -> None:
+        self.hidden_channels, self.stage = hidden_channels, stage
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        x = args[0]
+        self.stage.act_(x[:, : self.hidden_channels], x[:, self.hidden_channels :])
+
+
+Patch = Callable[[torch.Tensor, torch.Tensor, Any], tuple[torch.Tensor, torch.Tensor]]
+
+
+def output_block_patch(plan: FreeUPlan, model_channels: int) -> Patch:
+    """Free-U as ``patch(hidden, skip, options) -> (hidden, skip)``, which some backends call before each decoder block.
+
+    What it is given stays as it is, as others may keep it. It is a function, as a copy of a backend's options shares
+    those.
+
+    Args:
+        model_channels: the UNet's, by which the stages are known.
+    """
+    stages = _Stage.of_plan(plan)
+
+    def patch(hidden: torch.Tensor, skip: torch.Tensor, options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        multiple, remainder = divmod(hidden.shape[1], model_channels)
+        if remainder or multiple not in stages:
+            return hidden, skip
+        hidden, skip = hidden.clone(), skip.clone()
+        stages[multiple].act_(hidden, skip)
+        return hidden, skip
+
+    return patch

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     ArrayLike = Union[np.ndarray, torch.Tensor, list[float], tuple[float, ...]]
 
-__all__ = ["ZERO_TERMINAL_SNR_SIGMA", "NoiseModel"]
+__all__ = ["ALPHAS_CUMPROD_FLOOR", "ZERO_TERMINAL_SNR_SIGMA", "NoiseModel"]
 
 ALPHAS_CUMPROD_FLOOR = 4.8973451890853435e-08
 """Replaces a last alphas_cumprod of zero, so that sigma stays finite (4518.8).

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
-
-from modules import sd_models, shared
 
 from ..fields import SettingsError
 from ..noise import NoiseModel
 from ..panel import Known, Snapshot
 from ..presets import built_in
 from . import checkpoint as model
-from . import options
+from . import host, options
 from .folders import library, presets, statistics_folder
 
 __all__ = ["PAGE", "known"]
@@ -46,7 +43,7 @@ PAGE = MappingProxyType({tab: _selectors(tab) for tab in ("txt2img", "img2img")}
 
 def known() -> Known:
     """What the panel must know of the loaded model; while there is none, Stable Diffusion 1.5's noise table."""
-    loaded = sd_models.model_data.sd_model
+    loaded = host.loaded()
     found = Known(
         "sd1", NoiseModel.of_stable_diffusion(), presets=(*built_in(), *presets().read()[0]),
         calibrations=Snapshot(library().folder), statistics=statistics_folder(), follow=options.follows_model(),
@@ -55,7 +52,7 @@ def known() -> Known:
     if loaded is None:
         return found
     try:
-        family, noise = model.family(), _table(loaded)
+        family, noise = model.family(), host.table(loaded)
     except (SettingsError, ValueError, AttributeError) as error:
         return replace(found, model=model.title(), problem=str(error))
     hashes = model.hashes()
@@ -67,13 +64,3 @@ def known() -> Known:
         return bool(provenances_of_model(statistics_folder(), hashes)[0])
 
     return replace(found, model=model.title(), family=family, noise=noise, hashes=hashes, measured=measured)
-
-
-def _table(loaded: Any) -> NoiseModel:
-    """The noise table that the next request will have; the host changes its model's for each request anew."""
-    table = getattr(loaded, "alphas_cumprod_original", loaded.alphas_cumprod)
-    if shared.opts.use_downcasted_alpha_bar:
-        table = table.half()
-    if shared.opts.sd_noise_schedule == "Zero Terminal SNR":
-        table = sd_models.rescale_zero_terminal_snr_abar(table)
-    return NoiseModel.from_alphas_cumprod(table)

@@ -13,6 +13,7 @@ from ..golden.search import GoldenForm, golden_latent, sigma_below
 from ..guidance import with_guidance
 from ..plan import Pass
 from ..solvers import SOLVERS, Callback
+from . import host
 from .passes import pass_of
 
 __all__ = ["CALIBRATED_NAME", "SAMPLERS", "SCHEDULES", "SCHEDULE_NAME", "register", "unregister"]
@@ -100,7 +101,7 @@ def _sample(
         x = _golden(this, this.golden, denoiser, x, float(run.sigmas[0]), extra_args or {})
     if run.analytical:
         callback = _without_first(callback)
-    model = with_guidance(denoiser, run.guidance)
+    model = with_guidance(host.takes_guidance(denoiser), run.guidance)
     return SOLVERS[run.recipe.solver](model, x, run.sigmas, extra_args, callback, **options)
 
 

@@ -15,14 +15,14 @@ from modules.ui_components import InputAccordion
 
 from ..effects import AUTOMATIC, Use
 from ..fields import SettingsError
-from ..freeu import FreeU, decoder_stages
+from ..freeu import decoder_stages
 from ..plan import VERSION_KEY, Request, followed, misfit_note, parameters
 from ..presets import built_in
 from ..recipes import AUTO
 from ..settings import ENABLED, FIELDS, Settings
 from ..store import StoreError
 from . import checkpoint as model
-from . import options, page_defaults, registration, tab, xyz
+from . import host, options, page_defaults, registration, tab, xyz
 from .accordion import TITLE, Accordion, PageContext, build
 from .api import add_routes
 from .folders import menus, presets
@@ -131,7 +131,7 @@ class HPSamplerScript(scripts.Script):
             settings = settings.of_second_pass()
         request = Request(
             use,
-            cfg_scale=p.cfg_scale,
+            cfg_scale=host.guidance(p),
             from_noise=use.from_noise and not p.is_hr_pass,
             steps=p.steps,
             width=p.hr_upscale_to_x if p.is_hr_pass else p.width,
@@ -143,7 +143,7 @@ class HPSamplerScript(scripts.Script):
         this = planned(settings, request, model_wrap, partial(_tell, p), partial(_record, p))
         if this.used:
             try:
-                decoder_stages(model.unet())
+                decoder_stages(host.unet(host.loaded()))
             except ValueError as error:
                 raise SettingsError(f"HP Sampler: {error}") from None
         this.begin(_takes_a_schedule(p.sampler))
@@ -244,7 +244,7 @@ def _steps_of(p: Any) -> list[int]:
         strength = min(p.denoising_strength or 0, 0.999)
         return int(steps / strength) if strength > 0 else steps
 
-    exact = hasattr(p, "init_latent") and shared.opts.img2img_fix_steps
+    exact = hasattr(p, "init_latent") and host.option("img2img_fix_steps", False)
     return [longer(p.steps) if exact else p.steps, longer(getattr(p, "hr_second_pass_steps", 0) or p.steps)]
 
 
@@ -284,26 +284,16 @@ def _stop(p: Any, error: SettingsError) -> None:
 def on_cfg_denoiser(params: Any) -> None:
     """Before each UNet call: Free-U on the UNet that this call goes to, if the plan says so, else on none."""
     denoiser = params.denoiser
-    unet = model.unet()
-    if unet is None:
-        return
-    FreeU.detach(unet)
     this = find(getattr(denoiser.sampler, "model_wrap", None))
     plan = this.freeu_plan(denoiser.step, denoiser.total_steps) if this is not None else None
-    if this is None or plan is None:
-        return
-    other = model.unet_in_its_place()
-    if other:
-        this.tell(f"Free-U had no effect, as the UNet that runs is {other}, which it cannot reach")
-    else:
-        FreeU.attach(unet, plan)
+    obstacle = host.freeu(plan)
+    if this is not None and obstacle:
+        this.tell(f"Free-U had no effect, as {obstacle}")
 
 
-def on_cfg_denoised(params: Any) -> None:
-    """After each UNet call: hooks live for one call, so no exception, interrupt or model switch can leave them."""
-    unet = model.unet()
-    if unet is not None:
-        FreeU.detach(unet)
+def on_cfg_after_cfg(params: Any) -> None:
+    """After all UNet calls of a step, others' included: Free-U is on for no longer, so nothing can leave it."""
+    host.freeu(None)
 
 
 def install() -> None:
@@ -322,7 +312,7 @@ def _add_callbacks() -> None:
     script_callbacks.on_before_ui(xyz.register)
     script_callbacks.on_ui_settings(options.register)
     script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
-    script_callbacks.on_cfg_denoised(on_cfg_denoised)
+    script_callbacks.on_cfg_after_cfg(on_cfg_after_cfg)
     script_callbacks.on_infotext_pasted(on_pasted)
 
     runners = Runners()
@@ -334,6 +324,7 @@ def _add_callbacks() -> None:
     def leave() -> None:
         # what it has finished is kept, and the next load can resume it
         runners.stop(wait=STOP_SECONDS)
+        host.freeu(None)
         registration.unregister()
 
     script_callbacks.on_script_unloaded(leave)

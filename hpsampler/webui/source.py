@@ -3,8 +3,7 @@ decoder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 import torch
@@ -14,7 +13,6 @@ from modules import (
     extra_networks,
     processing,
     rng,
-    sd_models,
     sd_samplers_common,
     sd_samplers_kdiffusion,
     shared,
@@ -24,6 +22,7 @@ from ..fields import SettingsError
 from ..jobs import Cancelled
 from ..store import StoreError
 from . import checkpoint as model
+from . import host
 
 if TYPE_CHECKING:
     from ..calibration.config import CalibrationConfig
@@ -78,6 +77,7 @@ class Checkpoint:
 
     def __init__(self, config: Asked) -> None:
         self.config = config
+        host.load()
         try:
             self.family = model.family()
             self.hashes = model.hashes()
@@ -89,7 +89,7 @@ class Checkpoint:
                         "prompts must not call extra networks, as what is made is of the checkpoint alone; "
                         f"got {prompt!r}"
                     )
-            with _ready():
+            with host.ready_to_call():
                 self.noise = model.noise_model(_Batch(config.prompts[:1], config, 1.0).sampler.model_wrap)
         except SettingsError as error:
             raise StoreError(str(error)) from None
@@ -105,7 +105,7 @@ class Checkpoint:
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         self.check()
-        with _ready():
+        with host.ready_to_call():
             rows = [
                 sd_samplers_common.decode_first_stage(shared.sd_model, part).float().cpu()
                 for part in latents.split(self.config.batch)
@@ -133,7 +133,7 @@ class _Denoiser:
         """``cond_scale`` among the arguments is the guidance scale of this call."""
         self.checkpoint.check()
         size = self.checkpoint.config.batch
-        with _ready():
+        with host.ready_to_call(x[:size]):
             if self.made_for is not shared.sd_model:
                 config = self.checkpoint.config
                 parts = range(0, len(self.prompts), size)
@@ -147,7 +147,7 @@ class _Batch:
     """One batch of prompts with the host's own guidance around its denoiser."""
 
     def __init__(self, prompts: Sequence[str], config: Asked, cfg_scale: float) -> None:
-        p = processing.StableDiffusionProcessing(
+        p = processing.StableDiffusionProcessingTxt2Img(
             prompt=list(prompts), negative_prompt=[config.negative] * len(prompts), batch_size=len(prompts),
             width=config.width, height=config.height, cfg_scale=cfg_scale, steps=1, sampler_name="Euler",
             scheduler="Automatic", s_min_uncond=0.0,
@@ -157,7 +157,9 @@ class _Batch:
         p.fill_fields_from_opts()
         p.setup_prompts()
         p.prompts, p.negative_prompts = p.all_prompts, p.all_negative_prompts
-        sd_models.apply_alpha_schedule_override(p.sd_model, p)
+        # some hosts' denoisers read them
+        p.seeds = p.all_seeds = [0] * len(prompts)
+        host.override_schedule(p)
         p.setup_conds()
         self.sampler = sd_samplers_kdiffusion.KDiffusionSampler(_nothing, shared.sd_model)
         self.sampler.config = sd_samplers_common.SamplerData(JOB, None, [], {})
@@ -177,13 +179,3 @@ def _nothing(
     model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: Any = None, callback: Any = None, disable: Any = None
 ) -> torch.Tensor:
     return x
-
-
-@contextmanager
-def _ready() -> Iterator[None]:
-    """As the host surrounds its own sampling; extra networks that the last picture called are put away."""
-    with torch.no_grad(), shared.sd_model.ema_scope():
-        with devices.autocast():
-            extra_networks.activate(processing.StableDiffusionProcessing(prompt=""), {})
-        with devices.without_autocast() if devices.unet_needs_upcast else devices.autocast():
-            yield

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from modules import scripts, sd_models
+from modules import scripts
 
 from ..fields import Field, SettingsError
 from ..presets import built_in
 from ..recipes import PRESETS
 from ..settings import ENABLED, FIELDS
 from ..store import StoreError
-from . import checkpoint
+from . import checkpoint, host
 from .folders import menus, presets
 
 __all__ = ["PRESET_AXIS", "axes_of", "register"]
@@ -56,7 +56,7 @@ def register() -> None:
 def _family() -> str:
     """Of the loaded model; empty while there is none, or one that the method does not cover."""
     try:
-        return checkpoint.family() if sd_models.model_data.sd_model is not None else ""
+        return checkpoint.family() if host.loaded() is not None else ""
     except SettingsError:
         return ""
 

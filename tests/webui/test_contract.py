@@ -58,7 +58,7 @@ def pair(webui_folder: Path, module: str) -> tuple[Source, Source]:
         ("sd_samplers_kdiffusion", "KDiffusionSampler.sample"),
         ("sd_samplers_kdiffusion", "KDiffusionSampler.sample_img2img"),
         ("script_callbacks", "on_cfg_denoiser"),
-        ("script_callbacks", "on_cfg_denoised"),
+        ("script_callbacks", "on_cfg_after_cfg"),
         ("script_callbacks", "on_script_unloaded"),
         ("script_callbacks", "on_ui_tabs"),
         ("script_callbacks", "on_app_started"),
@@ -110,10 +110,11 @@ def test_the_denoiser_has_what_free_u_and_the_solvers_read(webui_folder):
 
 
 def test_the_order_of_calls_in_one_unet_evaluation(webui_folder):
-    """Interrupt, refiner, then our hook before the UNet and the other after it."""
+    """Interrupt, refiner, our hook before the UNet, what others do after it, and our other hook."""
     theirs = real(webui_folder, "sd_samplers_cfg_denoiser")
     source = ast.unparse(theirs.find("CFGDenoiser.forward"))
-    marks = ["InterruptedException", "apply_refiner", "cfg_denoiser_callback", "self.inner_model(", "cfg_denoised_call"]
+    marks = ["InterruptedException", "apply_refiner", "cfg_denoiser_callback", "self.inner_model("]
+    marks += ["cfg_denoised_callback(", "cfg_after_cfg_callback("]
     places = [source.index(mark) for mark in marks]
     assert places == sorted(places)
 

@@ -50,3 +50,8 @@ class StableDiffusionProcessing:
 
     def txt2img_image_conditioning(self, x, width=None, height=None):
         return x.new_zeros(x.shape[0], 5, 1, 1)
+
+
+@dataclass
+class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
+    """txt2img's, which has what only a second pass needs."""

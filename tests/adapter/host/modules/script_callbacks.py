@@ -7,6 +7,7 @@ from typing import Any
 
 callbacks_cfg_denoiser = []
 callbacks_cfg_denoised = []
+callbacks_cfg_after_cfg = []
 callbacks_script_unloaded = []
 callbacks_ui_tabs = []
 callbacks_app_started = []
@@ -31,6 +32,11 @@ class CFGDenoisedParams:
     inner_model: Any
 
 
+@dataclasses.dataclass
+class AfterCFGCallbackParams:
+    x: Any
+
+
 def _call(callbacks, *args):
     for callback in callbacks:
         try:
@@ -47,14 +53,19 @@ def cfg_denoised_callback(params):
     _call(callbacks_cfg_denoised, params)
 
 
+def cfg_after_cfg_callback(params):
+    _call(callbacks_cfg_after_cfg, params)
+
+
 def script_unloaded_callback():
     _call(callbacks_script_unloaded)
 
 
 def clear_callbacks():
     for each in (
-        callbacks_cfg_denoiser, callbacks_cfg_denoised, callbacks_script_unloaded, callbacks_ui_tabs,
-        callbacks_app_started, callbacks_before_ui, callbacks_ui_settings, callbacks_infotext_pasted,
+        callbacks_cfg_denoiser, callbacks_cfg_denoised, callbacks_cfg_after_cfg, callbacks_script_unloaded,
+        callbacks_ui_tabs, callbacks_app_started, callbacks_before_ui, callbacks_ui_settings,
+        callbacks_infotext_pasted,
     ):  # fmt: skip
         each.clear()
 
@@ -80,6 +91,10 @@ def on_cfg_denoiser(callback, *, name=None):
 
 def on_cfg_denoised(callback, *, name=None):
     _add(callbacks_cfg_denoised, callback)
+
+
+def on_cfg_after_cfg(callback, *, name=None):
+    _add(callbacks_cfg_after_cfg, callback)
 
 
 def on_script_unloaded(callback, *, name=None):

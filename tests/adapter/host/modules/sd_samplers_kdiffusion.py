@@ -51,8 +51,10 @@ class CFGDenoiser(torch.nn.Module):
         denoised_cond, denoised_uncond = both.chunk(2)
         denoised = denoised_uncond + cond_scale * (denoised_cond - denoised_uncond)
         self.sampler.last_latent = denoised
+        params = script_callbacks.AfterCFGCallbackParams(denoised)
+        script_callbacks.cfg_after_cfg_callback(params)
         self.step += 1
-        return denoised
+        return params.x
 
 
 class KDiffusionSampler:
