@@ -19,7 +19,7 @@ from typing import Any, Optional, Protocol
 
 import torch
 
-from . import __version__
+from . import __version__, notes
 from .calibration.profile import ProfileStore, Target
 from .effects import Use
 from .fields import SettingsError
@@ -34,12 +34,9 @@ from .statistics.coefficients import Statistics, StatisticsError
 from .statistics.files import best_for, find_statistics
 from .store import StoreError
 
-__all__ = ["VERSION_KEY", "LoadedModel", "Model", "Pass", "Request", "Run", "followed", "misfit_note", "parameters"]
+__all__ = ["VERSION_KEY", "LoadedModel", "Model", "Pass", "Request", "Run", "followed", "parameters"]
 
 VERSION_KEY = "HP version"
-
-EXACT_FIELDS = SCHEDULE_FIELDS | {"analytical_first_step"}
-"""Settings that say what the schedule is, so that no calibration stands in its place."""
 
 
 class Model(Protocol):
@@ -172,17 +169,18 @@ class Pass:
             if use.runs(recipe) == "dpm_v3":
                 self.find_statistics()
         if use.coupled and not takes_schedule:
-            self.tell(f"the sampler {use.sampler} makes its own schedule and ignored the type {use.schedule}")
-        unused = settings.changed(EXACT_FIELDS)
-        if unused and use.own and not use.coupled:
-            labels = ", ".join(field.label for field in unused)
-            self.tell(f"{labels} had no effect, as the schedule type was {use.schedule} and not HP")
-        if not self.request.second:
+            self.tell(f"the sampler {use.sampler} makes its own schedule and ignores the type {use.schedule}")
+        self._tell_if(notes.off_schedule(settings, use))
+        if self.request.second:
+            self._tell_if(notes.of_second_pass(use))
+        else:
             left_out = settings.golden_idle(use.own, use.from_noise)
-            if left_out:
-                self.tell(left_out)
-            else:
-                self.golden = settings.golden_form
+            self._tell_if(left_out)
+            self.golden = None if left_out else settings.golden_form
+
+    def _tell_if(self, note: str) -> None:
+        if note:
+            self.tell(note)
 
     def _check_calibration(self) -> None:
         try:
@@ -216,7 +214,7 @@ class Pass:
         else:
             self.statistics, problems = best_for(folder, self.model.hashes, drawn_at, self.model.noise)
             for problem in problems:
-                self.tell(f"statistics that cannot be read were left out: {problem}")
+                self.tell(f"statistics that cannot be read are left out: {problem}")
         if self.statistics is None:
             self.record("statistics", OFF)
             if wanted != OFF:
@@ -244,6 +242,9 @@ class Pass:
             calibrated: whether the schedule type asks for a calibrated one.
             sigma_min, sigma_max: ends that the host asks for; None are the table's own.
         """
+        if steps < 1:
+            # strength 0 with an exact number of steps: the picture stays as it is
+            return torch.zeros(1)
         self.recipe = self.resolve(steps)
         noise, settings = self.model.noise, self.settings
         low = None if sigma_min is None or abs(sigma_min / noise.sigma_min - 1) < 1e-4 else sigma_min
@@ -252,7 +253,7 @@ class Pass:
             if low is None and high is None:
                 self.recipe = self._calibrated(self.recipe, calibrated)
             elif calibrated or settings.names_calibration:
-                self.tell("no calibration was used, as the settings change the schedule's smallest or largest sigma")
+                self.tell("no calibration is used, as the settings change the schedule's smallest or largest sigma")
             # guidance that was set stands in place of that of a calibration too
             self.recipe = replace(self.recipe, guidance=settings.guidance_scales(self.recipe, self.request.cfg_scale))
             first, strength = self.request.start or (0, 1.0)
@@ -284,7 +285,7 @@ class Pass:
         demanded = calibrated or settings.names_calibration
         if not self.asks_calibration(calibrated):
             if demanded:
-                self.tell("the schedule type HP calibrated followed the recipe, as the settings say what it is")
+                self.tell("the schedule type HP calibrated follows the recipe, as the settings say what it is")
             return recipe
         if self.calibrations is None:
             found, reason = None, "there are none here"
@@ -296,12 +297,12 @@ class Pass:
         if found is None:
             if demanded:
                 name = f"the calibration {settings.calibration}" if settings.names_calibration else "HP calibrated"
-                self.tell(f"{name} was not used: {reason}; the schedule is the recipe's")
+                self.tell(f"{name} is not used: {reason}; the schedule is the recipe's")
             return recipe
         profile, row = found
         misfit = profile.mismatch(self.target())
         if misfit:
-            self.tell(f"the calibration {profile.label(row)} was used although {misfit}")
+            self.tell(f"the calibration {profile.label(row)} is used although {misfit}")
         self.record("calibration", profile.label(row))
         return profile.recipe(row, recipe, self.request.cfg_scale)
 
@@ -337,7 +338,7 @@ class Pass:
             sigmas = insert_first_midpoint(self.model.noise, sigmas)
         elif analytical:
             options["analytical_first_step"], analytical = 0.0, False
-            self.tell("the analytical first step starts from pure noise; it was left out here")
+            self.tell("the analytical first step starts from pure noise; it is left out here")
         if recipe.solver == "dpm_v3":
             options.update(self._statistics_options(*latent))
         return Run(recipe, options, sigmas, analytical, guidance)
@@ -390,6 +391,8 @@ class Pass:
         two calls a step. What a person set is counted in the calls they see.
         """
         settings = self.settings
+        more = self.recipe is not None and self.recipe.ending == "extra_call"
+        self._tell_if(notes.window_passed(settings, total + more * (1 if self.request.use.own else 2)))
         if self.recipe is not None and (self.follows_recipe or settings.freeu == "On"):
             plans = self.recipe.freeu
             return plans if settings.counts_calls else shifted(plans, total - self.recipe.steps)
@@ -414,16 +417,8 @@ def followed(settings: Settings, family: str, tell: Callable[[str], object]) -> 
     found = settings.following(family)
     for before, after in ((settings.recipe, found.recipe), (settings.hires_recipe, found.hires_recipe)):
         if before != after:
-            tell(f"the preset {before} stood for {after}, as presets follow the model")
+            tell(f"the preset {before} stands for {after}, as presets follow the model")
     return found
-
-
-def misfit_note(settings: Settings, use: Use, steps: int) -> str:
-    """That a preset runs with other steps than its own; empty where it does not."""
-    preset = PRESETS.get(settings.recipe)
-    if not settings.enabled or preset is None or not use.coupled or preset.steps == steps:
-        return ""
-    return f"the recipe {preset.name} is made for {preset.steps} steps; it ran with {steps}"
 
 
 def parameters(settings: Settings, uses: Sequence[Use]) -> dict[str, Any]:

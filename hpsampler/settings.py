@@ -28,7 +28,7 @@ OFF = "Off"
 SAME = "Same"
 GOLDEN_FORMS = tuple(form.value for form in GoldenForm)
 
-NO_STATISTICS = "there are no statistics of this model, so DPM-v3 ran without them, as a plain multistep solver"
+NO_STATISTICS = "there are no statistics of this model, so DPM-v3 runs without them, as a plain multistep solver"
 
 ENDING_LABELS = MappingProxyType(
     {
@@ -343,9 +343,9 @@ class Settings:
         if self.golden_noise == OFF:
             return ""
         if not from_noise:
-            return "golden noise is for pure noise, as in txt2img; it was left out here"
+            return "golden noise is for pure noise, as in txt2img; it is left out here"
         if self.golden_form and not own:
-            return f"golden noise {self.golden_noise} needs an HP sampler; it was left out here"
+            return f"golden noise {self.golden_noise} needs an HP sampler; it is left out here"
         return ""
 
     def ending_unmet(self, recipe: Recipe) -> str:
@@ -360,7 +360,7 @@ class Settings:
             return ""
         return (
             "the ending Extrapolated needs HP DPM++ 2M or HP UniPC with data prediction; "
-            "the schedule ended at zero instead"
+            "the schedule ends at zero instead"
         )
 
     def changed(self, names: Collection[str]) -> list[Field]:

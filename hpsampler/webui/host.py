@@ -163,7 +163,7 @@ def freeu(plan: Optional[FreeUPlan]) -> str:
     """Let the UNet calls from now on run with Free-U, or with ``None`` without it.
 
     Returns:
-        Why Free-U cannot act, as the end of "Free-U had no effect, as ..."; empty where it can.
+        Why Free-U cannot act, as the end of "Free-U has no effect, as ..."; empty where it can.
     """
     model = loaded()
     backend = _backend(model)

@@ -208,7 +208,7 @@ def check_what_it_is_made_for_is_one_click_away(at: AccordionPage) -> None:
     assert len(at.sigmas()) == 9 and at.offers()[2] == "✓ 8 steps"
     at.set("recipe", "SD1.5 5 steps")
     at.settle()
-    assert at.offers() == ["5 steps"] and "is made for 5 steps; it ran with 8" in at.words()
+    assert at.offers() == ["5 steps"] and "is made for 5 steps; it runs with 8" in at.words()
     at.panel.get_by_role("button", name="5 steps", exact=True).click()
     at.settle()
     assert at.words() == "" and at.number_at(at.controls["steps"]).input_value() == "5"

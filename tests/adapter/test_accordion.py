@@ -157,8 +157,8 @@ class TestPresets:
         followed = host.run(p, xl)
         assert torch.equal(followed, host.run(Txt2Img(steps=8), {"recipe": "SD1.5 8 steps"}))
         assert not torch.equal(followed, named) and p.extra_generation_params["HP Recipe"] == "SD1.5 8 steps"
-        assert "the preset SDXL 8 steps stood for SD1.5 8 steps" in p.extra_generation_params["HP note"]
-        assert "SDXL 5 steps UniPC stood for SD1.5 5 steps UniPC" in p.extra_generation_params["HP note"]
+        assert "the preset SDXL 8 steps stands for SD1.5 8 steps" in p.extra_generation_params["HP note"]
+        assert "SDXL 5 steps UniPC stands for SD1.5 5 steps UniPC" in p.extra_generation_params["HP note"]
         webui.shared.sd_model = tiny_checkpoint(webui.shared.sd_model.alphas_cumprod, "is_sdxl")
         p = Txt2Img(steps=8)
         host.run(p, xl)
@@ -199,7 +199,7 @@ class TestSecondPass:
 
     def test_a_preset_for_other_steps_is_told_for_its_pass(self, webui, host):
         _, written = self.sigmas(webui, host, {"hires_recipe": "SD1.5 6 steps"})
-        assert "the recipe SD1.5 6 steps is made for 6 steps; it ran with 8" in written["HP note"]
+        assert "the recipe SD1.5 6 steps is made for 6 steps; it runs with 8" in written["HP note"]
         _, written = self.sigmas(webui, host, {"hires_recipe": "SD1.5 8 steps"})
         assert "HP note" not in written
 

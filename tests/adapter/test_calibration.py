@@ -61,7 +61,7 @@ def test_another_checkpoint_does_not_get_it(webui, host, made):
     assert not is_calibrated(sigmas_of(webui, host, Txt2Img(steps=5)))
     p = Txt2Img(steps=5)
     assert is_calibrated(sigmas_of(webui, host, p, {"calibration": f"mine {FIVE.hash}"})), "a picture's name is exact"
-    assert "was used although it was made for the model tiny" in p.extra_generation_params["HP note"]
+    assert "is used although it was made for the model tiny" in p.extra_generation_params["HP note"]
 
 
 @pytest.mark.parametrize("values", [{"calibration": "Off"}, {"rho": 4.0}, {"recipe": "SD1.5 5 steps"}], ids=str)
@@ -71,7 +71,7 @@ def test_what_was_set_is_not_replaced(webui, host, made, values):
     assert "HP Calibration" not in p.extra_generation_params
     p = Txt2Img(steps=5, scheduler="HP calibrated")
     assert not is_calibrated(sigmas_of(webui, host, p, values))
-    assert "followed the recipe" in p.extra_generation_params["HP note"]
+    assert "follows the recipe" in p.extra_generation_params["HP note"]
 
 
 @pytest.mark.parametrize("sampler", ["Euler", "HP UniPC", "HP Auto"])
@@ -81,7 +81,7 @@ def test_the_schedule_type_gives_it_to_any_sampler(webui, host, made, sampler):
     assert p.extra_generation_params["HP Calibration"] == f"mine {FIVE.hash}"
     p = Txt2Img(steps=7, sampler_name=sampler, scheduler="HP calibrated")
     assert len(sigmas_of(webui, host, p)) == 7
-    assert "HP calibrated was not used: none fits" in p.extra_generation_params["HP note"] and len(p.comments) == 1
+    assert "HP calibrated is not used: none fits" in p.extra_generation_params["HP note"] and len(p.comments) == 1
 
 
 def test_the_end_of_it_in_img2img_with_the_factors_of_those_steps(webui, host, made):
@@ -144,7 +144,7 @@ def test_changed_ends_of_the_schedule_are_told(webui, host, made):
     try:
         p = Txt2Img(steps=5, scheduler="HP calibrated")
         assert not is_calibrated(sigmas_of(webui, host, p))
-        assert "no calibration was used" in p.extra_generation_params["HP note"]
+        assert "no calibration is used" in p.extra_generation_params["HP note"]
     finally:
         webui.shared.opts.sigma_max = 0
 

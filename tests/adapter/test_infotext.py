@@ -42,7 +42,12 @@ class TestInfotext:
         p = Txt2Img(steps=5)
         host.run(p, {"rho": 7, "order": 3, "ending": "to zero", "b1": 1.3})
         written = {key: value for key, value in p.extra_generation_params.items() if key.startswith("HP")}
+        note = written.pop("HP note")
         assert set(written) == {"HP Recipe", "HP Rho", "HP Ending", "HP version"}
+        assert note == (
+            "UniPC order has no effect, as it belongs to UniPC and DPM-v3, and another solver is in use; "
+            "Free-U b1 has no effect, as Free-U is not set to On"
+        )
 
     def test_unipc_s_settings_are_written_where_unipc_ran(self, host):
         p = Txt2Img(steps=5, sampler_name="HP UniPC")

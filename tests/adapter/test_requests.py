@@ -282,7 +282,7 @@ class TestFreeU:
         monkeypatch.setitem(sys.modules, "modules.sd_unet", SimpleNamespace(current_unet=other))
         p = Txt2Img(steps=6)
         assert self.calls_with_freeu(webui, host, p, LATE) == []
-        said = "Free-U had no effect, as the UNet that runs is [TRT] tiny, which it cannot reach"
+        said = "Free-U has no effect, as the UNet that runs is [TRT] tiny, which it cannot reach"
         assert p.extra_generation_params["HP note"] == said
         p = Txt2Img(steps=6)
         host.run(p)
@@ -374,7 +374,7 @@ class TestMessages:
         p = Txt2Img(steps=5, sampler_name="HP UniPC", scheduler="Karras")
         host.run(p, {"rho": 7, "ending": "To zero", "order": 3})
         assert p.extra_generation_params["HP note"] == (
-            "Rho, Ending had no effect, as the schedule type was Karras and not HP"
+            "Rho and Ending have no effect, as the schedule type is Karras and not HP"
         )
 
     def test_a_preset_at_another_step_count_says_so(self, host):

@@ -208,7 +208,7 @@ def test_a_bad_file_is_refused_by_name_and_left_out_by_auto(webui, host, folder,
     p = request()
     host.run(p)
     assert p.extra_generation_params[KEY].startswith("good ")
-    assert "statistics that cannot be read were left out: bad.safetensors" in told(p)
+    assert "statistics that cannot be read are left out: bad.safetensors" in told(p)
     assert not (folder / "ran").exists(), "nothing in a file is run"
 
 

@@ -133,7 +133,7 @@ def test_the_schedule_type_serves_any_sampler_or_says_why_not(bench, painter, pr
     _, info = painter.txt2img(**chosen)
     assert "Schedule type: HP calibrated" in info["infotexts"][0] and "HP Calibration: made" in info["infotexts"][0]
     _, info = painter.txt2img(**{**chosen, "steps": 7})
-    assert "HP calibrated was not used: none fits this model at 7 steps" in info["infotexts"][0]
+    assert "HP calibrated is not used: none fits this model at 7 steps" in info["infotexts"][0]
     (image,), _ = painter.txt2img(**AUTO)
     (second,), info = painter.txt2img(**{**AUTO, "sampler_name": "HP DPM++ 2M", "scheduler": "HP calibrated"})
     assert np.array_equal(image, second)

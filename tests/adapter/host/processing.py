@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -38,6 +39,10 @@ class Txt2Img:
     def comment(self, text: str) -> None:
         self.comments[text] = 1
 
+    def sample(self, host: Host, cond: Any, uncond: Any, args: tuple[Any, ...]) -> torch.Tensor:
+        """Scripts put their own in its place, on the request."""
+        return host.draw(self, cond, uncond, args)
+
 
 @dataclass
 class Img2Img(Txt2Img):
@@ -47,8 +52,9 @@ class Img2Img(Txt2Img):
 class Host:
     """Runs requests through one script, as the WebUI does: hook exceptions are printed, sampler exceptions raised."""
 
-    def __init__(self, script: Any) -> None:
-        self.script = script
+    def __init__(self, script: Any, process_batch: Optional[Callable[[Any], None]] = None) -> None:
+        """``process_batch`` is another extension's, which may rename the sampler."""
+        self.script, self.process_batch = script, process_batch
         self.printed: list[str] = []
 
     def _hook(self, name: str, p: Any, args: tuple[Any, ...], **kwargs: Any) -> None:
@@ -63,23 +69,31 @@ class Host:
 
         base = shared.sd_model
         try:
+            self._hook("before_process", p, args)
             p.sampler_name, p.scheduler = sd_samplers.get_sampler_and_scheduler(
                 p.sampler_name, p.scheduler, convert_automatic=False
             )
             self._hook("process", p, args)
+            if self.process_batch is not None:
+                self.process_batch(p)
             cond = torch.stack([_noise(seed + 1000, (4, 32)) for seed in p.seeds])
-            uncond = torch.zeros_like(cond)
-            p.sampler = sd_samplers.create_sampler(p.sampler_name, shared.sd_model)
-            noise = self._noises(p, p.size)
-            self._hook("process_before_every_sampling", p, args, x=noise, noise=noise, c=cond, uc=uncond)
-            if isinstance(p, Img2Img):
-                return p.sampler.sample_img2img(p, p.init_latent, noise, cond, uncond)
-            latent = p.sampler.sample(p, noise, cond, uncond)
-            if p.enable_hr:
-                latent = self._hires(p, latent, cond, uncond, args)
+            latent = p.sample(self, cond, torch.zeros_like(cond), args)
+            self._hook("post_sample", p, (latent, *args))
             return latent
         finally:
             shared.sd_model = base
+
+    def draw(self, p: Any, cond: Any, uncond: Any, args: tuple[Any, ...]) -> torch.Tensor:
+        """What a request does by itself."""
+        from modules import sd_samplers, shared
+
+        p.sampler = sd_samplers.create_sampler(p.sampler_name, shared.sd_model)
+        noise = self._noises(p, p.size)
+        self._hook("process_before_every_sampling", p, args, x=noise, noise=noise, c=cond, uc=uncond)
+        if isinstance(p, Img2Img):
+            return p.sampler.sample_img2img(p, p.init_latent, noise, cond, uncond)
+        latent = p.sampler.sample(p, noise, cond, uncond)
+        return self._hires(p, latent, cond, uncond, args) if p.enable_hr else latent
 
     def _hires(self, p: Any, latent: torch.Tensor, cond: Any, uncond: Any, args: tuple[Any, ...]) -> torch.Tensor:
         from modules import sd_samplers, shared
