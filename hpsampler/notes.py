@@ -56,7 +56,7 @@ def of_second_pass(use: Use) -> str:
     """
     if not use.own or use.coupled:
         return ""
-    return f"the second pass of hires. fix runs {use.sampler} on the schedule type {use.schedule} and not on HP"
+    return f"the second pass runs {use.sampler} on the schedule type {use.schedule} and not on HP"
 
 
 def window_passed(settings: Settings, calls: int) -> str:

@@ -49,7 +49,8 @@ def _run(client: Client, args: argparse.Namespace) -> None:
         print(f"Written: {args.file}")
     elif args.command == "import":
         profile = json.loads(args.file.read_text(encoding="utf-8"))
-        print(f"Calibration: {client.ask('POST', RESULTS, profile)['name']}")
+        answer = client.ask("POST", RESULTS, profile)
+        print(f"Calibration: {answer['name']}" + (f" ({answer['note']})" if answer.get("note") else ""))
     else:
         run_command(client, args, JOBS, RESULTS)
 

@@ -89,6 +89,9 @@ def look_at(shown: PassView, settings: Settings, page: Page, known: Known, secon
     shown.asked = use.coupled and page.sampler not in OWN_SCHEDULE
     shown.tell(misfit(settings, use, steps))
     this.begin(shown.asked or not use.coupled)
+    shown.unchanged = page.denoising <= 0 and (second or (page.img2img and page.exact_steps))
+    if shown.unchanged:
+        return
     extra = page.sampler in ONE_POINT_MORE
     if shown.asked:
         sigmas = this.schedule(steps + extra, use.calibrated)

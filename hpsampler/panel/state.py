@@ -150,6 +150,7 @@ class PassView:
         recipe: in force; ``named`` is the one that was chosen, without what was set beside it.
         calibration: the label of the one in use.
         guidance: the guidance scale of each call, where it is another than the CFG scale.
+        unchanged: whether strength 0 leaves the picture as it is, at no call.
     """
 
     use: Use
@@ -171,6 +172,7 @@ class PassView:
     named: Optional[Recipe] = None
     calibration: str = ""
     guidance: tuple[float, ...] = ()
+    unchanged: bool = False
 
     @property
     def is_cut(self) -> bool:

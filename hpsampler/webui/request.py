@@ -144,7 +144,7 @@ def _correct_schedules(p: Any, settings: Settings) -> None:
         return
     p.hr_scheduler = label
     if found is None and asked != SAME_SCHEDULE:
-        tell(p, f"there is no schedule type {asked!r} here, so the second pass of hires. fix uses Automatic")
+        tell(p, f"there is no schedule type {asked!r} here, so the second pass uses Automatic")
 
 
 def _passes_of(p: Any) -> list[tuple[str, Optional[str]]]:

@@ -332,7 +332,10 @@ def check_presets_are_kept(at: AccordionPage) -> None:
     assert Preset.from_json(text).name == "my six" and Preset.from_json(text).settings == {**ours, "rho": 7.0}
 
     file = {"name": "x.json", "mimeType": "application/json", "buffer": text.encode()}
-    assert "my six 2 imported" in at.acted(lambda: at.panel.locator("input[type=file]").set_input_files([file]))
+    take = at.panel.locator("input[type=file]").set_input_files
+    assert "is here already, as 'my six'; nothing was added" in at.acted(lambda: take([file]))
+    other = Preset.of("my six", {"rho": 3}).to_json().encode()
+    assert "is kept as 'my six 2'" in at.acted(lambda: take([{**file, "buffer": other}]))
     assert "tick Confirm first" in at.press("delete")
     for name in ("my six 2", "my six"):
         at.load(name)

@@ -181,14 +181,6 @@ class TestCheckpoint:
         checkpoint.denoiser(["a"], "", 6.0)(checkpoint.start([1], 64, 64), torch.ones(1))
         assert networks.activated[before:] == [{}]
 
-    @pytest.mark.parametrize(
-        ("values", "words"),
-        [({"prompts": "a <lora:b:1>"}, "must not call extra networks"), ({"negative": "<x:y>"}, "<x:y>")],
-    )
-    def test_what_it_cannot_be_calibrated_with_is_said(self, source, values, words):
-        with pytest.raises(ValueError, match=words):
-            source.Checkpoint(self.order(**values))
-
     def test_a_model_that_is_not_covered_is_refused(self, webui, source):
         webui.shared.sd_model.is_sd1 = False
         with pytest.raises(ValueError, match=r"covers SD 1\.x"):
@@ -247,7 +239,10 @@ class TestRoutes:
         assert row["name"] == "mine" and row["fitted"][0]["hash"] == FIVE.hash
         text = client("GET", "calibrations/mine").json()
         assert Profile.from_json(json.dumps(text)).fitted == (FIVE,)
-        assert client("POST", "calibrations", json=text).json() == {"name": "mine 2"}
+        again = "the calibration in that file is here already, as 'mine'; nothing was added"
+        assert client("POST", "calibrations", json=text).json() == {"name": "mine", "note": again}
+        other = client("POST", "calibrations", json={**text, "seed": text["seed"] + 1}).json()
+        assert other["name"] == "mine 2" and "'mine' is the name of another one here" in other["note"]
         assert client("PATCH", "calibrations/mine", json={"name": "other"}).json() == {"name": "other"}
         assert client("DELETE", "calibrations/mine 2").status_code == 200
         names = [each["name"] for each in client("GET", "calibrations").json()["calibrations"]]
@@ -259,6 +254,9 @@ class TestRoutes:
             ("get", "calibrations/none", None, "no calibration named 'none'"),
             ("post", "calibrations", {"format": "x"}, "not a calibration of HP Sampler"),
             ("post", "calibrate", {"name": "a", "steps": [1]}, "steps must be"),
+            ("post", "calibrate", {"name": "a", "prompts": "a moon"}, "prompts must be two at least that differ"),
+            ("post", "calibrate", {"name": "a", "prompts": "a\nb <lora:c:1>"}, "must not call extra networks"),
+            ("post", "measure", {"name": "a", "negative": "<lora:c:1>"}, "negative must not call extra networks"),
             ("post", "calibrate/resume", {}, "name must be a text"),
             ("post", "calibrate/discard", {"name": "none"}, "nothing unfinished is named 'none'"),
             ("patch", "calibrations/mine", {"name": "Off"}, "name must be one"),

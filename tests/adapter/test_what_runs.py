@@ -107,7 +107,7 @@ class TestScheduleTypes:
         usual = host.run(self.hires())
         p = self.hires(hr_scheduler="Karas")
         assert torch.equal(host.run(p), usual)
-        told = "there is no schedule type 'Karas' here, so the second pass of hires. fix uses Automatic"
+        told = "there is no schedule type 'Karas' here, so the second pass uses Automatic"
         assert note_of(p) == told
         p = Txt2Img(steps=5, scheduler="Karas")
         assert torch.equal(host.run(p), host.run(Txt2Img(steps=5)))
@@ -124,7 +124,7 @@ class TestScheduleTypes:
         p = self.hires(sampler_name=first, scheduler="Karras", hr_sampler_name=second)
         host.run(p)
         ran = second or first
-        assert note_of(p) == f"the second pass of hires. fix runs {ran} on the schedule type Karras and not on HP"
+        assert note_of(p) == f"the second pass runs {ran} on the schedule type Karras and not on HP"
         for own in ({"hr_sampler_name": "Euler"}, {"hr_scheduler": "HP"}):
             p = self.hires(**{"sampler_name": first, "scheduler": "Karras", "hr_sampler_name": second, **own})
             host.run(p)
