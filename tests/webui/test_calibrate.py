@@ -426,3 +426,44 @@ class TestTab:
         ui.wait_for_function(f"() => document.querySelectorAll('{options}').length == 3")
         names = ui.locator(options).all_inner_texts()
         assert [name.strip().lstrip("✓").strip() for name in names] == ["Auto", "Off", "other name"]
+
+    def test_the_keyboard_goes_on_where_a_button_is_gone(self, ui, bench, profile):
+        take(bench, profile)
+        take(bench, profile, name="second", seed=2)
+        tab = CalibrateTab(ui)
+        tab.open()
+        tab.choose("Calibration: made")
+        tab.wait_text("details", "fitted to 12 trajectories")
+
+        def focused(name):
+            at = f"#hpsampler_calibrate_{name}"
+            ui.wait_for_function("at => document.activeElement?.closest(at)", arg=at)
+
+        def press(name):
+            ui.locator(f"#hpsampler_calibrate_{name}").focus()
+            ui.keyboard.press("Enter")
+
+        press("rename")
+        focused("new_name")
+        ui.keyboard.type("third")  # the old name is selected
+        press("do")
+        tab.wait_chosen("Calibration: third")
+        focused("rename")
+        press("rename")
+        focused("new_name")
+        press("cancel")
+        focused("rename")
+        press("delete")
+        focused("cancel")
+        ui.keyboard.press("Enter")
+        focused("delete")
+        ui.keyboard.press("Enter")
+        focused("cancel")
+        press("do")
+        tab.wait_chosen("Calibration: second")
+        focused("chosen")
+        press("delete")
+        focused("cancel")
+        press("do")
+        tab.wait_chosen("")
+        focused("import")
