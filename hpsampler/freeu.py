@@ -24,6 +24,8 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
+from .devices import on_device
+
 __all__ = ["FreeU", "FreeUPlan", "decoder_stages", "output_block_patch", "scale_low_frequencies"]
 
 VERSIONS = (1, 2)
@@ -67,8 +69,8 @@ def low_frequency_waves(height: int, width: int, device: torch.device, dtype: to
     h, w = h[:, None].expand(height, width), w[None, :].expand(height, width)
     angles = [angle for angle, exists in ((h, height > 1), (w, width > 1), (h + w, height > 1 and width > 1)) if exists]
     waves = [torch.ones_like(h)] + [wave for angle in angles for wave in (angle.cos(), angle.sin())]
-    # float64 stays on the CPU, as not every device has it; the copy must not make the host wait for the device
-    return (torch.stack(waves).flatten(1) / (height * width) ** 0.5).to(dtype).to(device, non_blocking=True)
+    # float64 stays on the CPU, as not every device has it
+    return on_device((torch.stack(waves).flatten(1) / (height * width) ** 0.5).to(dtype), device)
 
 
 def scale_low_frequencies(x: torch.Tensor, scale: float) -> torch.Tensor:

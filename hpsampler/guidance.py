@@ -15,12 +15,12 @@ has been measured.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from .checks import abbreviated, finite
 from .solvers import Model
 
 __all__ = ["SHARE", "STATISTICS_REACH", "STATISTICS_SHARE", "effective_guidance", "with_guidance"]
@@ -43,7 +43,13 @@ def effective_guidance(cfg_scale: float, steps: int, share: float = SHARE) -> fl
         cfg_scale: the nominal guidance scale w.
         steps: calls of the whole schedule n, also where only its end is run (img2img).
         share: what counts of w above n/2.
+
+    Raises:
+        ValueError: naming the argument that is no finite number.
     """
+    for name, value in (("cfg_scale", cfg_scale), ("steps", steps), ("share", share)):
+        if finite(value) is None:
+            raise ValueError(f"{name} must be a finite number, got {abbreviated(value)}")
     half = steps / 2
     return cfg_scale if cfg_scale <= half else half + share * (cfg_scale - half)
 
@@ -57,11 +63,15 @@ def with_guidance(model: Model, scales: Sequence[float]) -> Model:
     Raises:
         ValueError: a scale that is not finite.
     """
+    try:
+        scales = tuple(scales)
+    except TypeError:
+        raise ValueError(f"scales must be a row of numbers, got {abbreviated(scales)}") from None
     if not scales:
         return model
     for scale in scales:
-        if not math.isfinite(scale):
-            raise ValueError(f"scales must be finite, got {scale!r}")
+        if finite(scale) is None:
+            raise ValueError(f"scales must be finite, got {abbreviated(scale)}")
     calls = 0
 
     def guided(x: torch.Tensor, sigma: torch.Tensor, /, **extra_args: Any) -> torch.Tensor:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Union
 
 import numpy as np
 
+from .checks import abbreviated
+
 if TYPE_CHECKING:
     import torch
 
@@ -35,9 +37,12 @@ ZERO_TERMINAL_SNR_SIGMA = 1000.0
 
 
 def _as_float64(values: ArrayLike, name: str) -> np.ndarray:
-    if hasattr(values, "detach"):
-        values = values.detach().cpu().double().numpy()
-    array = np.array(values, dtype=np.float64)
+    try:
+        if hasattr(values, "detach"):
+            values = values.detach().cpu().double().numpy()
+        array = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name} must be a row of numbers, got {abbreviated(values)}") from None
     if array.ndim != 1 or array.size < 2:
         raise ValueError(f"{name} must be one-dimensional with at least 2 entries, got shape {array.shape}")
     if not np.isfinite(array).all():

@@ -24,7 +24,6 @@ they are left to the presets and the controls. On the exact ones no step more ra
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -33,6 +32,7 @@ from typing import Any, Optional
 import numpy as np
 import torch
 
+from .checks import abbreviated, finite, whole
 from .freeu import FreeUPlan
 from .guidance import effective_guidance
 from .noise import NoiseModel
@@ -80,9 +80,9 @@ def family_of(name: str) -> str:
     Raises:
         ValueError: a family the method does not cover.
     """
-    family = _FAMILY_NAMES.get(str(name).strip().lower())
+    family = _FAMILY_NAMES.get(name.strip().lower()) if isinstance(name, str) else None
     if family is None:
-        raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {name!r}")
+        raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {abbreviated(name)}")
     return family
 
 
@@ -252,11 +252,12 @@ def recipe_for(family: str, steps: int, cfg_scale: float) -> Recipe:
         ValueError: naming the argument, its value and what is allowed.
     """
     family = family_of(family)
-    if not _is_number(steps) or not 1 <= steps <= MAX_STEPS or int(steps) != steps:
-        raise ValueError(f"steps must be a whole number from 1 to {MAX_STEPS}, got {steps!r}")
-    if not _is_number(cfg_scale):
-        raise ValueError(f"cfg_scale must be a finite number, got {cfg_scale!r}")
-    steps = int(steps)
+    count, scale = whole(steps), finite(cfg_scale)
+    if count is None or not 1 <= count <= MAX_STEPS:
+        raise ValueError(f"steps must be a whole number from 1 to {MAX_STEPS}, got {abbreviated(steps)}")
+    if scale is None:
+        raise ValueError(f"cfg_scale must be a finite number, got {abbreviated(cfg_scale)}")
+    steps, cfg_scale = count, scale
     if steps > PAPER_STEPS:
         cut = (12, 7.0, 11)
     elif steps > 6:
@@ -280,10 +281,6 @@ def auto_bend(steps: int, cfg_scale: float) -> float:
     straight = min(2 + 0.6 * cfg_scale, 5.0)
     growth = 0.4 / max(cfg_scale, 4.0)
     return round(min(max(growth * (steps - straight), 0.0), 0.25), 3)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def late_start(family: str, steps: int) -> int:

@@ -13,12 +13,12 @@ directly.
 
 from __future__ import annotations
 
-import math
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 import torch
 
+from .checks import abbreviated, finite, whole
 from .noise import NoiseModel
 
 __all__ = [
@@ -31,6 +31,9 @@ __all__ = [
 ]
 
 FINISHES = ("keep", "zero")
+
+MOST_POINTS = 100_000
+"""Largest number of steps and of base steps. No noise table has so many levels that float32 can tell apart."""
 
 
 def base_karras(base_steps: int, rho: float, sigma_min: float, sigma_max: float) -> np.ndarray:
@@ -73,21 +76,24 @@ def coupled_sigmas(
     Raises:
         ValueError: naming the argument, its value and what is allowed.
     """
-    if not _is_whole(steps) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
-    if finish not in FINISHES:
-        raise ValueError(f"finish must be one of {', '.join(FINISHES)}, got {finish!r}")
-    _check_positive("time_rho", time_rho)
-    low = noise.sigma_min if sigma_min is None else _check_positive("sigma_min", sigma_min)
-    high = noise.sigma_max if sigma_max is None else _check_positive("sigma_max", sigma_max)
+    if not isinstance(noise, NoiseModel):
+        raise ValueError(f"noise must be a NoiseModel, got {abbreviated(noise)}")
+    steps = _whole_from("steps", steps, 1)
+    if not isinstance(finish, str) or finish not in FINISHES:
+        raise ValueError(f"finish must be one of {', '.join(FINISHES)}, got {abbreviated(finish)}")
+    time_rho = _positive("time_rho", time_rho)
+    low = noise.sigma_min if sigma_min is None else _positive("sigma_min", sigma_min)
+    high = noise.sigma_max if sigma_max is None else _positive("sigma_max", sigma_max)
     if low >= high:
         raise ValueError(f"sigma_min must be below sigma_max, got {low:g} and {high:g}")
 
     t_start = float(noise.sigma_to_t(high))
     if end_sigma is not None:
-        t_end = _t_of_end_sigma(noise, end_sigma, high)
+        end_sigma = _end_sigma(noise, end_sigma, high)
+        t_end = noise.t_of_end(end_sigma)
         end = f"end_sigma={end_sigma:g}"
     else:
+        base_steps, rho, truncation_index = _cut(base_steps, rho, truncation_index)
         t_end = float(noise.sigma_to_t(_truncated_sigma(base_steps, rho, truncation_index, low, high)))
         end = f"base_steps={base_steps}, rho={rho:g}, truncation_index={truncation_index}"
     if not t_end < t_start:
@@ -95,7 +101,7 @@ def coupled_sigmas(
             f"the schedule must end below its start: {end} ends at timestep {t_end:g}, the start is {t_start:g}"
         )
 
-    sigmas = torch.tensor(noise.t_to_sigma(_warped(t_start, t_end, int(steps), time_rho)), dtype=torch.float32)
+    sigmas = torch.tensor(noise.t_to_sigma(_warped(t_start, t_end, steps, time_rho)), dtype=torch.float32)
     if not (sigmas.diff() < 0).all():
         raise ValueError(
             f"the schedule's {steps} steps must stay apart, and some fall together with {end}, "
@@ -129,10 +135,10 @@ def bent_towards_karras(sigmas: torch.Tensor, bend: float, sigma_min: float, sig
         sigma_min, sigma_max: ends of Karras' schedule.
 
     Raises:
-        ValueError: a bend outside 0 to 1, or a schedule that does not end at 0.
+        ValueError: naming the argument, its value and what is allowed.
     """
-    if not 0 <= bend <= 1:
-        raise ValueError(f"bend must be a number from 0 to 1, got {bend!r}")
+    bend = _share("bend", bend)
+    _check_sigmas(sigmas, 1)
     if float(sigmas[-1]) != 0:
         raise ValueError(f"bend is for a schedule that ends at 0, this one ends at {float(sigmas[-1]):g}")
     if bend == 0 or len(sigmas) < 3:
@@ -162,12 +168,13 @@ def started_at_strength(
         time_rho: exponent of the spacing in time, see :func:`coupled_sigmas`.
 
     Raises:
-        ValueError: an index or a strength out of range.
+        ValueError: naming the argument, its value and what is allowed.
     """
-    if not 0 <= first <= len(sigmas) - 2:
-        raise ValueError(f"first must be a whole number from 0 to {len(sigmas) - 2}, got {first!r}")
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength must be a number from 0 to 1, got {strength!r}")
+    _check_sigmas(sigmas, 2)
+    start_at = whole(first)
+    if start_at is None or not 0 <= start_at <= len(sigmas) - 2:
+        raise ValueError(f"first must be a whole number from 0 to {len(sigmas) - 2}, got {abbreviated(first)}")
+    first, strength, time_rho = start_at, _share("strength", strength), _positive("time_rho", time_rho)
     if strength == 1 and first == 0:
         return sigmas
     top, bottom = (noise.t_of_end(float(level)) for level in (sigmas[0], sigmas[-1]))
@@ -194,49 +201,67 @@ def insert_first_midpoint(noise: NoiseModel, sigmas: torch.Tensor) -> torch.Tens
     Raises:
         ValueError: fewer than 2 sigmas.
     """
-    if len(sigmas) < 2:
-        raise ValueError(f"sigmas must hold at least 2 entries, got {len(sigmas)}")
+    _check_sigmas(sigmas, 2)
     first, second = sigmas[:2].tolist()
     middle = float(noise.t_to_sigma((noise.t_of_end(first) + noise.t_of_end(second)) / 2))
     return torch.cat([sigmas[:1], sigmas.new_tensor([middle]), sigmas[1:]])
 
 
-def _truncated_sigma(
-    base_steps: Optional[int], rho: Optional[float], truncation_index: Optional[int], low: float, high: float
-) -> float:
+def _cut(base_steps: Any, rho: Any, truncation_index: Any) -> tuple[int, float, int]:
+    """The three numbers that say where the base schedule is cut, checked."""
     for name, value in (("base_steps", base_steps), ("rho", rho), ("truncation_index", truncation_index)):
         if value is None:
             raise ValueError(f"{name} is required unless end_sigma is given")
-    assert base_steps is not None and rho is not None and truncation_index is not None
-    if not _is_whole(base_steps) or base_steps < 2:
-        raise ValueError(f"base_steps must be a whole number of at least 2, got {base_steps!r}")
-    _check_positive("rho", rho)
-    if not _is_whole(truncation_index) or not 1 <= truncation_index < base_steps:
+    points, exponent, index = _whole_from("base_steps", base_steps, 2), _positive("rho", rho), whole(truncation_index)
+    if index is None or not 1 <= index < points:
         raise ValueError(
-            f"truncation_index must be a whole number from 1 to base_steps - 1 = {base_steps - 1}, "
-            f"got {truncation_index!r}"
+            f"truncation_index must be a whole number from 1 to base_steps - 1 = {points - 1}, "
+            f"got {abbreviated(truncation_index)}"
         )
-    sigma = float(base_karras(int(base_steps), rho, low, high)[int(truncation_index)])
-    if not math.isfinite(sigma):
+    return points, exponent, index
+
+
+def _truncated_sigma(base_steps: int, rho: float, truncation_index: int, low: float, high: float) -> float:
+    sigma = float(base_karras(base_steps, rho, low, high)[truncation_index])
+    if not np.isfinite(sigma):
         raise ValueError(f"rho must be larger: with rho={rho:g} the base schedule overflows")
     return sigma
 
 
-def _t_of_end_sigma(noise: NoiseModel, end_sigma: float, high: float) -> float:
+def _end_sigma(noise: NoiseModel, end_sigma: Any, high: float) -> float:
+    level = _positive("end_sigma", end_sigma)
     # with a small tolerance, as the table's smallest sigma must be accepted as it is displayed, rounded
-    if not noise.sigma_min * (1 - 1e-4) <= _check_positive("end_sigma", end_sigma) < high:
+    if not noise.sigma_min * (1 - 1e-4) <= level < high:
         raise ValueError(
             f"end_sigma must be from {noise.sigma_min:.4g} (the model's smallest) to below {high:.4g}, "
-            f"got {end_sigma!r}"
+            f"got {abbreviated(end_sigma)}"
         )
-    return noise.t_of_end(end_sigma)
+    return level
 
 
-def _is_whole(value: float) -> bool:
-    return not isinstance(value, bool) and math.isfinite(value) and float(value).is_integer()
+def _whole_from(name: str, value: Any, least: int) -> int:
+    number = whole(value)
+    if number is None or not least <= number <= MOST_POINTS:
+        raise ValueError(f"{name} must be a whole number from {least} to {MOST_POINTS}, got {abbreviated(value)}")
+    return number
 
 
-def _check_positive(name: str, value: float) -> float:
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
-    return float(value)
+def _positive(name: str, value: Any) -> float:
+    number = finite(value)
+    if number is None or number <= 0:
+        raise ValueError(f"{name} must be a finite number above 0, got {abbreviated(value)}")
+    return number
+
+
+def _share(name: str, value: Any) -> float:
+    number = finite(value)
+    if number is None or not 0 <= number <= 1:
+        raise ValueError(f"{name} must be a number from 0 to 1, got {abbreviated(value)}")
+    return number
+
+
+def _check_sigmas(sigmas: Any, least: int) -> None:
+    if not isinstance(sigmas, torch.Tensor) or sigmas.ndim != 1:
+        raise ValueError(f"sigmas must be a one-dimensional tensor, got {abbreviated(sigmas)}")
+    if len(sigmas) < least:
+        raise ValueError(f"sigmas must hold at least {least} entries, got {len(sigmas)}")

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import re
-import reprlib
 import threading
 import time
 import unicodedata
@@ -19,6 +18,8 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Optional, Protocol, TypeVar
+
+from .checks import abbreviated
 
 __all__ = [
     "MAX_FILE",
@@ -56,17 +57,6 @@ class Item(Protocol):
 
 
 T = TypeVar("T", bound=Item)
-
-
-def abbreviated(value: Any) -> str:
-    """The text of a value for messages, at most 60 characters long."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = short.maxlong = 60
-    try:
-        text = short.repr(value)
-    except ValueError:  # Python refuses to convert huge integers to text
-        text = "a huge number"
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def parse_json(text: str, kind: str, form: str, version: int) -> dict[str, Any]:

@@ -32,7 +32,8 @@ class RecordedRun:
 
         def record(state: dict[str, Any]) -> None:
             states.append(state["x"])
-            outputs.append(state["denoised"])
+            # the model may overwrite its own tensor
+            outputs.append(state["denoised"].clone())
 
         sigmas = torch.tensor(schedule.sigmas, dtype=torch.float64)
         guided = with_guidance(model, schedule.guidance)
@@ -45,14 +46,15 @@ class RecordedRun:
         Args:
             again: whether the guidance of step ``first`` differs too, so that this step calls the model as well.
         """
-        run = Run.of(self.states[0], torch.tensor(schedule.sigmas, dtype=torch.float64), None)
-        steps = dpmpp_2m_steps(run.sigmas, factors=schedule.factors)
         called = with_guidance(model, schedule.guidance[first if again else first + 1 :])
+        run = Run.of(called, self.states[0], torch.tensor(schedule.sigmas, dtype=torch.float64))
+        steps = dpmpp_2m_steps(run.sigmas, factors=schedule.factors)
         previous = self.outputs[first - 1 : first] if first else []
         x = self.states[first]
-        denoised = called(x, run.rows[first]) if again else self.outputs[first]
+        denoised = run.denoised(first, x) if again else self.outputs[first]
         for index in range(first, schedule.steps):
             if index > first:
-                previous, denoised = [denoised], called(x, run.rows[index])
-            x = steps[index](x, [denoised, *previous])
+                denoised = run.denoised(index, x)
+            x, denoised = steps[index].keeping(x, [denoised, *previous])
+            previous = [denoised]
         return x

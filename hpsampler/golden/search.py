@@ -26,14 +26,15 @@ A with guidance is the step back and forth with which arXiv 2411.09502 makes its
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any, Optional, Protocol
+from typing import Any, Optional
 
 import torch
 
-from ..store import abbreviated
+from ..checks import abbreviated, finite
+from ..solvers import Model
+from ..solvers._core import answer
 
 __all__ = ["CALLS", "SIGMA_GAP", "GoldenForm", "golden_latent", "sigma_below"]
 
@@ -50,12 +51,6 @@ STABLE_DIFFUSION_SIGMA = 14.614641
 def sigma_below(sigma: float) -> float:
     """sigma' for a latent at ``sigma``, in the same proportion as the reference's 14.61 - 0.28 to 14.61."""
     return sigma * (1 - SIGMA_GAP / STABLE_DIFFUSION_SIGMA)
-
-
-class Model(Protocol):
-    """A k-diffusion denoiser: ``model(x, sigma, **extra_args) -> denoised``; sigma has shape (batch,)."""
-
-    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, /, **extra_args: Any) -> torch.Tensor: ...
 
 
 class GoldenForm(Enum):
@@ -105,11 +100,14 @@ def golden_latent(
     """
     if not isinstance(form, GoldenForm):
         raise ValueError(f"form must be one of {', '.join(map(str, GoldenForm))}, got {abbreviated(form)}")
-    if x.ndim < 1 or not x.is_floating_point():
-        raise ValueError(f"x must be floating point of shape (batch, ...), got {x.dtype} of shape {tuple(x.shape)}")
-    sigma, sigma_next = float(sigma), float(sigma_next)
-    if not (math.isfinite(sigma) and 0 < sigma_next < sigma):
-        raise ValueError(f"sigma_next must lie between 0 and sigma, got {sigma_next:g} and {sigma:g}")
+    if not isinstance(x, torch.Tensor) or x.ndim < 1 or not x.is_floating_point():
+        found = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, torch.Tensor) else abbreviated(x)
+        raise ValueError(f"x must be floating point of shape (batch, ...), got {found}")
+    first, second = finite(sigma), finite(sigma_next)
+    if first is None or second is None or not 0 < second < first:
+        got = [f"{each:g}" if isinstance(each, float) else abbreviated(each) for each in (sigma_next, sigma)]
+        raise ValueError(f"sigma_next must lie between 0 and sigma, got {' and '.join(got)}")
+    sigma, sigma_next = first, second
     if plain is None and plain_args is None:
         # with one guided denoiser for both calls this would silently be another method
         raise ValueError("plain or plain_args must be given: the second call is made without guidance")
@@ -117,15 +115,9 @@ def golden_latent(
     plain_args = extra_args if plain_args is None else plain_args
 
     ratio = sigma_next / sigma
-    denoised = _denoise(guided, x, sigma, extra_args, "guided")
+    # the second call may overwrite what the first returned
+    denoised = answer(guided, x, x.new_full((x.shape[0],), sigma), extra_args, "guided").clone()
     x_next = torch.add(x * ratio, denoised, alpha=1 - ratio)
-    denoised_next = _denoise(guided if plain is None else plain, x_next, sigma_next, plain_args, "plain")
-    return torch.add(x, denoised - denoised_next, alpha=form.gain(sigma, sigma_next))
-
-
-def _denoise(model: Model, x: torch.Tensor, sigma: float, extra_args: Mapping[str, Any], name: str) -> torch.Tensor:
-    """Call the model once; the result is in x's dtype (a host may return float32 for a half-precision x)."""
-    denoised = model(x, x.new_full((x.shape[0],), sigma), **extra_args)
-    if denoised.shape != x.shape:
-        raise ValueError(f"{name} must return the shape of x, {tuple(x.shape)}, got {tuple(denoised.shape)}")
-    return denoised.to(x.dtype)
+    rows = x.new_full((x.shape[0],), sigma_next)
+    denoised_next = answer(guided if plain is None else plain, x_next, rows, plain_args, "plain")
+    return torch.add(x, denoised.sub_(denoised_next), alpha=form.gain(sigma, sigma_next))

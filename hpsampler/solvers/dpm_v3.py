@@ -12,79 +12,55 @@ hardly changes, and a step interpolates g by a polynomial through past points::
 
 with d the distance from the start (the paper's sections 3.1 and 3.2; its alphas cancel in VE form, where f and b are
 in the units of x_0). Past values of g are moved from one step's start to the next: g becomes exp(S) (g + B).
-The weights are computed once per run in float64 on the CPU.
+All of that is linear in x and f, so a step is one product for x, one for each f, and one for f itself. The weights are
+computed in float64 on the CPU, once for a schedule: what statistics remember it are kept with them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple, Optional, Protocol, Union
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import torch
 
-from ._core import Callback, Model, Run, analytical_output, step_ratio
-from .unipc import MAX_ORDER
+from ..checks import abbreviated
+from ..devices import on_device
+from ._core import Callback, Model, Run, analytical_output, checked_order, checked_share, step_ratio
+from ._integrals import Coefficients, Integrals, data_prediction, integrals_of, interpolated
 
 __all__ = ["PSEUDO_ORDERS", "Coefficients", "dpm_v3_steps", "interpolated", "sample_dpm_v3"]
 
 PSEUDO_ORDERS = ("off", "corrector", "both")
 
-WIDEST_CELL = 0.25
-"""Largest width in lambda of a quadrature cell; the error of five Lobatto points is then below 1e-13."""
+KEPT_SCHEDULES = 2
+"""Schedules whose weights statistics keep: a picture's, and that of the second pass of hires. fix."""
 
-
-class Coefficients(Protocol):
-    """The statistics that the solver uses: a rising grid, and arrays per grid point that broadcast to a latent."""
-
-    @property
-    def lambdas(self) -> np.ndarray: ...
-
-    @property
-    def l(self) -> np.ndarray: ...  # noqa: E743 - the paper's name
-
-    @property
-    def s(self) -> np.ndarray: ...
-
-    @property
-    def b(self) -> np.ndarray: ...
-
-
-class DataPrediction(NamedTuple):
-    """l = 1, s = b = 0: f = -D, so that the polynomial runs through the denoised outputs themselves."""
-
-    lambdas: np.ndarray
-    l: np.ndarray  # noqa: E741 - the paper's name
-    s: np.ndarray
-    b: np.ndarray
-
-
-Weight = Union[float, torch.Tensor]
-"""A number, or one per element of (channels, height, width)."""
+Weight = Any
+"""A number, or one per element of (channels, height, width): an array, and a tensor where the device has it."""
 
 
 class Update(NamedTuple):
-    """``x' = state * x + shift + sum_k outputs[k] * g[k]``; every weight is a number or a tensor."""
+    """``x' = state * x + shift + sum_k outputs[k] * g[k]``; its weights are all numbers, or all one per element."""
 
     state: Weight
     shift: Weight
     outputs: tuple[Weight, ...]
 
     def __call__(self, x: torch.Tensor, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        if isinstance(self.state, torch.Tensor):
+            result = torch.addcmul(self.shift, x, self.state)
+            for output, weight in zip(outputs, self.outputs):
+                result.addcmul_(output, weight)
+            return result
         result = x * self.state
-        if not isinstance(self.shift, float) or self.shift:
+        if self.shift:
             result += self.shift
         for output, weight in zip(outputs, self.outputs):
-            if isinstance(weight, float):
-                result.add_(output, alpha=weight)
-            else:
-                result.addcmul_(output, weight)
+            result.add_(output, alpha=weight)
         return result
-
-    def like(self, x: torch.Tensor) -> Update:
-        return Update(_like(self.state, x), _like(self.shift, x), tuple(_like(weight, x) for weight in self.outputs))
 
 
 class Carry(NamedTuple):
@@ -92,14 +68,6 @@ class Carry(NamedTuple):
 
     scale: Weight
     shift: Weight
-
-    def __call__(self, g: torch.Tensor) -> torch.Tensor:
-        if isinstance(self.scale, float) and self.scale == 1 and isinstance(self.shift, float) and self.shift == 0:
-            return g
-        return g * self.scale + self.shift
-
-    def like(self, x: torch.Tensor) -> Carry:
-        return Carry(_like(self.scale, x), _like(self.shift, x))
 
 
 class StepV3(NamedTuple):
@@ -117,15 +85,19 @@ class StepV3(NamedTuple):
     corrector: Optional[Update]
     carry: Optional[Carry]
 
-    def like(self, x: torch.Tensor) -> StepV3:
-        """The same with its weights on the device and in the dtype of ``x``."""
-        predictor, corrector = (update and update.like(x) for update in (self.predictor, self.corrector))
-        return StepV3(_like(self.one_minus_l, x), predictor, corrector, self.carry and self.carry.like(x))
 
+class Operations(NamedTuple):
+    """Step i as it is carried out: the updates' weights are of -f_i, -f_(i-1), ..., wherever these were computed."""
 
-def _like(weight: Weight, x: torch.Tensor) -> Weight:
-    # the dtype first, as not every device has float64
-    return weight.to(x.dtype).to(x.device, non_blocking=True) if isinstance(weight, torch.Tensor) else weight
+    one_minus_l: Weight
+    predictor: Optional[Update]
+    corrector: Optional[Update]
+
+    def minus_f(self, x: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor:
+        """-f = D - (1 - l) x, a new tensor."""
+        if isinstance(self.one_minus_l, torch.Tensor):
+            return torch.addcmul(denoised, x, self.one_minus_l, value=-1)
+        return torch.sub(denoised, x, alpha=self.one_minus_l) if self.one_minus_l else denoised.clone()
 
 
 @torch.no_grad()
@@ -171,37 +143,55 @@ def sample_dpm_v3(
     Raises:
         ValueError: naming the argument, its value and what is allowed, or where the statistics do not fit the latent.
     """
-    run = Run.of(x, sigmas, callback)
-    extra_args = extra_args or {}
+    run = Run.of(model, x, sigmas, extra_args, callback)
+    share = checked_share("analytical_first_step", analytical_first_step)
+    order = checked_order(order)
     if statistics is not None:
         _check_shape(statistics, x)
-    # all weights are copied before the first call, as a copy between calls would wait for the device
-    analytical = bool(analytical_first_step)
-    weights = dpm_v3_steps(run.sigmas, order, statistics, corrector, pseudo_order, analytical)
-    steps = [step.like(x) for step in weights]
+
+    def weigh() -> list[Operations]:
+        steps = dpm_v3_steps(run.sigmas, order, statistics, corrector, pseudo_order, share > 0)
+        return _like(_operations(steps, share > 0), x)
+
+    # on the device before the first call, as a copy between calls would wait for it
+    key = (tuple(run.sigmas), order, bool(corrector), pseudo_order, share > 0, x.dtype, x.device)
+    steps = _kept(statistics, key, weigh)
     past: list[torch.Tensor] = []
     start = x
-    corrector_step: Optional[Update] = None
-    carry: Optional[Carry] = None
+    corrected: Optional[Update] = None
     for i, step in enumerate(steps):
-        if i == 0 and analytical:
-            denoised = x * analytical_output(run.sigmas[0], analytical_first_step)
-        else:
-            denoised = model(x, run.rows[i], **extra_args)
+        denoised = x * analytical_output(run.sigmas[0], share) if i == 0 and share else run.denoised(i, x)
         run.report(i, x, denoised)
-        f = (x * step.one_minus_l).sub_(denoised)
-        if corrector_step is not None:
+        if step.predictor is None:
+            # the model may overwrite what it returned
+            return denoised.clone()
+        # the analytical first step's f, which is assumed, serves that step alone
+        past = [step.minus_f(x, denoised), *(past[:order] if i != 1 or not share else ())]
+        if corrected is not None:
             # f keeps its value at the predicted point: the model is not called again at the corrected one
-            x = corrector_step(start, [f, *past])
-        if carry is not None:
-            past = [carry(g) for g in past[: order - 1]]
-        past = [f, *past] if i != 1 or not analytical else [f]
-        start, corrector_step, carry = x, step.corrector, step.carry
-        x = denoised if step.predictor is None else step.predictor(start, past)
+            x = corrected(start, past)
+        start, corrected = x, step.corrector
+        x = step.predictor(start, past)
     return x
 
 
+def _kept(statistics: Optional[Coefficients], key: tuple[Any, ...], weigh: Callable[[], Any]) -> Any:
+    """What ``weigh`` returns, made once for a key where the statistics have a place for it."""
+    kept = getattr(statistics, "weights", None)
+    if not isinstance(kept, dict):
+        return weigh()
+    if key not in kept:
+        found = weigh()
+        while len(kept) >= KEPT_SCHEDULES:
+            del kept[next(iter(kept))]
+        kept[key] = found
+    return kept[key]
+
+
 def _check_shape(statistics: Coefficients, x: torch.Tensor) -> None:
+    for name in ("lambdas", "l", "s", "b"):
+        if not isinstance(getattr(statistics, name, None), np.ndarray):
+            raise ValueError(f"statistics must have the arrays lambdas, l, s and b, got {abbreviated(statistics)}")
     shape, latent = tuple(statistics.l.shape[1:]), tuple(x.shape[1:])
     fits = len(shape) <= len(latent) and all(
         size in (1, needed) for size, needed in zip(reversed(shape), reversed(latent))
@@ -226,13 +216,16 @@ def dpm_v3_steps(
     Raises:
         ValueError: naming the argument, its value and what is allowed, or where weights are not finite.
     """
-    if type(order) is not int or not 1 <= order <= MAX_ORDER:
-        raise ValueError(f"order must be 1, 2 or 3, got {order!r}")
-    if pseudo_order not in PSEUDO_ORDERS:
-        raise ValueError(f"pseudo_order must be one of {', '.join(PSEUDO_ORDERS)}, got {pseudo_order!r}")
-    coefficients = statistics if statistics is not None else _data_prediction()
+    order = checked_order(order)
+    if not isinstance(pseudo_order, str) or pseudo_order not in PSEUDO_ORDERS:
+        raise ValueError(f"pseudo_order must be one of {', '.join(PSEUDO_ORDERS)}, got {abbreviated(pseudo_order)}")
+    coefficients = statistics if statistics is not None else data_prediction()
     count = len(sigmas) - 1
     lambdas = [-math.log(sigma) if sigma > 0 else math.inf for sigma in sigmas]
+    finite = lambdas if math.isfinite(lambdas[-1]) else lambdas[:-1]
+    integrals = integrals_of(coefficients, finite, order + 1)
+    if not all(np.isfinite(part).all() for each in integrals for part in each):
+        raise _overflow(coefficients, finite)
     steps = []
     for i in range(count):
         start, end = lambdas[i], lambdas[i + 1]
@@ -240,7 +233,7 @@ def dpm_v3_steps(
         if math.isinf(end):
             steps.append(StepV3(one_minus_l, None, None, None))
             continue
-        h = end - start
+        h, over = end - start, integrals[i]
         # the outputs used at point i: the one made there, and as many before it as there are and the order allows
         nodes = [0.0]
         for k in range(1, min(order, i + 1 - analytical_first_step, count - i)):
@@ -249,132 +242,41 @@ def dpm_v3_steps(
             if distance is None or step_ratio(lambdas[i - k + 1] - lambdas[i - k], h) is None:
                 break
             nodes.append(-distance * h)
-        integrals = _integrals(coefficients, start, end, len(nodes) + 1)
-        predictor_step = _predictor(integrals, nodes, pseudo_order == "both")
+        decay, scale = np.exp(-over.l), np.exp(over.s)
+        predictor_step = _predictor(over, decay, nodes, pseudo_order == "both")
         corrector_step = None
         if corrector and i < count - 1 and h > 0 and not (i == 0 and analytical_first_step):
-            corrector_step = _corrector(integrals, [0.0, h, *nodes[1:]], pseudo_order != "off")
-        scale = np.exp(integrals.s)
-        carry = Carry(_as_weight(scale), _as_weight(scale * integrals.b))
-        if not all(np.isfinite(part).all() for part in (integrals.l, integrals.b, integrals.c, *integrals.moments)):
-            raise ValueError(
-                f"statistics are too large: the step from sigma {sigmas[i]:g} to {sigmas[i + 1]:g} overflows"
-            )
+            corrector_step = _corrector(over, decay, scale, [0.0, h, *nodes[1:]], pseudo_order != "off")
+        carry = Carry(_as_weight(scale), _as_weight(scale * over.b))
         steps.append(StepV3(one_minus_l, predictor_step, corrector_step, carry))
     return steps
 
 
-def _data_prediction() -> DataPrediction:
-    one, zero = np.ones(2), np.zeros(2)
-    return DataPrediction(np.array([-1e4, 1e4]), one, zero, zero)  # the logarithm of any float lies within
+def _overflow(coefficients: Coefficients, lambdas: Sequence[float]) -> ValueError:
+    """What to say of statistics whose integrals overflow in some step: the first such step, taken by itself."""
+    for start, end in pairwise(lambdas):
+        if not all(np.isfinite(part).all() for part in integrals_of(coefficients, (start, end), 1)[0]):
+            break
+    return ValueError(
+        f"statistics are too large: the step from sigma {math.exp(-start):g} to {math.exp(-end):g} overflows"
+    )
 
 
-def interpolated(statistics: Coefficients, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """l, s and b at lambda = ``level``, linear between grid points.
-
-    Beyond the grid nothing was measured. With r = exp(-2 |distance to the grid|), 1 - l decays as r above the highest
-    sigma and l as r below the lowest, as they do for any data of finite variance (a Gaussian has
-    l = sigma^2 / (v + sigma^2)); s and b decay as r on both sides. So nothing jumps (f would, if l did) or grows.
-    """
-    l, s, b = _along(statistics, level, level, np.zeros(1))  # noqa: E741
-    return l[0], s[0], b[0]
-
-
-def _along(statistics: Coefficients, left: float, right: float, points: np.ndarray) -> list[np.ndarray]:
-    """l, s and b at ``left + points * (right - left)``, where no grid point lies between the two."""
-    grid, middle = statistics.lambdas, (left + right) / 2
-    arrays = (statistics.l, statistics.s, statistics.b)
-    column = (slice(None), *[None] * (statistics.l.ndim - 1))
-    if grid[0] <= middle <= grid[-1]:
-        after = min(max(int(np.searchsorted(grid, middle)), 1), len(grid) - 1)
-        levels = left + points * (right - left)
-        share = ((levels - grid[after - 1]) / (grid[after] - grid[after - 1]))[column]
-        ends = [values[after - 1 : after + 1].astype(np.float64) for values in arrays]
-        return [low + share * (high - low) for low, high in ends]
-    end = 0 if middle < grid[0] else -1
-    decay = np.exp(-2 * np.abs(left + points * (right - left) - grid[end]))[column]
-    l, s, b = (decay * values[end].astype(np.float64) for values in arrays)  # noqa: E741
-    return [l + (1 - decay) if end == 0 else l, s, b]
-
-
-class Integrals(NamedTuple):
-    """The integrals over one step: L, S and B at its end, C = integral exp(L + S) B, and the moments E_1, E_2, ..."""
-
-    l: np.ndarray  # noqa: E741 - the paper's name
-    s: np.ndarray
-    b: np.ndarray
-    c: np.ndarray
-    moments: list[np.ndarray]
-
-
-def _lobatto() -> tuple[np.ndarray, np.ndarray]:
-    """Five Gauss-Lobatto points on [0, 1], and the matrix that integrates their polynomial from 0 to each point."""
-    root = math.sqrt(3 / 7)
-    points = (np.array([-1.0, -root, 0.0, root, 1.0]) + 1) / 2
-    powers = np.arange(5)
-    integrated = points[:, None] ** (powers + 1) / (powers + 1)
-    return points, integrated @ np.linalg.inv(points[:, None] ** powers)
-
-
-def _integrals(statistics: Coefficients, start: float, end: float, moments: int) -> Integrals:
-    """Integrate from lambda = ``start`` to ``end``.
-
-    This goes cell by cell, in each of which l, s and b are smooth, so memory does not grow with the grid.
-    """
-    points, integrate = _lobatto()
-    shape = np.broadcast_shapes(statistics.l.shape[1:], statistics.s.shape[1:], statistics.b.shape[1:])
-    sum_l, sum_s, sum_b, sum_c = (np.zeros(shape) for _ in range(4))
-    sums = [np.zeros(shape) for _ in range(moments)]
-    column = (slice(None), *[None] * len(shape))
-
-    def cumulative(values: np.ndarray) -> np.ndarray:
-        return np.tensordot(integrate, values, 1) * width
-
-    for left, right in _cells(statistics.lambdas, start, end):
-        width = right - left
-        l, s, b = _along(statistics, left, right, points)  # noqa: E741
-        big_l = sum_l + cumulative(l)
-        big_s = sum_s + cumulative(s)
-        big_b = sum_b + cumulative(np.exp(-big_s) * b)
-        kernel = np.exp(big_l + big_s)
-        sum_c = sum_c + cumulative(kernel * big_b)[-1]
-        distance = (left - start + points * width)[column]
-        for n in range(moments):
-            sums[n] = sums[n] + cumulative(kernel)[-1]
-            kernel = kernel * distance / (n + 1)
-        sum_l, sum_s, sum_b = big_l[-1], big_s[-1], big_b[-1]
-    return Integrals(sum_l, sum_s, sum_b, sum_c, sums)
-
-
-def _cells(grid: np.ndarray, start: float, end: float) -> list[tuple[float, float]]:
-    """The interval from ``start`` to ``end`` (in either direction), cut at grid points and at most WIDEST_CELL wide."""
-    low, high = min(start, end), max(start, end)
-    cuts = [low, *grid[(grid > low) & (grid < high)].tolist(), high]
-    edges: list[float] = [low]
-    for left, right in pairwise(cuts):
-        edges += np.linspace(left, right, math.ceil((right - left) / WIDEST_CELL) + 1)[1:].tolist()
-    cells = list(pairwise(edges))
-    return cells if start <= end else [(right, left) for left, right in reversed(cells)]
-
-
-def _predictor(integrals: Integrals, nodes: list[float], pseudo: bool) -> Update:
+def _predictor(integrals: Integrals, decay: np.ndarray, nodes: list[float], pseudo: bool) -> Update:
     """x' = exp(-L) (x - C - sum_k w_k g_k)."""
-    decay = np.exp(-integrals.l)
-    weights = _weights(nodes, integrals.moments, pseudo)
-    outputs = tuple(_as_weight(-decay * weight) for weight in weights)
-    return Update(_as_weight(decay), _as_weight(-decay * integrals.c), outputs)
+    weights = decay * _weights(nodes, integrals.moments, pseudo)
+    return Update(_as_weight(decay), _as_weight(-decay * integrals.c), tuple(_as_weight(-each) for each in weights))
 
 
-def _corrector(integrals: Integrals, nodes: list[float], pseudo: bool) -> Update:
+def _corrector(integrals: Integrals, decay: np.ndarray, scale: np.ndarray, nodes: list[float], pseudo: bool) -> Update:
     """The predictor's formula with the end of the step as second node, where g' = exp(-S) f' - B; f' comes first."""
-    decay = np.exp(-integrals.l)
-    newest, predicted, *past = (-decay * weight for weight in _weights(nodes, integrals.moments, pseudo))
+    newest, predicted, *past = -decay * _weights(nodes, integrals.moments, pseudo)
     shift = -decay * integrals.c - predicted * integrals.b
-    outputs = (predicted * np.exp(-integrals.s), newest, *past)
+    outputs = (predicted / scale, newest, *past)
     return Update(_as_weight(decay), _as_weight(shift), tuple(_as_weight(weight) for weight in outputs))
 
 
-def _weights(nodes: list[float], moments: list[np.ndarray], pseudo: bool) -> list[np.ndarray]:
+def _weights(nodes: list[float], moments: np.ndarray, pseudo: bool) -> np.ndarray:
     """w_k such that sum_k w_k g_k = sum_n g^(n) E_(n+1), with g_k at the ``nodes`` (distances, 0 first).
 
     Either the derivatives are those of the polynomial through all nodes (sum_k w_k d_k^n / n! = E_(n+1)), or
@@ -382,21 +284,95 @@ def _weights(nodes: list[float], moments: list[np.ndarray], pseudo: bool) -> lis
     """
     count = len(nodes)
     if count == 1:
-        return [moments[0]]
-    # scaled by the farthest node, so that small steps do not make the system singular
+        return moments[:1]
+    # scaled by the farthest node, so that small steps give no extreme numbers
     unit = max(abs(node) for node in nodes)
-    d = np.array(nodes) / unit
-    right = np.stack([moments[n] * math.factorial(n) / unit**n for n in range(count)])
-    if pseudo:
-        inverse = np.zeros((count, count))
-        for n in range(count):
-            for k in range(n + 1):
-                inverse[k, n] = 1 / np.prod([d[k] - d[j] for j in range(n + 1) if j != k])
-    else:
-        inverse = np.linalg.inv(np.vander(d, increasing=True).T)
-    return list(np.tensordot(inverse, right, 1))
+    d = [node / unit for node in nodes]
+    inverse = np.array([_differences(d, k) if pseudo else _lagrange(d, k) for k in range(count)])
+    inverse *= [math.factorial(n) / unit**n for n in range(count)]
+    return np.tensordot(inverse, moments[:count], 1)
+
+
+def _differences(d: list[float], k: int) -> list[float]:
+    """What g_k counts in the divided differences over the first 1, 2, ... nodes."""
+    count = len(d)
+    return [
+        1 / math.prod(d[k] - d[j] for j in range(n + 1) if j != k) if k <= n else 0.0
+        for n in range(count)
+    ]  # fmt: skip
+
+
+def _lagrange(d: list[float], k: int) -> list[float]:
+    """Coefficients of the polynomial that is 1 at node k and 0 at the others, the constant first."""
+    coefficients = [1.0]
+    for j, node in enumerate(d):
+        if j != k:
+            divisor = d[k] - node
+            shifted, scaled = [0.0, *coefficients], [*(node * each for each in coefficients), 0.0]
+            coefficients = [(high - low) / divisor for high, low in zip(shifted, scaled)]
+    return coefficients
 
 
 def _as_weight(weight: np.ndarray) -> Weight:
-    """A Python number where the array has one element, else a tensor."""
-    return float(weight.reshape(())) if weight.size == 1 else torch.from_numpy(np.ascontiguousarray(weight))
+    """A Python number where the array has one element, else the array."""
+    return float(weight.reshape(())) if weight.size == 1 else weight
+
+
+def _operations(steps: list[StepV3], analytical: bool) -> list[Operations]:
+    """The steps with weights of -f, past values of which stay as they are: what carries them is in the weights."""
+    found: list[Operations] = []
+    origins = [Carry(1.0, 0.0)]
+    for i, step in enumerate(steps):
+        before = steps[i - 1].carry if i > analytical else None
+        wanted = len(step.predictor.outputs) - 1 if step.predictor is not None else 0
+        carried = [
+            Carry(before.scale * each.scale, before.scale * each.shift + before.shift)
+            for each in origins[:wanted]
+            if before is not None
+        ]
+        origins = [Carry(1.0, 0.0), *carried]
+        predictor = step.predictor and _of_f(step.predictor, origins)
+        corrector = step.corrector and _of_f(step.corrector, [Carry(1.0, 0.0), *origins])
+        found.append(Operations(step.one_minus_l, predictor, corrector))
+    return found
+
+
+def _of_f(update: Update, origins: list[Carry]) -> Update:
+    """The update of g as one of -f, with g = scale f + shift."""
+    shift, outputs = update.shift, []
+    for weight, origin in zip(update.outputs, origins):
+        outputs.append(-weight * origin.scale)
+        if not isinstance(origin.shift, float) or origin.shift:
+            shift = shift + weight * origin.shift
+    return Update(update.state, shift, tuple(outputs))
+
+
+def _like(steps: list[Operations], x: torch.Tensor) -> list[Operations]:
+    """The same with all weights that are arrays on the device and in the dtype of ``x``, by one transfer."""
+    arrays: list[np.ndarray] = []
+
+    def visit(weight: Weight, place: Callable[[np.ndarray], Weight]) -> Weight:
+        return place(weight) if isinstance(weight, np.ndarray) else weight
+
+    def mapped(place: Callable[[np.ndarray], Weight]) -> list[Operations]:
+        def update(each: Optional[Update]) -> Optional[Update]:
+            if each is None:
+                return None
+            outputs = tuple(visit(weight, place) for weight in each.outputs)
+            return Update(visit(each.state, place), visit(each.shift, place), outputs)
+
+        return [
+            Operations(visit(step.one_minus_l, place), update(step.predictor), update(step.corrector))
+            for step in steps
+        ]  # fmt: skip
+
+    def collect(weight: np.ndarray) -> Weight:
+        arrays.append(weight)
+        return weight
+
+    mapped(collect)
+    if not arrays:
+        return steps
+    together = np.stack(arrays, dtype=np.float64 if x.dtype == torch.float64 else np.float32, casting="same_kind")
+    weights = iter(on_device(torch.from_numpy(together).to(x.dtype), x.device).unbind())
+    return mapped(lambda weight: next(weights))

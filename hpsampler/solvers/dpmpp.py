@@ -8,7 +8,8 @@ from typing import Any, Optional
 
 import torch
 
-from ._core import Callback, Model, Run, Step, analytical_output, first_order, log_step, step_ratio
+from ..checks import abbreviated, finite
+from ._core import Callback, Model, Run, Step, analytical_output, checked_share, first_order, log_step, step_ratio
 
 __all__ = ["dpmpp_2m_steps", "sample_dpmpp_1s", "sample_dpmpp_2m"]
 
@@ -36,12 +37,11 @@ def sample_dpmpp_1s(
         The state at ``sigmas[-1]``, shape and dtype of ``x``.
 
     Raises:
-        ValueError: sigmas that are not finite, or not above 0 before the last.
+        ValueError: naming the argument, its value and what is allowed; or a model that returns another shape.
     """
-    run = Run.of(x, sigmas, callback)
-    extra_args = extra_args or {}
+    run = Run.of(model, x, sigmas, extra_args, callback)
     for i, (sigma, sigma_next) in enumerate(run.pairs()):
-        denoised = model(x, run.rows[i], **extra_args)
+        denoised = run.denoised(i, x)
         run.report(i, x, denoised)
         x = first_order(sigma, sigma_next)(x, [denoised])
     return x
@@ -73,16 +73,17 @@ def sample_dpmpp_2m(
             At a step to sigma 0 the correction is that of ``extrapolate``, which ``factors`` overrides.
         analytical_first_step: above 0, the first step makes no call, see :func:`~hpsampler.solvers.sample_unipc`.
     """
-    run = Run.of(x, sigmas, callback)
-    extra_args = extra_args or {}
+    run = Run.of(model, x, sigmas, extra_args, callback)
+    share = checked_share("analytical_first_step", analytical_first_step)
+    steps = dpmpp_2m_steps(run.sigmas, extrapolate, factors, share > 0)
     previous: list[torch.Tensor] = []
-    for i, step in enumerate(dpmpp_2m_steps(run.sigmas, extrapolate, factors, bool(analytical_first_step))):
-        if i == 0 and analytical_first_step:
-            denoised = x * analytical_output(run.sigmas[0], analytical_first_step)
-        else:
-            denoised = model(x, run.rows[i], **extra_args)
+    for i, step in enumerate(steps):
+        denoised = x * analytical_output(run.sigmas[0], share) if i == 0 and share else run.denoised(i, x)
         run.report(i, x, denoised)
-        x = step(x, [denoised, *previous])
+        if i + 1 < len(steps) and len(steps[i + 1].outputs) > 1:
+            x, denoised = step.keeping(x, [denoised, *previous])
+        else:
+            x = step(x, [denoised, *previous])
         previous = [denoised]
     return x
 
@@ -98,12 +99,12 @@ def dpmpp_2m_steps(
     The output that an analytical first step assumes never enters the history.
 
     Raises:
-        ValueError: the number of factors is not the number of steps.
+        ValueError: the factors are not as many numbers as there are steps.
     """
     if factors is None:
         factors = [1.0] * (len(sigmas) - 2) + [1.0 if extrapolate or sigmas[-1] > 0 else 0.0]
-    elif len(factors) != len(sigmas) - 1:
-        raise ValueError(f"factors must be {len(sigmas) - 1}, one per step, got {len(factors)}")
+    else:
+        factors = _checked_factors(factors, len(sigmas) - 1)
     steps: list[Step] = []
     h_past = None
     for i, ((sigma, sigma_next), factor) in enumerate(zip(pairwise(sigmas), factors)):
@@ -124,3 +125,17 @@ def dpmpp_2m_steps(
         # after an analytical first step there is no past output
         h_past = None if i == 0 and analytical_first_step else h
     return steps
+
+
+def _checked_factors(factors: Any, steps: int) -> list[float]:
+    try:
+        given = list(factors)
+    except TypeError:
+        raise ValueError(f"factors must be {steps}, one per step, got {abbreviated(factors)}") from None
+    if len(given) != steps:
+        raise ValueError(f"factors must be {steps}, one per step, got {len(given)}")
+    checked = [finite(factor) for factor in given]
+    for factor, number in zip(given, checked):
+        if number is None:
+            raise ValueError(f"factors must be finite numbers, got {abbreviated(factor)}")
+    return [number for number in checked if number is not None]

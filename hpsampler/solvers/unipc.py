@@ -19,7 +19,9 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 import torch
 
+from ..checks import abbreviated
 from ._core import (
+    MAX_ORDER,
     MIN_STEP_RATIO,
     Callback,
     Model,
@@ -27,6 +29,8 @@ from ._core import (
     Run,
     Step,
     analytical_output,
+    checked_order,
+    checked_share,
     first_order,
     log_step,
     step_ratio,
@@ -36,7 +40,6 @@ __all__ = ["MAX_ORDER", "PREDICTIONS", "VARIANTS", "sample_unipc", "unipc_steps"
 
 PREDICTIONS = ("data", "noise")
 VARIANTS = ("bh1", "bh2")
-MAX_ORDER = 3
 
 EXTRAPOLATED_TO_ZERO = Step(0.0, (1.5, -0.5))
 """The step to sigma 0 as x0 = D + (D - D_prev)/2, where multistep solvers otherwise take x0 = D."""
@@ -88,22 +91,19 @@ def sample_unipc(
     Raises:
         ValueError: naming the argument, its value and what is allowed.
     """
-    run = Run.of(x, sigmas, callback)
-    extra_args = extra_args or {}
-    if not 0 <= noise_level <= 1:
-        raise ValueError(f"noise_level must be from 0 to 1, got {noise_level!r}")
-    if noise_level and (noise_sampler is None or not corrector):
+    run = Run.of(model, x, sigmas, extra_args, callback)
+    noise_level = checked_share("noise_level", noise_level)
+    if noise_level and (not callable(noise_sampler) or not corrector):
         raise ValueError(f"noise_level={noise_level:g} needs a noise_sampler and the corrector")
-    analytical = bool(analytical_first_step)
-    steps = unipc_steps(run.sigmas, order, prediction, variant, corrector, extrapolate, analytical)
+    if noise_level and any(sigma_next > sigma for sigma, sigma_next in run.pairs()):
+        raise ValueError(f"noise_level={noise_level:g} needs sigmas that do not rise, got {run.sigmas}")
+    share = checked_share("analytical_first_step", analytical_first_step)
+    steps = unipc_steps(run.sigmas, order, prediction, variant, corrector, extrapolate, share > 0)
     past: list[torch.Tensor] = []
     start = x
     for i, step in enumerate(steps):
         sigma = run.sigmas[i]
-        if i == 0 and analytical_first_step:
-            denoised = x * analytical_output(sigma, analytical_first_step)
-        else:
-            denoised = model(x, run.rows[i], **extra_args)
+        denoised = x * analytical_output(sigma, share) if i == 0 and share else run.denoised(i, x)
         run.report(i, x, denoised)
         output = denoised if prediction == "data" else (x * (1 / sigma)).sub_(denoised, alpha=1 / sigma)
         if i > 0:
@@ -112,10 +112,19 @@ def sample_unipc(
                 x = corrector_step(start, [output, *past])
                 if noise_level and noise_sampler is not None:
                     x = _with_fresh_noise(start, x, run.sigmas[i - 1], sigma, noise_level, noise_sampler)
-        past = [output, *past[: MAX_ORDER - 1]]
-        start = x
-        x = step.predictor(start, past)
+        past, start = [output, *past[: MAX_ORDER - 1]], x
+        if prediction == "data" and _needed_later(steps, i):
+            # noise was computed here, but the data are the model's own
+            x, past[0] = step.predictor.keeping(start, past)
+        else:
+            x = step.predictor(start, past)
     return x
+
+
+def _needed_later(steps: list[PredictorCorrector], i: int) -> bool:
+    """Whether the output of step i counts after that step."""
+    later = steps[i + 1 :]
+    return steps[i].corrector is not None or any(len(step.predictor.outputs) > k for k, step in enumerate(later, 1))
 
 
 def _with_fresh_noise(
@@ -140,12 +149,10 @@ def unipc_steps(
     Raises:
         ValueError: naming the argument, its value and what is allowed.
     """
-    if order not in (1, 2, 3):
-        raise ValueError(f"order must be 1, 2 or 3, got {order!r}")
-    if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
-    if variant not in VARIANTS:
-        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+    order = checked_order(order)
+    for name, value, allowed in (("prediction", prediction, PREDICTIONS), ("variant", variant, VARIANTS)):
+        if not isinstance(value, str) or value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {abbreviated(value)}")
     if extrapolate and prediction != "data":
         raise ValueError(f'extrapolate needs prediction="data", got {prediction!r}')
 

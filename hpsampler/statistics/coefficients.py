@@ -77,6 +77,7 @@ class Statistics:
         l, s, b: shape (grid, channels, height, width), where each of the last three may be 1; float32 or float64.
             b is in the units of x_0, s per unit of lambda.
         source: where they come from.
+        weights: those of the schedules that were sampled with them, which the solver computes once and keeps here.
 
     Raises:
         StatisticsError: the shapes do not agree, values are not finite or too large, or the grid does not increase.
@@ -87,6 +88,7 @@ class Statistics:
     s: np.ndarray
     b: np.ndarray
     source: Provenance = field(default_factory=Provenance)
+    weights: dict[tuple[Any, ...], Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lambdas", checked_grid(self.lambdas))

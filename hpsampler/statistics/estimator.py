@@ -20,7 +20,9 @@ from typing import Any, Optional
 import numpy as np
 import torch
 
-from ..store import Reader, abbreviated
+from ..checks import abbreviated
+from ..solvers._core import answer
+from ..store import Reader
 from .coefficients import Provenance, Statistics, StatisticsError, checked_grid
 from .files import VERSION, naming_file, read_arrays, write_arrays
 
@@ -100,6 +102,7 @@ class Estimator:
 
         Raises:
             StatisticsError: a batch that does not fit ``shape``, or a model whose output is not finite.
+            ValueError: a model that returns another shape than x has.
         """
         if x.ndim != 4 or any(own not in (1, size) for own, size in zip(self.shape, x.shape[1:])) or not len(x):
             raise StatisticsError(f"x must have shape (batch, *{self.shape}), got {tuple(x.shape)}")
@@ -136,8 +139,9 @@ class Estimator:
             )  # type: ignore[assignment]  # it returns three only with has_aux
             return output
         step = self.probe_step * sigma
-        denoised = model(x, row, **extra)
-        return denoised, (model(x + step * v, row, **extra) - denoised) / step
+        # the second call may overwrite what the first returned
+        denoised = answer(model, x, row, extra).clone()
+        return denoised, (answer(model, x + step * v, row, extra) - denoised) / step
 
     def _step(self, x: torch.Tensor, denoised: torch.Tensor, past: Optional[torch.Tensor], i: int) -> torch.Tensor:
         """A step of DPM++ 2M from grid point i to the next."""

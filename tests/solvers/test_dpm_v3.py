@@ -13,8 +13,9 @@ from bench.problems import PROBLEMS, reference_endpoint, relative_error
 from hpsampler.solvers import SOLVERS, sample_dpm_v3, sample_dpmpp_1s, sample_dpmpp_2m
 from hpsampler.solvers.dpm_v3 import PSEUDO_ORDERS, dpm_v3_steps, interpolated
 from hpsampler.solvers.unipc import unipc_steps
+from hpsampler.statistics.coefficients import Statistics
 from tests.oracles import mixture_denoiser
-from tests.solvers.test_solvers import Recorder, run_diffusers
+from tests.solvers.test_solvers import CountOps, Recorder, run_diffusers
 
 SHAPE = (4, 3, 2)
 KEPT = [14.6146, 4.5188, 1.9615, 1.0010, 0.5015, 0.1320]
@@ -394,3 +395,84 @@ def test_measured_statistics_beat_dpmpp_2m_on_a_guided_mixture(cfg_scale):
         errors.append(relative_error(result.flatten(1), expected))
     assert errors[0] < errors[1]
     assert math.isfinite(errors[0])
+
+
+# ---- speed of our own part -------------------------------------------------------------------------------------------
+
+
+def pooled_statistics(points=51):
+    grid = np.linspace(-2.7, 3.6, points)
+    rng = np.random.default_rng(1)
+    return Statistics(grid, *(0.5 + 0.1 * rng.standard_normal((points, 4, 1, 1)) for _ in range(3)))
+
+
+def element_statistics(points=51):
+    return Statistics(*gaussian_statistics(points))
+
+
+@pytest.mark.parametrize("make", [pooled_statistics, element_statistics, lambda: None], ids=["pooled", "own", "none"])
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        # -f; the corrector: x with its shift, f', and one more for each past value; the predictor likewise
+        ({"order": 1}, 6),
+        ({"order": 2}, 8),
+        ({"order": 3}, 10),
+        ({"order": 2, "corrector": False}, 4),
+        ({"order": 2, "analytical_first_step": 1.0}, 8),
+    ],
+)
+def test_operations_between_two_model_calls(make, options, most):
+    between, mode = [], CountOps()
+
+    def model(x, sigma):
+        between.append(mode.count)
+        mode.count = 0
+        return output
+
+    sigmas, statistics = torch.linspace(10, 1, 9), make()
+    x = start(10.0, dtype=torch.float32)
+    output = torch.zeros_like(x)
+    with mode:
+        sample_dpm_v3(model, x, sigmas, statistics=statistics, **options)
+    assert 0 < max(between[1:]) <= most
+
+
+def test_a_schedule_s_weights_are_computed_once(monkeypatch):
+    """On the same statistics the second picture begins at once; two schedules are kept, as for hires. fix."""
+    from hpsampler.solvers import dpm_v3
+
+    calls = []
+    monkeypatch.setattr(
+        dpm_v3, "integrals_of", lambda *args, _own=dpm_v3.integrals_of: calls.append(args[1]) or _own(*args)
+    )
+    statistics, x = element_statistics(), start(KEPT[0])
+    first = sample_dpm_v3(gaussian, x, float64(KEPT), statistics=statistics)
+    assert torch.equal(sample_dpm_v3(gaussian, x, float64(KEPT), statistics=statistics), first) and len(calls) == 1
+    for changed in ({"order": 1}, {"corrector": False}, {"pseudo_order": "off"}, {"analytical_first_step": 1.0}):
+        before = len(calls)
+        other = sample_dpm_v3(gaussian, x, float64(KEPT), statistics=statistics, **changed)
+        assert len(calls) == before + 1 and not torch.equal(other, first), changed
+    single = sample_dpm_v3(gaussian, x.float(), float64(KEPT), statistics=statistics)
+    assert single.dtype == torch.float32
+    assert torch.equal(sample_dpm_v3(gaussian, x, float64(KEPT), statistics=statistics), first)
+    assert len(statistics.weights) == dpm_v3.KEPT_SCHEDULES == 2
+    assert torch.equal(sample_dpm_v3(gaussian, x, float64(KEPT), statistics=element_statistics()), first)
+
+
+def test_blocks_of_elements_and_cells_change_nothing(monkeypatch):
+    from hpsampler.solvers import _integrals
+
+    expected = dpm_v3_steps(TO_ZERO, 3, gaussian_statistics(126))
+    monkeypatch.setattr(_integrals, "BLOCK", 1)
+    for one, other in zip(expected, dpm_v3_steps(TO_ZERO, 3, gaussian_statistics(126))):
+        for part in ("predictor", "corrector", "carry"):
+            for ours, theirs in zip(getattr(one, part) or (), getattr(other, part) or ()):
+                np.testing.assert_allclose(np.array(ours), np.array(theirs), rtol=1e-12, atol=1e-14)
+
+
+def test_the_step_that_overflows_is_named():
+    grid = np.array([-2.7, -0.1, 0.1, 3.6])
+    statistics = Coefficients(grid, np.full(4, 0.5), np.array([0.0, 0.0, 9e3, 9e3]), np.zeros(4))
+    with pytest.raises(ValueError, match=r"the step from sigma 1\.001 to 0\.5015 overflows"), np.errstate(all="ignore"):
+        sample_dpm_v3(mixture_denoiser, start(KEPT[0]), float64(KEPT), statistics=statistics)
