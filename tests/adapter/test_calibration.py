@@ -91,6 +91,23 @@ def test_the_end_of_it_in_img2img_with_the_factors_of_those_steps(webui, host, m
     assert sigmas_of(webui, host, plain)[0] != pytest.approx(FIVE.sigmas[2], rel=1e-3)
 
 
+@pytest.mark.parametrize(("strength", "steps"), [(1.0, 5), (0.99, 5), (0.5, 3), (0.3, 2), (0.0, 1)])
+def test_the_factors_are_those_of_the_steps_that_run(webui, host, made, monkeypatch, strength, steps):
+    """A schedule of five steps has four factors between them and a first without one; img2img runs its last part."""
+    given = []
+    registration = importlib.import_module("hpsampler.webui.registration")
+    solver = registration.SOLVERS["dpmpp_2m"]
+
+    def spy(model, x, sigmas, *args, **own):
+        given.append((len(sigmas) - 1, own["factors"]))
+        return solver(model, x, sigmas, *args, **own)
+
+    monkeypatch.setattr(registration, "SOLVERS", {**registration.SOLVERS, "dpmpp_2m": spy})
+    p = Img2Img(steps=5, denoising_strength=strength, init_latent=torch.zeros(1, 4, 8, 8), scheduler="HP calibrated")
+    host.run(p)
+    assert given == [(steps, FIVE.factors[-steps:])]
+
+
 def test_a_second_pass_is_another_size(webui, host, made, library):
     """Six of ten steps, and only of a calibration made for the second pass's size."""
     ten = Fitted(
@@ -137,6 +154,21 @@ def test_a_name_that_is_not_here_is_refused_before_the_first_call(webui, host, m
     ):
         host.run(Txt2Img(steps=5), {"calibration": "other"})
     assert seen == []
+
+
+@pytest.mark.parametrize(("option", "value"), [("sigma_max", 14.5), ("sigma_max", 14.8), ("sigma_min", 0.0295)])
+def test_ends_that_differ_by_a_hundredth_are_other_ends(webui, host, made, option, value):
+    setattr(webui.shared.opts, option, value)
+    try:
+        p = Txt2Img(steps=5, scheduler="HP calibrated")
+        seen = sigmas_of(webui, host, p)
+        assert not is_calibrated(seen) and "no calibration is used" in p.extra_generation_params["HP note"]
+        assert option == "sigma_min" or seen[0] == pytest.approx(min(value, 14.614641), rel=1e-5)
+        own = Txt2Img(steps=5, scheduler="HP calibrated")
+        setattr(webui.shared.opts, option, {"sigma_max": 14.6147, "sigma_min": 0.029168}[option])
+        assert is_calibrated(sigmas_of(webui, host, own)), "the model's own, as the host rounds them"
+    finally:
+        setattr(webui.shared.opts, option, 0)
 
 
 def test_changed_ends_of_the_schedule_are_told(webui, host, made):
