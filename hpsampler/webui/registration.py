@@ -106,7 +106,8 @@ def _sample(
         x = _golden(this, this.golden, denoiser, x, float(run.sigmas[0]), extra_args or {})
     if run.analytical:
         callback = _without_first(callback)
-    model = with_guidance(host.takes_guidance(denoiser), run.guidance)
+    # without scales of the recipe's the host's own stand, of which the second pass may have one that we must not touch
+    model = with_guidance(host.takes_guidance(denoiser), run.guidance) if run.guidance else denoiser
     return SOLVERS[run.recipe.solver](model, x, run.sigmas, extra_args, callback, **options)
 
 

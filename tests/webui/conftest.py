@@ -1,4 +1,4 @@
-"""Fixtures for tests that need a real WebUI: AUTOMATIC1111 v1.10.1 in the folder that HPS_WEBUI names."""
+"""Fixtures for tests that need a real WebUI, A1111 or a fork of it, in the folder that HPS_WEBUI names."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.webui.harness import DEFAULT_CHECKPOINT, PATIENCE, ROOT, WebUI, WebUIError
+from tests.webui.hosts import Host
 from tiny_model import checkpoint as trained
 
 PROBE = Path(__file__).with_name("probe")
@@ -20,53 +21,77 @@ MAKER = Path(__file__).with_name("tiny_checkpoints.py")
 MADE_OF = (MAKER, Path(trained.__file__))
 
 
-@pytest.fixture(scope="session")
-def webui_folder() -> Path:
-    """The WebUI's folder; without it the test is skipped."""
-    name = os.environ.get("HPS_WEBUI")
+def _folder(variable: str) -> Path | None:
+    """The WebUI's folder that an environment variable names."""
+    name = os.environ.get(variable)
     if not name:
-        pytest.skip("set HPS_WEBUI to an AUTOMATIC1111 v1.10.1 folder with a venv/ inside to run this")
+        return None
     folder = Path(name).resolve()
     if not (folder / "webui.py").is_file() or not (folder / "venv" / "bin" / "python").exists():
-        pytest.fail(f"HPS_WEBUI={name} holds no webui.py or no venv/bin/python")
+        pytest.fail(f"{variable}={name} holds no webui.py or no venv/bin/python")
     return folder
 
 
 @pytest.fixture(scope="session")
-def checkpoints(webui_folder: Path, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of hps-tiny-sd15, hps-tiny-sd15-v and hps-tiny-sdxl; kept in pytest's cache until their script changes."""
+def host() -> Host:
+    """The WebUI under test; without it the test is skipped."""
+    folder = _folder("HPS_WEBUI")
+    if folder is None:
+        pytest.skip("set HPS_WEBUI to a WebUI's folder with a venv/ inside to run this")
+    return Host(folder)
+
+
+@pytest.fixture(scope="session")
+def reference() -> Host | None:
+    """A1111 in the folder that HPS_WEBUI_REFERENCE names: another host is compared with it."""
+    folder = _folder("HPS_WEBUI_REFERENCE")
+    return folder and Host(folder)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(
+    host: Host, reference: Host | None, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Folder of hps-tiny-sd15, hps-tiny-sd15-v and hps-tiny-sdxl; kept in pytest's cache until their script changes.
+
+    They are written with A1111's own classes, of the reference if there is one.
+    """
+    layouts = reference or host
+    if not layouts.has_layouts:
+        pytest.skip(
+            "this WebUI holds no code to write the tiny checkpoints: set HPS_WEBUI_REFERENCE to an A1111 folder"
+        )
     cache = getattr(pytestconfig, "cache", None)
     out = Path(cache.mkdir("hps-tiny")) if cache else tmp_path_factory.mktemp("hps-tiny")
     # the configurations name the folder they lie in, and the weights follow the WebUI's torch
     made_of = b"".join(path.read_bytes() for path in MADE_OF)
-    key = hashlib.sha256(made_of + f"{out}\0{webui_folder}".encode()).hexdigest()
+    key = hashlib.sha256(made_of + f"{out}\0{layouts.folder}".encode()).hexdigest()
     stamp = out / "key"
     if not stamp.exists() or stamp.read_text() != key:
         shutil.rmtree(out)
         out.mkdir()
-        command = [webui_folder / "venv" / "bin" / "python", "-m", f"tests.webui.{MAKER.stem}"]
-        command += ["--webui", webui_folder, "--out", out]
+        command = [layouts.python, "-m", f"tests.webui.{MAKER.stem}", "--webui", layouts.folder, "--out", out]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         if done.returncode:
             raise WebUIError(f"{MAKER.name} failed:\n{done.stderr[-4000:]}")
+        trained.main(["--webui", str(layouts.folder), "--out", str(out)])
         stamp.write_text(key)
     return out
 
 
 @pytest.fixture(scope="session")
-def trained_checkpoint(webui_folder: Path, checkpoints: Path) -> str:
-    """Name of the trained tiny model's checkpoint, written beside the others."""
-    trained.main(["--webui", str(webui_folder), "--out", str(checkpoints)])
+def trained_checkpoint(checkpoints: Path) -> str:
+    """Name of the trained tiny model's checkpoint, which lies beside the others."""
     return trained.NAME
 
 
-def _server_maker(webui_folder: Path, checkpoints: Path, base: Path) -> Iterator[Callable[..., WebUI]]:
+def _server_maker(host: Host, checkpoints: Path, base: Path) -> Iterator[Callable[..., WebUI]]:
     """Function that starts a WebUI with WebUI's keyword arguments; all it started end with the generator."""
     started: list[WebUI] = []
     numbers = itertools.count()
 
     def serve(**options) -> WebUI:
-        started.append(WebUI(webui_folder, base / f"data{next(numbers)}", checkpoints, **options))
+        started.append(WebUI(host, base / f"data{next(numbers)}", checkpoints, **options))
         return started[-1]
 
     try:
@@ -77,15 +102,15 @@ def _server_maker(webui_folder: Path, checkpoints: Path, base: Path) -> Iterator
 
 
 @pytest.fixture(scope="module")
-def serve(webui_folder, checkpoints, tmp_path_factory) -> Iterator[Callable[..., WebUI]]:
+def serve(host, checkpoints, tmp_path_factory) -> Iterator[Callable[..., WebUI]]:
     """Start a server of the module's own: ``serve(extension=False)``, ``serve(checkpoint="hps-tiny-sdxl")``,
     ``serve(files={"extensions/probe": folder_or_text})``, ``serve(settings={...}, flags=[...])``."""
-    yield from _server_maker(webui_folder, checkpoints, tmp_path_factory.mktemp("webui"))
+    yield from _server_maker(host, checkpoints, tmp_path_factory.mktemp("webui"))
 
 
 @pytest.fixture(scope="session")
-def _shared_server(webui_folder, checkpoints, tmp_path_factory) -> Iterator[WebUI]:
-    for start in _server_maker(webui_folder, checkpoints, tmp_path_factory.mktemp("webui")):
+def _shared_server(host, checkpoints, tmp_path_factory) -> Iterator[WebUI]:
+    for start in _server_maker(host, checkpoints, tmp_path_factory.mktemp("webui")):
         yield start(files={"extensions/hps-probe": PROBE}, settings={"hires_fix_show_sampler": True})
 
 

@@ -20,17 +20,13 @@ import numpy as np
 from PIL import Image
 
 from bench.webp import LOSSLESS
+from tests.webui.hosts import Host, extra_extensions
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_CHECKPOINT = "hps-tiny-sd15"
-STARTED, LOADED, NOT_LOADED = "Startup time:", "Model loaded in", "Stable diffusion model failed to load"
+STARTED, LOADED, NOT_LOADED = "Startup time:", " loaded in ", "Stable diffusion model failed to load"
 PATIENCE = 900.0
 """Seconds after which a wait gives up: far more than any takes, as the machine may be busy with something else."""
-
-FLAGS = [
-    "--skip-torch-cuda-test", "--skip-version-check", "--no-half", "--precision", "full", "--use-cpu", "all", "--api",
-    "--no-download-sd-model", "--do-not-download-clip", "--disable-safe-unpickle", "--no-hashing",
-]  # fmt: skip
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -90,11 +86,12 @@ class WebUI:
     """A running WebUI with a data folder of its own.
 
     ``files`` maps paths inside the data folder to what shall lie there: a ``Path`` (file or folder to copy) or text.
+    A host that loads its model with the first picture draws one, unless it shall not be ``warm``.
     """
 
     def __init__(
         self,
-        folder: Path,
+        host: Host,
         data: Path,
         checkpoints: Path,
         *,
@@ -103,20 +100,27 @@ class WebUI:
         files: dict[str, Path | str] | None = None,
         settings: dict[str, Any] | None = None,
         flags: list[str] | None = None,
+        api: bool = True,
+        warm: bool = True,
     ) -> None:
+        self.host = host
         self.data = data
         self._log_path = data / "webui.log"
         extensions = data / "extensions"
         extensions.mkdir(parents=True)
-        (data / "config.json").write_text(json.dumps({**SETTINGS, **(settings or {})}))
+        chosen = {"sd_model_checkpoint": f"{checkpoint}.safetensors"}
+        (data / "config.json").write_text(json.dumps({**SETTINGS, **chosen, **(settings or {})}))
         if extension:
             copy_extension(extensions / "hp-sampler")
-        # open_clip knows architectures by name only: this adds the tiny SDXL's without writing to site-packages
-        helper = extensions / "hps-tiny-architecture" / "scripts"
-        helper.mkdir(parents=True)
-        helper.joinpath("hps_tiny_architecture.py").write_text(
-            f"import open_clip\n\nopen_clip.add_model_config({str(checkpoints / 'hps-tiny-g.json')!r})\n"
-        )
+        if host.has_layouts:
+            # open_clip knows architectures by name only: this adds the tiny SDXL's without writing to site-packages
+            helper = extensions / "hps-tiny-architecture" / "scripts"
+            helper.mkdir(parents=True)
+            helper.joinpath("hps_tiny_architecture.py").write_text(
+                f"import open_clip\n\nopen_clip.add_model_config({str(checkpoints / 'hps-tiny-g.json')!r})\n"
+            )
+        for extra in extra_extensions():
+            shutil.copytree(extra, extensions / extra.name)
         for name, source in (files or {}).items():
             target = data / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -132,17 +136,23 @@ class WebUI:
         env = {k: v for k, v in os.environ.items() if k not in ("COMMANDLINE_ARGS", "PYTHONPATH", "PYTHONHOME")}
         env.update(ENVIRONMENT)
         env.update({name: str(data / "cache") for name in ("HF_HOME", "MPLCONFIGDIR", "GRADIO_TEMP_DIR")})
-        # webui.py and not launch.py: that one checks and installs, which needs git folders and the network
-        command = [str(folder / "venv" / "bin" / "python"), "webui.py", *FLAGS, *(flags or [])]
-        command += ["--port", str(port), "--data-dir", str(data)]
-        command += ["--ckpt-dir", str(checkpoints), "--ckpt", str(checkpoints / f"{checkpoint}.safetensors")]
+        command = [*host.command(data, checkpoints, checkpoint, port), *(["--api"] if api else []), *(flags or [])]
         with self._log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=host.folder,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         try:
             self.wait_for_log(STARTED)
-            self.wait_for_log(LOADED)
+            if not host.loads_late:
+                self.wait_for_log(LOADED)
+            elif warm:
+                self.txt2img(steps=1)
         except BaseException:
             self.stop()
             raise
@@ -209,7 +219,7 @@ class WebUI:
         return body
 
     def _generate(self, path: str, payload: dict[str, Any]) -> tuple[list[np.ndarray], dict[str, Any]]:
-        body = self._must(path, {**TINY, **payload})
+        body = self._must(path, {**TINY, **self.host.payload, **payload})
         return [decode(image) for image in body["images"]], json.loads(body["info"])
 
     def txt2img(self, **payload: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
@@ -223,6 +233,8 @@ class WebUI:
         """Load a checkpoint; returns when it is loaded."""
         start = len(self.log())
         self._must("/sdapi/v1/options", {"sd_model_checkpoint": f"{name}.safetensors"})
+        if self.host.loads_late:
+            self.txt2img(steps=1)
         if NOT_LOADED in self.log()[start:] or name not in self.get("/sdapi/v1/options")["sd_model_checkpoint"]:
             raise WebUIError(f"{name} was not loaded:\n{self.log_tail()}")
 
@@ -245,10 +257,22 @@ COUNT_REQUESTS = """(() => {
         window.hpsUnderWay++;
         return promise.finally(() => window.hpsUnderWay--);
     };
+    // gradio 4 keeps one answer open while any event is queued; what reads a copy of it sees it end
+    const drained = async (reader) => {
+        try {
+            while (!(await reader.read()).done);
+        } catch (aborted) {}
+    };
+    const streamed = (answer) => {
+        if (!answer.body || !answer.url.includes("/queue/data")) return answer;
+        const [ours, theirs] = answer.body.tee();
+        counted(drained(ours.getReader()));
+        return new Response(theirs, {status: answer.status, headers: answer.headers});
+    };
     const [fetched, parsed, Socket] = [window.fetch, Response.prototype.json, window.WebSocket];
-    window.fetch = (...args) => counted(fetched(...args));
+    window.fetch = (...args) => counted(fetched(...args).then(streamed));
     Response.prototype.json = function () { return counted(parsed.call(this)); };
-    // one for each event that gradio queues
+    // gradio 3 opens one for each event that it queues
     window.WebSocket = class extends Socket {
         constructor(...args) {
             super(...args);

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from hpsampler.guidance import effective_guidance
-from tests.webui.harness import decode
+from tests.webui.hosts import refusal
 from tests.webui.test_accordion import grid
-from tests.webui.test_api import SAMPLERS, hp
+from tests.webui.test_api import SAMPLERS, from_infotext, hp
 
 FIVE = effective_guidance(7, 5)
 CFG_7 = {"cfg_scale": 7, "steps": 5}
@@ -95,8 +95,7 @@ def test_over_an_axis_and_from_the_infotext(server, counted):
     (image,), info, scales = counted({"guidance": "0.60", "bend": 0.2})
     assert "HP Guidance: 0.6, HP Bend: 0.2" in info["infotexts"][0] and scales == pytest.approx([4.2] * 5)
     server.get("/hps-probe/guidance")
-    status, answer = server.post("/sdapi/v1/txt2img", {"infotext": info["infotexts"][0]})
-    assert status == 200 and np.array_equal(decode(answer["images"][0]), image)
+    assert np.array_equal(from_infotext(server, info["infotexts"][0])[0], image)
     assert server.get("/hps-probe/guidance") == scales
 
 
@@ -104,5 +103,5 @@ def test_over_an_axis_and_from_the_infotext(server, counted):
 def test_a_wrong_value_stops_before_the_first_call(server, wrong):
     server.get("/hps-probe/guidance")
     status, answer = server.post("/sdapi/v1/txt2img", {"width": 64, "height": 64, **hp(wrong)})
-    assert status == 500 and f"({next(iter(wrong))}) must be Recipe" in answer["errors"], answer
+    assert status == 500 and f"({next(iter(wrong))}) must be Recipe" in refusal(answer), answer
     assert server.get("/hps-probe/guidance") == []

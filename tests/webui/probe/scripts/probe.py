@@ -1,9 +1,10 @@
 """Makes a UNet call fail, puts another UNet in its place, tells what it carries, all on request. For tests only.
 
 A request's override setting cannot reach a callback safely, so it is asked for in the prompt: "FAIL AT n" raises at
-UNet call n, in the last block, while hooks of the decoder are on.
+UNet call n, in the last block, while Free-U is on.
 """
 
+import inspect
 import re
 
 from modules import script_callbacks, sd_samplers_cfg_denoiser, sd_unet, shared
@@ -20,10 +21,20 @@ class Outside(sd_unet.SdUnetOption):
         return unet
 
 
+def patcher():
+    """The UNet with its patches, where a backend runs it; otherwise None."""
+    objects = getattr(shared.sd_model, "forge_objects", None)
+    return objects and objects.unet
+
+
+def diffusion_model():
+    return (patcher() or shared.sd_model).model.diffusion_model
+
+
 def on_cfg_denoiser(params):
     found = re.search(r"FAIL AT (\d+)", params.denoiser.p.prompt if isinstance(params.denoiser.p.prompt, str) else "")
     if found and params.denoiser.step == int(found.group(1)):
-        block = shared.sd_model.model.diffusion_model.out[-1]
+        block = diffusion_model().out[-1]
 
         def fail(*_):
             handle.remove()
@@ -33,24 +44,48 @@ def on_cfg_denoiser(params):
 
 
 scales = []
-combine = sd_samplers_cfg_denoiser.CFGDenoiser.combine_denoised
 
 
-def combine_and_tell(self, x_out, conds_list, uncond, cond_scale):
-    scales.append(float(cond_scale))
-    return combine(self, x_out, conds_list, uncond, cond_scale)
+def telling(function):
+    """The function, which tells the guidance scale it is called with."""
+    arguments = inspect.signature(function)
+
+    def tell(*args, **kwargs):
+        scales.append(float(arguments.bind(*args, **kwargs).arguments["cond_scale"]))
+        return function(*args, **kwargs)
+
+    tell.hps_telling = True
+    return tell
+
+
+def measure():
+    """Tell every scale, at the one place in the host where both halves of a call are put together."""
+    if hasattr(sd_samplers_cfg_denoiser, "sampling_function"):
+        place, name = sd_samplers_cfg_denoiser, "sampling_function"
+    else:
+        place, name = sd_samplers_cfg_denoiser.CFGDenoiser, "combine_denoised"
+    function = getattr(place, name)
+    if not hasattr(function, "hps_telling"):
+        setattr(place, name, telling(function))
 
 
 def on_app_started(demo, app):
     def state():
-        unet = shared.sd_model.model.diffusion_model
-        return {
-            "hooks": sum(len(block._forward_pre_hooks) for block in unet.output_blocks),
-            "forward": "forward" in vars(unet),
-        }
+        """How many hooks and patches are on the UNet's output blocks."""
+        hooks = sum(len(block._forward_pre_hooks) for block in diffusion_model().output_blocks)
+        options = patcher().model_options if patcher() else {}
+        patches = options.get("transformer_options", {}).get("patches", {}).get("output_block_patch", [])
+        return {"hooks": hooks + len(patches), "forward": "forward" in vars(diffusion_model())}
 
-    def pretend_sd3(on: bool):
-        shared.sd_model.is_sd3 = on
+    def pretend_flow(on: bool):
+        """Let the model say that it is a flow model, in the way such a model says it on this host."""
+        predictor = getattr(getattr(patcher(), "model", None), "predictor", None)
+        if predictor is None:
+            shared.sd_model.is_sd3 = on
+        elif on:
+            predictor.hps_kept, predictor.prediction_type = predictor.prediction_type, "const"
+        else:
+            predictor.prediction_type = predictor.hps_kept
         return {}
 
     def guidance():
@@ -58,11 +93,10 @@ def on_app_started(demo, app):
         found, scales[:] = list(scales), []
         return found
 
-    if sd_samplers_cfg_denoiser.CFGDenoiser.combine_denoised.__module__ != combine_and_tell.__module__:
-        sd_samplers_cfg_denoiser.CFGDenoiser.combine_denoised = combine_and_tell
+    measure()
     app.add_api_route("/hps-probe/guidance", guidance, methods=["GET"])
     app.add_api_route("/hps-probe/state", state, methods=["GET"])
-    app.add_api_route("/hps-probe/pretend-sd3", pretend_sd3, methods=["GET"])
+    app.add_api_route("/hps-probe/pretend-flow", pretend_flow, methods=["GET"])
 
 
 script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
