@@ -53,6 +53,8 @@ def thaw(file: Path, begin: Mapping[str, Any], presets: Iterable[Mapping[str, An
     for key, value in given.items():
         tab, label, what = _parts(key)
         field = _BY_LABEL.get(label)
+        if field is not None and what == "visible" and value is False:
+            data[key] = False  # nobody but a person hides a control
         if field is None or what != "value":
             continue  # ranges are ours, and so is a control that is gone
         begun = frozen[tab][field.name] if last is None else last.get(field.name)

@@ -21,7 +21,6 @@ from ..effects import AUTOMATIC, SAMPLERS, Use
 from ..fields import SettingsError
 from ..freeu import decoder_stages
 from ..plan import VERSION_KEY, Pass, Request, followed, parameters
-from ..recipes import Recipe
 from ..settings import Settings
 from ..store import StoreError
 from . import checkpoint as model
@@ -74,7 +73,7 @@ def prepare(p: Any, args: Sequence[Any]) -> None:
     setattr(p, SETTINGS, settings)
     _correct_schedules(p, settings)
     uses = [_use(p, _own_name(sampler), schedule) for sampler, schedule in _passes_of(p)]
-    for note in notes.unused(settings, [(use, _named(p, each)) for use, each in zip(uses, _of_passes(settings))]):
+    for note in _unused(p, settings, uses):
         tell(p, note)
     written = parameters(settings, uses)
     p.extra_generation_params.update({k: v for k, v in written.items() if k != VERSION_KEY})
@@ -116,13 +115,22 @@ def _of_passes(settings: Settings) -> tuple[Settings, Settings]:
     return settings, settings.of_second_pass()
 
 
-def _named(p: Any, settings: Settings) -> Recipe:
-    """The recipe that was chosen, without what was set beside it."""
+def _unused(p: Any, settings: Settings, uses: Sequence[Use]) -> list[str]:
+    """What was set and has no effect in any pass."""
+    if not settings.enabled:
+        return []
     try:
         family = model.family()
     except SettingsError:
         family = "sd1"  # such a model is drawn by the host's samplers alone, of which no recipe says anything
-    return Settings(enabled=True, recipe=settings.recipe).resolve(family, p.steps, host.guidance(p))
+    try:
+        named = [
+            Settings(enabled=True, recipe=each.recipe).resolve(family, p.steps, host.guidance(p))
+            for each in _of_passes(settings)
+        ]
+    except ValueError:
+        return []  # such as no steps at all, which the pass refuses if anything of ours is in it
+    return notes.unused(settings, [*zip(uses, named)])
 
 
 def _correct_schedules(p: Any, settings: Settings) -> None:

@@ -174,6 +174,14 @@ class TestFilesOfOlderVersions:
         self.old(page, {"rho": 4})
         assert page.start()["txt2img", "rho"] == 4
 
+    def test_a_control_that_a_person_has_hidden_stays_hidden(self, page):
+        self.old(page, {})
+        key = "customscript/hpsampler_webui.py/txt2img/{}/visible"
+        page.file.write_text(json.dumps({**page.data(), key.format("Rho"): False, key.format("Bend"): True}))
+        for _ in range(2):
+            page.start()
+            assert page.data()[key.format("Rho")] is False and key.format("Bend") not in page.data()
+
 
 @pytest.mark.parametrize("text", ["{", "[]", "[" * 3000 + "]" * 3000, "null"])
 def test_a_broken_file_is_left_to_the_host(webui, page, text):

@@ -229,6 +229,12 @@ class TestNoEffect:
         if p.sampler_name == "Euler" and not p.enable_hr:
             assert hp_of(p) <= {NOTE}
 
+    def test_no_steps_are_the_host_s_to_refuse(self, host):
+        p = Txt2Img(steps=0, sampler_name="Euler", scheduler="Karras")
+        assert torch.isfinite(host.run(p, {"rho": 6})).all()
+        with pytest.raises(ValueError, match="steps must be"):
+            host.run(Txt2Img(steps=0), {"rho": 6})
+
     def test_a_model_that_is_not_covered_is_drawn_by_the_host_all_the_same(self, webui, host):
         webui.shared.sd_model.is_sd1, webui.shared.sd_model.is_sd3 = False, True
         p = Txt2Img(steps=5, sampler_name="Euler", scheduler="Karras")
