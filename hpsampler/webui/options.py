@@ -9,9 +9,9 @@ from typing import Any
 import gradio as gr
 from modules import shared
 
+from ..effects import SAMPLERS, SCHEDULES
 from ..settings import OFF, Settings
 from ..store import abbreviated
-from . import registration
 from .folders import presets
 
 __all__ = [
@@ -27,7 +27,7 @@ NO_PRESET = "None"
 
 def register() -> None:
     """Add the page; called by the host for every page it builds."""
-    names = [*registration.SAMPLERS, *registration.SCHEDULES.values()]
+    names = [*SAMPLERS, *SCHEDULES.values()]
     add = shared.opts.add_option
     add(
         HIDDEN,

@@ -45,8 +45,8 @@ class TestInfotext:
         note = written.pop("HP note")
         assert set(written) == {"HP Recipe", "HP Rho", "HP Ending", "HP version"}
         assert note == (
-            "UniPC order has no effect, as it belongs to UniPC and DPM-v3, and another solver is in use; "
-            "Free-U b1 has no effect, as Free-U is not set to On"
+            "Free-U b1 has no effect, as Free-U is not set to On; "
+            "UniPC order has no effect, as it belongs to UniPC and DPM-v3, and another solver is in use"
         )
 
     def test_unipc_s_settings_are_written_where_unipc_ran(self, host):
