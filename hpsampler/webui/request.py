@@ -249,12 +249,15 @@ def begin(p: Any, sampler: Any, model_wrap: Any, tensors: Optional[Mapping[str, 
         start=_start_of(p),
     )
     this = passes.planned(settings, request, model_wrap, partial(tell, p), partial(record, p))
-    if this.used:
-        try:
+    try:
+        if this.used:
             decoder_stages(host.unet(host.loaded()))
-        except ValueError as error:
-            raise SettingsError(f"HP Sampler: {error}") from None
-    this.begin(sampler is None or _takes_a_schedule(sampler))
+        this.begin(sampler is None or _takes_a_schedule(sampler))
+    except SettingsError:
+        raise
+    except ValueError as error:
+        # a UNet of another make, or no steps at all
+        raise SettingsError(f"HP Sampler: {error}") from None
     if this.golden is not None:
         record(p, "golden_noise", settings.golden_noise)
     elif settings.npnet and request.from_noise:
