@@ -296,7 +296,7 @@ class TestPage:
         bend.press("Enter")
         accordion.settle()
         ui.click("#tabs > div button:has-text('Settings')")
-        ui.click("#settings_ui button:has-text('Defaults'), #settings button:has-text('Defaults')")
+        ui.click("#tab_settings .tab-nav button:has-text('Defaults')")
         ui.click("#ui_defaults_view")
         answered(ui)
         shown = ui.locator("#tab_settings").inner_text()
@@ -322,14 +322,14 @@ class TestPage:
             ui.fill(f"#txt2img_{name} input[type=number]", str(value))
             ui.press(f"#txt2img_{name} input[type=number]", "Tab")
         generate(ui)
-        ui.click("#img2img_tab")
+        ui.click("#txt2img_send_to_img2img")
         until(lambda: values_on_page(ui, "img2img")["rho"], "6.5")
         seen = values_on_page(ui, "img2img")
         assert seen["enabled"] is True and seen["ending"] == "To zero" and seen["guidance"] == "As set"
 
     def test_what_runs_is_said_before(self, ui, accordion):
         accordion.choose_at("#txt2img_scheduler", "Karras")
-        ui.click("#txt2img_hr .input-accordion-checkbox, #txt2img_hr-checkbox input")
+        ui.click("#txt2img_hr .input-accordion-checkbox")
         accordion.settle()
         assert "the second pass runs HP Auto on the schedule type Karras and not on HP" in accordion.words()
         assert "Hires. fix: HP Auto on the schedule type Karras" in accordion.panel.inner_text()
