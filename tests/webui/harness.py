@@ -43,6 +43,7 @@ ENVIRONMENT = {
 SETTINGS = {
     "auto_launch_browser": "Disable",
     "show_progress_type": "Approx cheap",  # the default preview wants a file from the network for SDXL
+    "CLIP_stop_at_last_layers": 1,  # a fork's default is 2
 }
 
 TINY = {"prompt": "a lighthouse on a cliff", "seed": 1, "steps": 6, "width": 64, "height": 64}
@@ -108,7 +109,7 @@ class WebUI:
         self._log_path = data / "webui.log"
         extensions = data / "extensions"
         extensions.mkdir(parents=True)
-        chosen = {"sd_model_checkpoint": f"{checkpoint}.safetensors"}
+        chosen = {"sd_model_checkpoint": f"{checkpoint}.safetensors", **host.settings}
         (data / "config.json").write_text(json.dumps({**SETTINGS, **chosen, **(settings or {})}))
         if extension:
             copy_extension(extensions / "hp-sampler")

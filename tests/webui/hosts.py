@@ -65,15 +65,27 @@ class Host:
         return int(found.name.split("-")[1].split(".")[0])
 
     @property
-    def payload(self) -> dict[str, Any]:
-        """What a request must say beside what A1111's API wants: Forge's second pass fails without this."""
-        named = "hr_additional_modules" in self.text("modules/processing.py")
-        return {"hr_additional_modules": ["Use same choices"]} if named else {}
+    def settings(self) -> dict[str, Any]:
+        """What config.json must hold: without its version a fork asks whether to go on."""
+        found = re.search(r'^VERSION_UID[^=]*= "(.+)"', self.text("modules/launch_utils.py"), re.M)
+        return {"VERSION_UID": found[1]} if found else {}
 
     @property
-    def calls_denoised(self) -> bool:
-        """Whether it calls ``on_cfg_denoised``."""
-        return "cfg_denoised_callback(" in self.text("modules/sd_samplers_cfg_denoiser.py")
+    def size_step(self) -> int:
+        """Sizes of pictures become multiples of it."""
+        return 64 if "// 64) * 64" in self.text("modules/processing.py") else 8
+
+    @property
+    def upscaler(self) -> str:
+        """Of hires. fix; a fork has none that works on the latent."""
+        return "Latent" if '"Latent"' in self.text("modules/shared.py") else "Nearest"
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """What a request says where it says nothing else; without the modules the second pass of some forks fails."""
+        named = "hr_additional_modules" in self.text("modules/processing.py")
+        modules = {"hr_additional_modules": ["Use same choices"]} if named else {}
+        return {"hr_upscaler": self.upscaler, **modules}
 
     @property
     def has_other_unets(self) -> bool:

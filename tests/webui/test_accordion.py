@@ -131,7 +131,7 @@ def test_a_picture_s_parameters_paste_into_every_control_and_the_plot(accordion,
     wanted = {**SETTINGS, "hires_recipe": "Auto", "calibration": "Auto"}
     _, info = server.txt2img(
         sampler_name="HP UniPC", scheduler="HP", steps=8, cfg_scale=7, enable_hr=True, hr_scale=2,
-        hr_upscaler="Latent", denoising_strength=0.6, **hp(**wanted),
+        denoising_strength=0.6, **hp(**wanted),
     )  # fmt: skip
     paste(ui, info["infotexts"][0])
     until(accordion.values, {field.name: wanted.get(field.name, field.default) for field in FIELDS})
@@ -230,7 +230,7 @@ def test_img2img_shows_the_part_that_runs(ui, server):
     assert "5/5" in server.log()[start:]
 
 
-HIRES = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.7}
+HIRES = {"enable_hr": True, "hr_scale": 2, "denoising_strength": 0.7}
 
 
 class TestHires:

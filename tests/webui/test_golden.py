@@ -69,7 +69,7 @@ def test_elsewhere_it_is_left_out_and_told(painter):
     _, info = painter.img2img(image, **golden("A", denoising_strength=0.5))
     assert "golden noise is for pure noise" in text_of(info)
     second, info = painter.txt2img(
-        **golden("A", enable_hr=True, hr_scale=2, hr_upscaler="Latent", hr_second_pass_steps=4, denoising_strength=0.6)
+        **golden("A", enable_hr=True, hr_scale=2, hr_second_pass_steps=4, denoising_strength=0.6)
     )
     assert "HP Golden noise: A" in text_of(info) and "HP note" not in text_of(info) and second[0].std() > 5
 

@@ -46,9 +46,7 @@ def test_the_paper_s_presets_take_guidance_as_set(counted):
 
 
 def test_hires_fix_counts_the_steps_of_the_whole_schedule(counted):
-    _, _, scales = counted(
-        enable_hr=True, hr_scale=2, hr_upscaler="Latent", hr_second_pass_steps=6, denoising_strength=0.6
-    )
+    _, _, scales = counted(enable_hr=True, hr_scale=2, hr_second_pass_steps=6, denoising_strength=0.6)
     # the host runs the last six of ten steps
     assert scales == pytest.approx([FIVE] * 5 + [effective_guidance(7, 10)] * 6)
 

@@ -216,9 +216,7 @@ def test_the_main_path_on_sdxl(serve):
     unipc = {"alwayson_scripts": {"HP Sampler": {"args": [{"recipe": "SDXL 6 steps UniPC"}]}}}
     (image,), info = server.txt2img(sampler_name="HP Auto", steps=6, **unipc)
     assert image.std() > 15 and "HP Recipe: SDXL 6 steps UniPC" in info["infotexts"][0]
-    (large,), _ = server.txt2img(
-        sampler_name="HP Auto", steps=5, enable_hr=True, hr_scale=2, hr_upscaler="Latent", denoising_strength=0.6
-    )
+    (large,), _ = server.txt2img(sampler_name="HP Auto", steps=5, enable_hr=True, hr_scale=2, denoising_strength=0.6)
     assert large.shape == (128, 128, 3) and large.std() > 15
     (painted,), _ = server.img2img(eight, sampler_name="HP Auto", steps=6, denoising_strength=0.5)
     assert painted.std() > 15 and "note" not in json.dumps(info)

@@ -115,9 +115,7 @@ def test_every_order_in_a_batch_is_its_pictures(painter, bench, measured, order)
 def test_img2img_and_a_second_pass(painter, bench, measured):
     put(bench, measured)
     (image,), _ = painter.txt2img(**DRAWN)
-    second, info = painter.txt2img(
-        **DRAWN, enable_hr=True, hr_scale=2, hr_second_pass_steps=5, denoising_strength=0.6, hr_upscaler="Latent"
-    )
+    second, info = painter.txt2img(**DRAWN, enable_hr=True, hr_scale=2, hr_second_pass_steps=5, denoising_strength=0.6)
     assert second[0].shape[:2] == (2 * SIDE, 2 * SIDE) and "HP Statistics: made" in text_of(info)
     again, info = painter.img2img(image, **{**DRAWN, "denoising_strength": 0.5})
     assert again[0].std() > 5 and "HP Statistics: made" in text_of(info)
