@@ -29,8 +29,8 @@ from hpsampler.golden.search import CALLS as GOLDEN_CALLS
 from hpsampler.golden.search import GoldenForm, golden_latent, sigma_below
 from hpsampler.guidance import with_guidance
 from hpsampler.noise import NoiseModel
-from hpsampler.notes import misfit
-from hpsampler.plan import VERSION_KEY, LoadedModel, Pass, parameters
+from hpsampler.notes import VERSION_KEY, misfit, parameters
+from hpsampler.plan import LoadedModel, Pass
 from hpsampler.recipes import AUTO
 from hpsampler.settings import OFF, Settings
 from hpsampler.solvers import SOLVERS

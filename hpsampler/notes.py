@@ -1,18 +1,25 @@
-"""Sentences that are told with a picture: which settings have no effect in it, and what was made for something else.
+"""What goes with a picture in words: its parameters, which settings have no effect in it, what was made for another.
 
-They are shown before a picture is drawn and written into it afterwards, so they are in the present tense.
+The sentences are shown before a picture is drawn and written into it afterwards, so they are in the present tense.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
+from . import __version__
 from .effects import Use, idle
 from .fields import Field
-from .recipes import PRESETS, Recipe
+from .recipes import PRESETS, Recipe, recipe_for
 from .settings import FIELDS, OFF, SCHEDULE_FIELDS, Settings
 
-__all__ = ["EXACT_FIELDS", "misfit", "of_second_pass", "off_schedule", "unused", "window_passed"]
+__all__ = [
+    "EXACT_FIELDS", "VERSION_KEY", "followed", "misfit", "of_second_pass", "off_schedule", "parameters", "unused",
+    "window_passed",
+]  # fmt: skip
+
+VERSION_KEY = "HP version"
 
 EXACT_FIELDS = SCHEDULE_FIELDS | {"analytical_first_step"}
 """Settings that say what the schedule is, so that no calibration stands in its place."""
@@ -73,3 +80,35 @@ def misfit(settings: Settings, use: Use, steps: int) -> str:
     if not settings.enabled or preset is None or not use.coupled or preset.steps == steps:
         return ""
     return f"the recipe {preset.name} is made for {preset.steps} steps; it runs with {steps}"
+
+
+def followed(settings: Settings, family: str, tell: Callable[[str], object]) -> Settings:
+    """``settings`` with presets of another family replaced by their counterparts, which is told.
+
+    Raises:
+        SettingsError: as :meth:`Settings.following`.
+    """
+    found = settings.following(family)
+    for before, after in ((settings.recipe, found.recipe), (settings.hires_recipe, found.hires_recipe)):
+        if before != after:
+            tell(f"the preset {before} stands for {after}, as presets follow the model")
+    return found
+
+
+def parameters(settings: Settings, uses: Sequence[Use]) -> dict[str, Any]:
+    """What the passes of a picture write into its infotext of what was set; empty where nothing of ours is used.
+
+    Args:
+        uses: of the first pass, and of hires. fix's second where there is one.
+    """
+    schedule, own = any(use.coupled for use in uses), any(use.own for use in uses)
+    if not (settings.freeu == "On" or settings.npnet or schedule or own):
+        return {}
+    if not settings.enabled:
+        return {VERSION_KEY: __version__}
+    recipes = [PRESETS.get(each.recipe) for each in (settings, settings.of_second_pass())]
+    # Auto's is DPM++ 2M whatever the steps and the guidance
+    solvers = {use.runs(recipe or recipe_for("sd1", 1, 7.0)) for use, recipe in zip(uses, recipes)}
+    hires = len(uses) > 1 and (uses[1].own or uses[1].coupled)
+    freeu = settings.freeu == "On" or schedule
+    return {**settings.infotext(schedule, freeu, solvers, hires), VERSION_KEY: __version__}

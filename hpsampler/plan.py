@@ -19,7 +19,9 @@ from typing import Any, Optional, Protocol
 
 import torch
 
-from . import __version__, notes
+from . import notes
+from .calibration.choice import PICTURES, WithStatistics
+from .calibration.lookup import find_drawing
 from .calibration.profile import ProfileStore, Target
 from .effects import Use
 from .fields import SettingsError
@@ -27,16 +29,14 @@ from .freeu import FreeUPlan
 from .golden.search import GoldenForm
 from .guidance import STATISTICS_REACH, STATISTICS_SHARE, effective_guidance
 from .noise import NoiseModel
-from .recipes import AUTO, PRESETS, Recipe, measured_form, recipe_for, shifted
+from .recipes import AUTO, Recipe, measured_form, shifted
 from .schedule import insert_first_midpoint
 from .settings import AS_RECIPE, NO_STATISTICS, OFF, SCHEDULE_FIELDS, Settings
 from .statistics.coefficients import Statistics, StatisticsError
 from .statistics.files import best_for, find_statistics
 from .store import StoreError
 
-__all__ = ["VERSION_KEY", "LoadedModel", "Model", "Pass", "Request", "Run", "followed", "parameters"]
-
-VERSION_KEY = "HP version"
+__all__ = ["LoadedModel", "Model", "Pass", "Request", "Run"]
 
 
 class Model(Protocol):
@@ -114,6 +114,8 @@ class Pass:
         statistics: the folder where DPM-Solver-v3's lie; None where there are none.
         tell: tells the person something about the finished image.
         record: ``record(name, label)`` keeps what was used for the setting of that name.
+        aim: what Auto shall aim at where a calibration compared ways to draw, of
+            :data:`~hpsampler.calibration.choice.AIMS`.
     """
 
     def __init__(
@@ -125,13 +127,18 @@ class Pass:
         statistics: Optional[Path] = None,
         tell: Callable[[str], object] = _nobody,
         record: Callable[[str, str], object] = _nobody,
+        aim: str = PICTURES,
     ) -> None:
         self.settings, self.request, self.model = settings, request, model
         self.calibrations, self.statistics_folder = calibrations, statistics
-        self.tell, self.record = tell, record
+        self.tell, self.record, self.aim = tell, record, aim
         self.recipe: Optional[Recipe] = None
         """Set once the HP schedule was asked for; None while another schedule type is in use."""
         self.statistics: Optional[tuple[str, Statistics]] = None
+        self.form: Optional[WithStatistics] = None
+        """Set where a calibration found that DPM-Solver-v3 with statistics is Auto's best way to draw."""
+        self.auto_is_best = ""
+        """A sentence where a calibration compared ways to draw, and Auto's own recipe is the best."""
         self.has_statistics = False
         """Whether there are statistics for this pass, read or not."""
         self.golden: Optional[GoldenForm] = None
@@ -167,7 +174,7 @@ class Pass:
         if self.used:
             recipe = self.resolve(self.request.steps)
             if use.runs(recipe) == "dpm_v3":
-                self.find_statistics()
+                self.find_statistics(settings.statistics)
         if use.coupled and not takes_schedule:
             self.tell(f"the sampler {use.sampler} makes its own schedule and ignores the type {use.schedule}")
         self._tell_if(notes.off_schedule(settings, use))
@@ -193,13 +200,16 @@ class Pass:
                 "calibration",
             ) from None
 
-    def find_statistics(self) -> None:
+    def find_statistics(self, wanted: str) -> None:
         """Choose DPM-Solver-v3's statistics.
+
+        Args:
+            wanted: Auto, Off, or which by name or label.
 
         Raises:
             SettingsError: some were named that are not here, or cannot be read.
         """
-        wanted, folder = self.settings.statistics, self.statistics_folder
+        folder = self.statistics_folder
         drawn_at = self.statistics_guidance(self.request.steps)
         if folder is None or wanted == OFF:
             pass
@@ -280,31 +290,46 @@ class Pass:
         return self.settings.takes_calibration and (demanded or fitting)
 
     def _calibrated(self, recipe: Recipe, calibrated: bool) -> Recipe:
-        """``recipe``, or a calibrated one in its place."""
+        """``recipe``, or what a calibration found in its place."""
         settings = self.settings
         demanded = calibrated or settings.names_calibration
         if not self.asks_calibration(calibrated):
             if demanded:
                 self.tell("the schedule type HP calibrated follows the recipe, as the settings say what it is")
             return recipe
-        if self.calibrations is None:
-            found, reason = None, "there are none here"
-        elif settings.names_calibration:
-            found, reason = self.calibrations.pick(settings.calibration, recipe.steps, self.target())
-        else:
-            found = self.calibrations.best(recipe.steps, self.target())
-            reason = f"none fits this model at {recipe.steps} steps, CFG {self.request.cfg_scale:g} and this size"
+        store, target = self.calibrations, self.target()
+        found, reason = None, ""
+        if store is not None:
+            wanted = settings.calibration if settings.names_calibration else ""
+            # a schedule type has a schedule and no solver
+            can_draw = None if calibrated else self._can_draw
+            found, reason = find_drawing(store, wanted, recipe.steps, target, self.aim, can_draw)
         if found is None:
+            self.auto_is_best = "" if demanded else reason
             if demanded:
                 name = f"the calibration {settings.calibration}" if settings.names_calibration else "HP calibrated"
-                self.tell(f"{name} is not used: {reason}; the schedule is the recipe's")
+                nothing = f"none fits this model at {recipe.steps} steps, CFG {target.cfg_scale:g} and this size"
+                self.tell(f"{name} is not used: {reason or nothing}; the schedule is the recipe's")
             return recipe
-        profile, row = found
-        misfit = profile.mismatch(self.target())
+        profile, drawing = found
+        misfit = profile.mismatch(target)
         if misfit:
-            self.tell(f"the calibration {profile.label(row)} is used although {misfit}")
-        self.record("calibration", profile.label(row))
-        return profile.recipe(row, recipe, self.request.cfg_scale)
+            self.tell(f"the calibration {profile.label(drawing)} is used although {misfit}")
+        self.record("calibration", profile.label(drawing))
+        self.form = drawing if isinstance(drawing, WithStatistics) else None
+        return profile.recipe(drawing, recipe, self.request.cfg_scale)
+
+    def _can_draw(self, drawing: WithStatistics) -> bool:
+        """Whether DPM-Solver-v3 may run here, with those statistics; they are then the pass's."""
+        use, wanted = self.request.use, self.settings.statistics
+        if not use.own or use.solver is not None or wanted not in (AUTO, drawing.statistics):
+            return False
+        if not self.has_statistics:
+            try:
+                self.find_statistics(drawing.statistics)
+            except SettingsError:
+                return False
+        return self.has_statistics
 
     # ---- the solver --------------------------------------------------------------------------------------------------
 
@@ -376,7 +401,8 @@ class Pass:
         note = found.size_note(height, width)
         if note:
             self.tell(note.rstrip("."))
-        order, corrector = measured_form(self.request.cfg_scale)
+        form = self.form
+        order, corrector = (form.order, form.corrector) if form else measured_form(self.request.cfg_scale)
         options: dict[str, Any] = {"statistics": found.resized(height, width), "corrector": corrector}
         if self.settings.recipe == AUTO and not self.settings.order:
             options["order"] = order
@@ -406,35 +432,3 @@ class Pass:
         if self.quiet:
             return None
         return next((plan for plan in self.freeu_plans(total) if plan.covers(call)), None)
-
-
-def followed(settings: Settings, family: str, tell: Callable[[str], object]) -> Settings:
-    """``settings`` with presets of another family replaced by their counterparts, which is told.
-
-    Raises:
-        SettingsError: as :meth:`Settings.following`.
-    """
-    found = settings.following(family)
-    for before, after in ((settings.recipe, found.recipe), (settings.hires_recipe, found.hires_recipe)):
-        if before != after:
-            tell(f"the preset {before} stands for {after}, as presets follow the model")
-    return found
-
-
-def parameters(settings: Settings, uses: Sequence[Use]) -> dict[str, Any]:
-    """What the passes of a picture write into its infotext of what was set; empty where nothing of ours is used.
-
-    Args:
-        uses: of the first pass, and of hires. fix's second where there is one.
-    """
-    schedule, own = any(use.coupled for use in uses), any(use.own for use in uses)
-    if not (settings.freeu == "On" or settings.npnet or schedule or own):
-        return {}
-    if not settings.enabled:
-        return {VERSION_KEY: __version__}
-    recipes = [PRESETS.get(each.recipe) for each in (settings, settings.of_second_pass())]
-    # Auto's is DPM++ 2M whatever the steps and the guidance
-    solvers = {use.runs(recipe or recipe_for("sd1", 1, 7.0)) for use, recipe in zip(uses, recipes)}
-    hires = len(uses) > 1 and (uses[1].own or uses[1].coupled)
-    freeu = settings.freeu == "On" or schedule
-    return {**settings.infotext(schedule, freeu, solvers, hires), VERSION_KEY: __version__}

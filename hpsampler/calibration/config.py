@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
 from ..job_config import DEFAULT_PROMPTS, checked_fields, number
 from ..store import RESERVED, StoreError, abbreviated
@@ -36,6 +36,7 @@ class CalibrationConfig:
         trajectories: number of trajectories to fit to, shared among the guidance scales; as many are held out.
         runs: budget of one number of steps, in runs of the sampler over the calibration set, including the reference.
         batch: number of pictures in one call of the model; memory grows with it, the result does not depend on it.
+        fit: whether schedules are fitted; without, ways to draw are compared that need none.
     """
 
     name: str
@@ -49,6 +50,7 @@ class CalibrationConfig:
     runs: int = MAX_RUNS
     seed: int = 1
     batch: int = 4
+    fit: bool = True
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> CalibrationConfig:
@@ -69,6 +71,10 @@ class CalibrationConfig:
         if "cfg_scales" in values:
             scales = _several("cfg_scales", values["cfg_scales"])
             checked["cfg_scales"] = tuple(sorted({float(number("cfg_scales", value, 1, 30)) for value in scales}))
+        if "fit" in values:
+            if not isinstance(values["fit"], bool):
+                raise StoreError(f"fit must be true or false, got {values['fit']!r}")
+            checked["fit"] = values["fit"]
         return cls(**checked)
 
     @property
@@ -86,16 +92,31 @@ class CalibrationConfig:
         """Trajectories at all guidance scales together."""
         return self.per_scale * len(self.cfg_scales)
 
-    def most_calls(self, without: Sequence[int] = ()) -> int:
-        """The largest number of UNet calls, each for one picture, apart from the finished cells ``without``."""
-        remaining = [steps for steps in self.cells if steps not in without]
-        references = (2 * REFERENCE_CALLS + BASELINE_STEPS) * self.pictures if remaining else 0
-        return references + sum(self.most_calls_of(steps) for steps in remaining)
+    def most_calls(
+        self, fits: Optional[Sequence[int]] = None, comparisons: Optional[Sequence[tuple[int, float]]] = None
+    ) -> int:
+        """The largest number of UNet calls, each for one picture.
+
+        Args:
+            fits: numbers of steps that are still to be fitted; None are all.
+            comparisons: numbers of steps and guidance scales that are still to be compared; None are all.
+        """
+        if fits is None:
+            fits = self.cells if self.fit else ()
+        if comparisons is None:
+            comparisons = [(steps, scale) for steps in self.cells for scale in self.cfg_scales]
+        references = 2 * REFERENCE_CALLS + BASELINE_STEPS if fits else REFERENCE_CALLS if comparisons else 0
+        calls = references * self.pictures + sum(self.most_calls_of(steps) for steps in fits)
+        return calls + sum(self.most_calls_of_comparison(steps) for steps, _ in comparisons)
 
     def most_calls_of(self, steps: int) -> int:
         """The largest number of UNet calls of one cell, without its references."""
         fit_calls = max(self.runs * steps - REFERENCE_CALLS, least_fit_calls(steps))
         return (fit_calls + _HELD_OUT_RUNS * steps) * self.pictures
+
+    def most_calls_of_comparison(self, steps: int) -> int:
+        """The largest number of UNet calls that comparing ways to draw at one guidance scale takes."""
+        return comparing_calls(steps, self.per_scale, MOST_WAYS)
 
 
 _WHOLE_NUMBERS = {
@@ -118,6 +139,18 @@ def least_fit_calls(steps: int) -> int:
 def jacobian_calls(steps: int) -> int:
     """Calls per trajectory of a complete Jacobian: of the points, of the factors, and of the guidance."""
     return steps * (steps - 1) // 2 + (steps - 1) * (steps - 2) // 2 + steps * (steps + 1) // 2
+
+
+MOST_WAYS = 6
+"""Ways to draw that are compared: Auto, the fit, and four with statistics."""
+
+ASKING_CALLS = 2
+"""Calls in which the model is asked about a picture, see :mod:`~hpsampler.calibration.compare`."""
+
+
+def comparing_calls(steps: int, pictures: int, ways: int) -> int:
+    """UNet calls, each for one picture, that comparing so many ways takes, with those about many-step pictures."""
+    return pictures * (ways * (steps + ASKING_CALLS) + ASKING_CALLS)
 
 
 def _several(name: str, value: Any) -> list[Any]:

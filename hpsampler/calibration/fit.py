@@ -26,18 +26,16 @@ from typing import Optional
 from .config import MAX_RUNS, least_fit_calls
 from .joint import JointSchedule, parameters_of
 from .least_squares import Descent, Target
+from .rows import CALIBRATED
 from .trajectories import MultistepSchedule, Trajectories
 
-__all__ = ["CALIBRATED", "Calibration", "CalibrationRefused", "FitState", "InitialSchedules", "calibrate"]
+__all__ = ["Calibration", "CalibrationRefused", "FitState", "InitialSchedules", "calibrate"]
 
 ATTEMPTS = 2
 """Initial schedules that a descent begins from: the nearest, on the calibration set, after Auto's own."""
 
 COMPARED_AFTER = 3
 """Runs after the first Jacobian at which the descents are compared; the better one then goes on."""
-
-CALIBRATED = "calibrated"
-"""The name of the fit among the errors."""
 
 InitialSchedules = Mapping[str, Sequence[MultistepSchedule]]
 """Schedules by name, each of them one for every guidance scale of the fit."""

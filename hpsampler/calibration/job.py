@@ -2,7 +2,8 @@
 
 :class:`~hpsampler.calibration.config.CalibrationConfig` describes a job. :class:`CalibrationJob` builds a
 :class:`~hpsampler.calibration.profile.Profile` and saves it after every cell (one number of steps). The references and
-the state of the fit under way are saved too, so that an interruption costs a few runs.
+the state of the fit under way are saved too, so that an interruption costs a few runs. At the end it compares all ways
+to draw that there are then on the held-out trajectories (:mod:`~hpsampler.calibration.compare`).
 :class:`CalibrationRunner` runs such jobs in the background.
 """
 
@@ -18,6 +19,7 @@ from typing import Any, Optional
 import numpy as np
 import torch
 
+from ..guidance import STATISTICS_SHARE, effective_guidance
 from ..jobs import (
     Exclusively,
     Job,
@@ -30,18 +32,24 @@ from ..jobs import (
 from ..recipes import AUTO
 from ..schedule import base_karras
 from ..solvers import sample_dpmpp_2m
+from ..statistics.coefficients import Statistics
+from ..statistics.files import best_for
+from .choice import AIMS, Comparison
+from .compare import Judge, draw, ways
 from .config import BASELINE_STEPS, REFERENCE_CALLS, CalibrationConfig
 from .decoder import decoder_curve, with_best_final_sigma
-from .fit import CALIBRATED, CalibrationRefused, FitState, calibrate
+from .fit import CalibrationRefused, FitState, calibrate
 from .initial import initial_schedules
 from .profile import Profile, ProfileStore, noise_tolerance
-from .rows import ERRORS, Joint, Measured, Refused
+from .rows import CALIBRATED, ERRORS, Joint, Measured, Refused
 from .saved import load_state, save_state
 from .trajectories import Trajectories
 
 __all__ = ["CalibrationJob", "CalibrationRunner"]
 
 BASELINE = f"{BASELINE_STEPS} steps of DPM++ 2M Karras"
+
+StatisticsNear = Callable[[float], Optional[tuple[str, Statistics]]]
 
 DECODER_LATENTS = 8
 """Number of latents on which the decoder's tolerance is measured."""
@@ -55,6 +63,7 @@ class CalibrationJob(Job):
         source: the model.
         profile: the profile of an earlier, interrupted job of the same config; its cells are not calibrated again.
         save: called with the profile after every cell.
+        statistics: the model's statistics nearest to a guidance scale, with their label, where there are any.
         cache: folder where reference endpoints and the fit under way are saved until the end; with None they are not.
         exclusively: how the job gets the model to itself.
 
@@ -70,8 +79,10 @@ class CalibrationJob(Job):
         save: Callable[[Profile], object] = lambda profile: None,
         cache: Optional[Path] = None,
         exclusively: Exclusively = at_once,
+        statistics: StatisticsNear = lambda cfg_scale: None,
     ) -> None:
         super().__init__(exclusively)
+        self.statistics = statistics
         self.config, self.source, self.save, self.cache = config, source, save, cache
         self.profile = profile or Profile(
             name=config.name,
@@ -89,7 +100,18 @@ class CalibrationJob(Job):
         )
         # an invalid profile must fail before the first model call
         Profile.from_json(self.profile.to_json())
-        self.progress = Progress(of=config.most_calls(self._finished_cells()))
+        fits = self._to_fit()
+        comparisons = [
+            (steps, scale)
+            for scale in config.cfg_scales
+            for steps in config.cells
+            if steps in fits or steps in self._to_compare(scale)
+        ]
+        self.progress = Progress(of=config.most_calls(fits, comparisons))
+
+    def _to_fit(self) -> list[int]:
+        finished = self._finished_cells()
+        return [steps for steps in self.config.cells if self.config.fit and steps not in finished]
 
     def _finished_cells(self) -> list[int]:
         profile, scales = self.profile, set(self.config.cfg_scales)
@@ -108,20 +130,53 @@ class CalibrationJob(Job):
             Cancelled: after :meth:`cancel`; the profile that was saved last has all finished cells.
             ValueError: a model whose output is not finite, or nothing but zeros.
         """
-        finished = self._finished_cells()
-        remaining = [steps for steps in self.config.cells if steps not in finished]
-        if not remaining:
+        config, remaining, scales = self.config, self._to_fit(), self.config.cfg_scales
+        if not remaining and not any(map(self._to_compare, scales)):
             return self.profile
-        scales = self.config.cfg_scales
-        self.progress.cell, self.progress.curve, self.progress.lines = (scales, remaining[0]), [], {}
-        fit, held_out = ([self._trajectories(index, part) for index in range(len(scales))] for part in (0, 1))
-        baselines = [self._baseline_error(each) for each in held_out]
-        if not self.profile.decoder:
-            self._measure_decoder(fit)
-        for steps in remaining:
-            self._calibrate_cell(steps, fit, held_out, baselines)
-        self.progress.cell = None
+        self.progress.cell, self.progress.curve, self.progress.lines = (scales, config.cells[0]), [], {}
+        parts = (0, 1) if remaining else (1,)
+        *fit, held_out = ([self._trajectories(index, part) for index in range(len(scales))] for part in parts)
+        if remaining:
+            baselines = [self._baseline_error(each) for each in held_out]
+            if not self.profile.decoder:
+                self._measure_decoder(fit[0])
+            for steps in remaining:
+                self._calibrate_cell(steps, fit[0], held_out, baselines)
+        for index, each in enumerate(held_out):
+            self._compare(index, each)
+        self.progress.of, self.progress.cell = self.progress.calls, None
         return self.profile
+
+    def _to_compare(self, cfg_scale: float) -> list[int]:
+        """The numbers of steps at which there is something to compare that was not."""
+        done = {(each.steps, each.cfg_scale) for each in self.profile.compared}
+        cells = [steps for steps in self.config.cells if (steps, cfg_scale) not in done]
+        return [steps for steps in cells if len(ways(self.profile, steps, cfg_scale, self._near(steps, cfg_scale))) > 1]
+
+    def _near(self, steps: int, cfg_scale: float) -> Optional[tuple[str, Statistics]]:
+        """The statistics that DPM-Solver-v3 draws with."""
+        return self.statistics(effective_guidance(cfg_scale, steps, STATISTICS_SHARE))
+
+    def _compare(self, index: int, held_out: Trajectories) -> None:
+        """Compare the ways to draw at the guidance scale with that index."""
+        config, progress, scale = self.config, self.progress, held_out.cfg_scale
+        cells = self._to_compare(scale)
+        if not cells:
+            return
+        # the calibration set, the held-out set and the decoder's noise have the seeds before
+        first = config.seed + 3 * config.pictures + index * config.per_scale
+        judge = Judge(held_out, self._unit_noise(range(first, first + config.per_scale)))
+        for steps in cells:
+            progress.cell, progress.curve, progress.lines = ((scale,), steps), [], {}
+            found = self._near(steps, scale)
+            label, statistics = found or ("", None)
+            figures = {
+                name: judge.figures(draw(name, recipe, held_out, self.source.noise, statistics))
+                for name, recipe in ways(self.profile, steps, scale, found).items()
+            }
+            comparison = Comparison(steps, scale, figures, label)
+            self._save(replace(self.profile, compared=(*self.profile.compared, comparison)))
+            progress.log.append(_comparison_sentence(comparison))
 
     def _measure_decoder(self, sets: Sequence[Trajectories]) -> None:
         # some of every guidance scale, in turn
@@ -294,6 +349,17 @@ def _joint_sentence(joint: Joint, runs: float) -> str:
     return f"{joint.steps} steps: held-out errors {errors}; {runs:.0f} runs, {joint.calls} UNet calls"
 
 
+def _comparison_sentence(comparison: Comparison) -> str:
+    pictures, distance = (comparison.ranked(aim)[0] for aim in AIMS)
+    best = f"{pictures} draws the best pictures" + (
+        " and the nearest" if pictures == distance else f", {distance} the nearest"
+    )
+    figures = ", ".join(
+        f"{name} {each.pictures:.3g} / {each.distance:.3g}" for name, each in comparison.figures.items()
+    )
+    return f"{comparison.steps} steps at CFG {comparison.cfg_scale:g}: {best} (pictures / distance: {figures})"
+
+
 def _decoder_sentence(profile: Profile) -> str:
     largest = noise_tolerance(profile.decoder)
     changes = ", ".join(f"{sigma:g}: {change:.3f}" for sigma, change in profile.decoder)
@@ -304,7 +370,11 @@ def _decoder_sentence(profile: Profile) -> str:
 
 
 class CalibrationRunner(JobRunner[CalibrationConfig]):
-    """Runs calibrations in the background; their profiles are stored in ``profiles``."""
+    """Runs calibrations in the background; their profiles are stored in ``profiles``.
+
+    Args:
+        statistics: the folder of DPM-Solver-v3's, with which ways to draw are compared too.
+    """
 
     kind = "a calibration"
 
@@ -313,9 +383,10 @@ class CalibrationRunner(JobRunner[CalibrationConfig]):
         profiles: ProfileStore,
         source: Callable[[CalibrationConfig], ModelSource],
         queue: Callable[[], Exclusively] = lambda: at_once,
+        statistics: Optional[Path] = None,
     ) -> None:
         super().__init__(profiles.folder, source, queue)
-        self.profiles = profiles
+        self.profiles, self.statistics = profiles, statistics
 
     @staticmethod
     def config_of(values: Mapping[str, Any]) -> CalibrationConfig:
@@ -327,13 +398,20 @@ class CalibrationRunner(JobRunner[CalibrationConfig]):
     def _prepare(
         self, config: CalibrationConfig, source: ModelSource, folder: Path, exclusively: Exclusively
     ) -> tuple[Job, Callable[[], str]]:
-        job = CalibrationJob(config, source, self._saved_profile(config, source), self._save, folder, exclusively)
+        def statistics_near(cfg_scale: float) -> Optional[tuple[str, Statistics]]:
+            if self.statistics is None:
+                return None
+            return best_for(self.statistics, source.hashes, cfg_scale, source.noise)[0]
+
+        profile = self._saved_profile(config, source)
+        job = CalibrationJob(config, source, profile, self._save, folder, exclusively, statistics_near)
 
         def run() -> str:
             profile = job.run()
             finished = {each.steps for each in profile.joint}
             refused = {each.steps for each in profile.refused} - finished
-            return f"{len(finished)} calibrated, {len(refused)} refused"
+            compared = f"{len(profile.compared)} comparisons"
+            return f"{len(finished)} calibrated, {len(refused)} refused, {compared}" if config.fit else compared
 
         return job, run
 

@@ -4,6 +4,8 @@ A :class:`Profile` is a small JSON file with one :class:`Joint` schedule for eac
 of guidance scales. Files of version 1 have one :class:`Fitted` schedule, without guidance, for each number of steps and
 guidance scale instead. A picture names its schedule by a hash of the numbers, so it can be drawn again after the
 profile was renamed or extended.
+
+Where a profile has compared ways to draw, Auto draws with the best of them (:mod:`~hpsampler.calibration.choice`).
 """
 
 from __future__ import annotations
@@ -12,29 +14,38 @@ import json
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
+from ..guidance import STATISTICS_SHARE, effective_guidance
 from ..noise import NoiseModel
 from ..recipes import FAMILIES, Recipe
 from ..store import RESERVED, Reader, Store, StoreError, abbreviated, clean_name, parse_json
+from .choice import Comparison, WithStatistics, read_comparison
 from .rows import MAX_SIGMA, Fitted, Joint, Measured, Refused, Row, read_fitted, read_joint, read_refused
 from .trajectories import MultistepSchedule
 
-__all__ = ["Fitted", "Joint", "Measured", "Profile", "ProfileStore", "Refused", "Row", "Target", "noise_tolerance"]
+__all__ = [
+    "Drawing", "Fitted", "Joint", "Measured", "Profile", "ProfileStore", "Refused", "Row", "Target", "noise_tolerance",
+]  # fmt: skip
 
-FORMAT, VERSION = "hpsampler calibration", 2
-"""Version 2 has joint schedules; files without any are still written as version 1, which earlier releases read."""
+FORMAT, VERSION = "hpsampler calibration", 3
+"""Version 2 has joint schedules, version 3 comparisons; files without them are as earlier releases read them."""
 
 SIDES = (64, 8192)
 
 CFG_REACH = 1.5
-"""Largest ratio between a picture's guidance scale and that of a :class:`Fitted`, see docs/calibration.md."""
+"""Largest ratio between a picture's guidance scale and that of a :class:`Fitted` or of a comparison, see
+docs/calibration.md."""
 
 AREA_REACH = 1.8
 """Largest ratio between a picture's area and the profile's."""
 
 TOLERATED_CHANGE = 0.02
 """RMS change of pixels (0 to 1) below which residual noise is lost on the eye: 5 of 255."""
+
+
+Drawing = Union[Row, WithStatistics]
+"""What stands in place of Auto's own recipe."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,7 @@ class Profile:
         width, height: size in pixels of the pictures it was calibrated on.
         sigma_min, sigma_max: ends of the model's noise table.
         trajectories, held_out: numbers of trajectories for fitting and for the held-out errors.
+        compared: ways to draw, each with a few calls at one guidance scale.
         decoder: pairs of sigma and RMS change of the decoded pictures (0 to 1) with the loaded VAE; may be empty.
     """
 
@@ -80,6 +92,7 @@ class Profile:
     refused: tuple[Refused, ...] = ()
     decoder: tuple[tuple[float, float], ...] = ()
     joint: tuple[Joint, ...] = ()
+    compared: tuple[Comparison, ...] = ()
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -123,38 +136,66 @@ class Profile:
         distance, index = min(candidates, default=(math.inf, 0))
         return self.fitted[index] if distance <= math.log(CFG_REACH) + 1e-9 else None
 
-    def label(self, row: Row) -> str:
-        """The label by which a picture names a schedule: ``my model 1a2b3c4d``."""
-        return f"{self.name} {row.hash}"
+    def comparison(self, steps: int, target: Target) -> Optional[Comparison]:
+        """The comparison with that many steps nearest to ``target`` in guidance scale, if it is near enough."""
+        if self.mismatch(target) or not 0 < target.cfg_scale < math.inf:
+            return None
+        candidates = [
+            (abs(math.log(each.cfg_scale / target.cfg_scale)), index)
+            for index, each in enumerate(self.compared)
+            if each.steps == steps
+        ]
+        distance, index = min(candidates, default=(math.inf, 0))
+        return self.compared[index] if distance <= math.log(CFG_REACH) + 1e-9 else None
 
-    def recipe(self, row: Row, base: Recipe, cfg_scale: float) -> Recipe:
-        """``base`` with its schedule, solver, ending and guidance replaced by the calibrated ones.
+    def label(self, drawing: Drawing) -> str:
+        """The label by which a picture names what it was drawn with: ``my model 1a2b3c4d``."""
+        return f"{self.name} {drawing.hash}"
+
+    def recipe(self, drawing: Drawing, base: Recipe, cfg_scale: float) -> Recipe:
+        """``base`` with its schedule, solver, ending and guidance replaced by what was found on the model.
 
         Args:
             cfg_scale: the guidance scale of the picture, which a joint schedule depends on.
         """
-        # those of version 1 were fitted with guidance as set
-        schedule = MultistepSchedule(row.sigmas, row.factors) if isinstance(row, Fitted) else row.schedule.at(cfg_scale)
+        if isinstance(drawing, WithStatistics):
+            return replace(
+                base,
+                solver="dpm_v3",
+                order=drawing.order,
+                ending="zero",
+                guidance=(effective_guidance(cfg_scale, drawing.steps, STATISTICS_SHARE),) * drawing.steps,
+                calibration=self.label(drawing),
+            )
+        schedule = (
+            # those of version 1 were fitted with guidance as set
+            MultistepSchedule(drawing.sigmas, drawing.factors)
+            if isinstance(drawing, Fitted)
+            else drawing.schedule.at(cfg_scale)
+        )
         return replace(
             base,
-            steps=row.steps,
+            steps=drawing.steps,
             solver="dpmpp_2m",
             ending="keep" if schedule.sigmas[-1] > 0 else "zero",
             levels=schedule.sigmas,
             factors=schedule.factors,
             guidance=schedule.guidance,
             bend=0.0,
-            calibration=self.label(row),
+            calibration=self.label(drawing),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The form in files and in the API."""
         found = {**asdict(self), "fitted": [fitted.to_dict() for fitted in self.fitted]}
-        del found["joint"]
-        return {**found, "joint": [each.to_dict() for each in self.joint]} if self.joint else found
+        for name, rows in (("joint", self.joint), ("compared", self.compared)):
+            found[name] = [each.to_dict() for each in rows]
+            if not rows:
+                del found[name]
+        return found
 
     def to_json(self) -> str:
-        version = VERSION if self.joint else 1
+        version = VERSION if self.compared else 2 if self.joint else 1
         return json.dumps({"format": FORMAT, "version": version, **self.to_dict()}, indent=1) + "\n"
 
     @classmethod
@@ -180,7 +221,8 @@ class Profile:
             fitted=tuple(read.items("fitted", read_fitted)),
             refused=tuple(read.items("refused", read_refused)),
             decoder=tuple(read.items("decoder", _pair)),
-            joint=tuple(read.items("joint", read_joint)) if read.data["version"] > 1 else (),
+            joint=tuple(read.items("joint", read_joint)) if read.data["version"] > 1 and "joint" in read.data else (),
+            compared=tuple(read.items("compared", read_comparison)) if read.data["version"] > 2 else (),
         )
         if not profile.hashes:
             raise StoreError("hashes must hold at least one hash of the model, got none")
@@ -237,18 +279,34 @@ class ProfileStore(Store[Profile]):
 
         return min(candidates, key=order, default=None)
 
-    def by_label(self, label: str) -> Optional[tuple[Profile, Row]]:
-        """The schedule with a picture's label, by the hash at its end, as the profile may have been renamed."""
+    def comparison(self, steps: int, target: Target) -> Optional[tuple[Profile, Comparison]]:
+        """The comparison for ``target`` that is the nearest in guidance scale; of equals that with the most ways."""
+        candidates = [(profile, found) for profile in self.read()[0] if (found := profile.comparison(steps, target))]
+
+        def order(pair: tuple[Profile, Comparison]) -> tuple[float, int]:
+            return abs(math.log(pair[1].cfg_scale / target.cfg_scale)), -len(pair[1].figures)
+
+        return min(candidates, key=order, default=None)
+
+    def by_label(self, label: str) -> Optional[tuple[Profile, Drawing]]:
+        """What a picture's label names, by the hash at its end, as the profile may have been renamed."""
         name, _, digest = label.strip().rpartition(" ")
-        candidates = [(profile, row) for profile in self.read()[0] for row in profile.rows if row.hash == digest]
+        candidates = [
+            (profile, each)
+            for profile in self.read()[0]
+            for each in (*profile.rows, *(row for found in profile.compared for row in found.rows))
+            if each.hash == digest
+        ]
         # equal hashes draw equal pictures, so the name only decides which profile is named
         return min(candidates, key=lambda pair: pair[0].name != name, default=None)
 
-    def pick(self, name_or_labels: str, steps: int, target: Target) -> tuple[Optional[tuple[Profile, Row]], str]:
-        """The schedule that a user chose by a profile's name, or by labels as in a picture, separated by ``"; "``.
+    def pick(self, name_or_labels: str, steps: int, target: Target) -> tuple[Optional[tuple[Profile, Drawing]], str]:
+        """What a user chose by a profile's name, or by labels as in a picture, separated by ``"; "``.
+
+        A profile's name stands for its fitted schedules.
 
         Returns:
-            The profile and its schedule with that many steps and an empty text, or None and the reason.
+            The profile and what it has for that many steps and an empty text, or None and the reason.
 
         Raises:
             StoreError: no profile has that name, and no schedule that label.
@@ -269,8 +327,8 @@ class ProfileStore(Store[Profile]):
                 return (None, misfit) if misfit else (pair, "")
         return None, f"it is for {named[0][1].steps} steps, not {steps}"
 
-    def named(self, name_or_labels: str) -> Profile | list[tuple[Profile, Row]]:
-        """The profile with a name, or the schedules with labels that are separated by ``"; "``.
+    def named(self, name_or_labels: str) -> Profile | list[tuple[Profile, Drawing]]:
+        """The profile with a name, or what has the labels that are separated by ``"; "``.
 
         Raises:
             StoreError: there is none.

@@ -17,8 +17,12 @@ from ..store import Reader, has_lone_surrogate
 from .joint import JointSchedule
 
 __all__ = [
-    "ERRORS", "MAX_SIGMA", "Fitted", "Joint", "Measured", "Refused", "Row", "read_fitted", "read_joint", "read_refused",
+    "CALIBRATED", "ERRORS", "MAX_SIGMA", "Fitted", "Joint", "Measured", "Refused", "Row", "read_fitted", "read_joint",
+    "read_refused",
 ]  # fmt: skip
+
+CALIBRATED = "calibrated"
+"""The name of a fit among other ways to draw."""
 
 MAX_SIGMA = 1e4
 MAX_FACTOR = 10.0
@@ -87,7 +91,7 @@ class Measured:
     @property
     def refused(self) -> bool:
         """Whether the fit is no better than the recipe there, and is not used."""
-        return not self.held_out["calibrated"] < self.held_out.get(AUTO, math.inf)
+        return not self.held_out[CALIBRATED] < self.held_out.get(AUTO, math.inf)
 
     @property
     def gain(self) -> float:
@@ -165,7 +169,7 @@ class Refused:
 
 def _held_out(row: Reader) -> dict[str, float]:
     errors = row.at("held_out")
-    if not isinstance(errors.data, dict) or "calibrated" not in errors.data or not 2 <= len(errors.data) <= 64:
+    if not isinstance(errors.data, dict) or CALIBRATED not in errors.data or not 2 <= len(errors.data) <= 64:
         raise errors.error("2 to 64 errors by name of schedule, among them calibrated")
     if any(not name.strip() or len(name) > 100 or has_lone_surrogate(name) for name in errors.data):
         raise errors.error("errors by name, with names of 1 to 100 characters")
@@ -173,7 +177,7 @@ def _held_out(row: Reader) -> dict[str, float]:
 
 
 def _gain(held_out: Mapping[str, float]) -> float:
-    return min(error for name, error in held_out.items() if name != "calibrated") / held_out["calibrated"]
+    return min(error for name, error in held_out.items() if name != CALIBRATED) / held_out[CALIBRATED]
 
 
 def read_fitted(row: Reader) -> Fitted:

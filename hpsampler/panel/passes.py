@@ -33,8 +33,8 @@ class _Planned(Pass):
 
     known: Known
 
-    def find_statistics(self) -> None:
-        wanted, folder = self.settings.statistics, self.known.statistics
+    def find_statistics(self, wanted: str) -> None:
+        folder = self.known.statistics
         kept = statistics_files(folder) if folder else {}
         if wanted == AUTO and not self.known.measured():
             self.tell(NO_STATISTICS)
@@ -81,7 +81,8 @@ def look_at(shown: PassView, settings: Settings, page: Page, known: Known, secon
         use, page.cfg, not page.img2img and not second, int(page.steps), page.width, page.height, second, start
     )  # fmt: skip
     this = _Planned(
-        settings, request, LoadedModel(known.family, noise, known.hashes), known.calibrations, tell=shown.tell
+        settings, request, LoadedModel(known.family, noise, known.hashes), known.calibrations, tell=shown.tell,
+        aim=known.aim,
     )  # fmt: skip
     this.known = known
     shown.named = named_recipe(settings, page, known)
@@ -103,6 +104,7 @@ def look_at(shown: PassView, settings: Settings, page: Page, known: Known, secon
         sigmas = torch.cat([sigmas[:-2], sigmas[-1:]])
     _count_calls(shown, this, sigmas)
     shown.recipe, shown.calibration = replace(recipe, solver=use.solver or recipe.solver), recipe.calibration
+    shown.auto_is_best = this.auto_is_best
     if not recipe.levels and recipe.end_sigma is None:
         shown.base, shown.cut = recipe.base(noise).tolist(), recipe.truncation_index
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
 
+from ..calibration.choice import PICTURES
 from ..calibration.profile import Profile, ProfileStore
 from ..effects import Use
 from ..fields import Field
@@ -46,6 +47,7 @@ class Known:
         follow: whether presets follow the model.
         plot: whether the schedule is drawn.
         off: the settings of a picture that is drawn while the accordion is off.
+        aim: what Auto aims at, of :data:`~hpsampler.calibration.choice.AIMS`.
     """
 
     family: str
@@ -60,6 +62,7 @@ class Known:
     follow: bool = False
     plot: bool = True
     off: Settings = field(default_factory=Settings)
+    aim: str = PICTURES
 
     @property
     def of_model(self) -> list[Profile]:
@@ -149,6 +152,7 @@ class PassView:
         karras: the schedule of DPM++ 2M Karras with as many steps.
         recipe: in force; ``named`` is the one that was chosen, without what was set beside it.
         calibration: the label of the one in use.
+        auto_is_best: that a calibration found Auto's own recipe the best way to draw, in words; else empty.
         guidance: the guidance scale of each call, where it is another than the CFG scale.
         unchanged: whether strength 0 leaves the picture as it is, at no call.
     """
@@ -171,6 +175,7 @@ class PassView:
     recipe: Optional[Recipe] = None
     named: Optional[Recipe] = None
     calibration: str = ""
+    auto_is_best: str = ""
     guidance: tuple[float, ...] = ()
     unchanged: bool = False
 

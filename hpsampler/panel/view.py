@@ -6,11 +6,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..calibration.profile import Profile
+from ..calibration.profile import Drawing, Profile
 from ..calibration.rows import Fitted, Joint
 from ..effects import Use, idle
 from ..fields import Field, SettingsError
-from ..plan import LoadedModel, Pass, Request, followed
+from ..notes import followed
+from ..plan import LoadedModel, Pass, Request
 from ..recipes import AUTO, PRESETS
 from ..settings import ANALYTICAL, AS_RECIPE, ENDING_LABELS, FIELDS, OFF, SCHEDULE_FIELDS, Settings
 from ..store import StoreError
@@ -183,6 +184,7 @@ def _calibrated_for(shown: View) -> Collection[tuple[int, float]]:
     if not this.asks_calibration(use.calibrated) or known.calibrations is None:
         return ()
     target = this.target()
+    pairs: list[tuple[Profile, Drawing]]
     if not settings.names_calibration:
         pairs = [(profile, each) for profile in known.of_model for each in profile.rows]
     else:

@@ -11,7 +11,7 @@ import gradio as gr
 from modules.infotext_utils import PasteField
 
 from ..fields import Field, SettingsError
-from ..plan import VERSION_KEY
+from ..notes import VERSION_KEY
 from ..settings import AS_SET, FIELDS, OFF
 from .accordion import TITLE, Accordion
 from .folders import library

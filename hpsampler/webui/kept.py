@@ -140,6 +140,10 @@ def _calibrations(known: Known, begins_with: str) -> Iterable[Entry]:
 
 
 def _cells(profile: Profile) -> str:
+    if not profile.rows and profile.compared:
+        steps = _listed(sorted({each.steps for each in profile.compared}))
+        scales = [f"{each:g}" for each in sorted({each.cfg_scale for each in profile.compared})]
+        return f"ways to draw compared, {steps} steps at CFG {_listed(scales)}"
     if not profile.rows:
         return "nothing fitted, every fit was refused" if profile.refused else "nothing fitted yet"
     steps = _listed(sorted({each.steps for each in profile.rows}))
@@ -162,11 +166,13 @@ def _gain(profile: Profile) -> list[str]:
 def _used_by_itself(profile: Profile, store: ProfileStore, known: Known) -> str:
     own = set()
     cells = [(each.steps, each.cfg_scale) for each in profile.fitted]
+    cells += [(each.steps, each.cfg_scale) for each in profile.compared]
     cells += [(row.steps, each.cfg_scale) for row in profile.joint for each in row.measured]
     for steps, cfg_scale in cells:
         target = Target(frozenset(known.hashes), known.family, known.noise, profile.width, profile.height, cfg_scale)
-        best = store.best(steps, target)
-        if best is not None and best[0].name == profile.name:
+        compared, best = store.comparison(steps, target), store.best(steps, target)
+        owner = compared[0] if compared else best[0] if best else None
+        if owner is not None and owner.name == profile.name:
             own.add(steps)
     if not own:
         return ""

@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from base64 import b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from types import MappingProxyType
@@ -98,7 +98,8 @@ class _Calibration(Kind):
 
     def cost(self, config: CalibrationConfig) -> str:
         cells = len(config.cells)
-        return f"{cells} schedule{'s' if cells > 1 else ''} to fit, at most {config.most_calls():,} UNet calls"
+        what = f"{cells} schedule{'s' if cells > 1 else ''} to fit" if config.fit else "ways to draw to compare"
+        return f"{what}, at most {config.most_calls():,} UNet calls"
 
     def runner(self, runners: Runners) -> JobRunner[Any]:
         return runners.calibrations
@@ -185,33 +186,41 @@ class Goal:
         title: how the form calls it.
         about: what it is good for, as HTML.
         kinds: what is made for it, in this order.
+        fits: whether schedules are fitted; a calibration without them compares ways to draw.
     """
 
     title: str
     about: str
     kinds: tuple[Kind, ...]
+    fits: bool
 
     def configs(self, values: Mapping[str, Any]) -> list[tuple[Kind, Any]]:
         """What the form's values describe. Raises StoreError: see :meth:`Kind.config`."""
-        return [(kind, kind.config(values)) for kind in self.kinds]
+        made = [(kind, kind.config(values)) for kind in self.kinds]
+        return [(kind, replace(config, fit=self.fits) if kind is CALIBRATION else config) for kind, config in made]
 
 
 _ABOUT_CALIBRATION = (
     "A calibration finds the few steps that end nearest to where many steps end with this checkpoint. <b>HP Auto</b> "
-    "and <b>HP DPM++ 2M</b> then take them by themselves, and any sampler does with the schedule type "
-    "<b>HP calibrated</b>."
+    "and <b>HP DPM++ 2M</b> then take them by themselves where they are the best, and any sampler does with the "
+    "schedule type <b>HP calibrated</b>."
 )
 _ABOUT_STATISTICS = (
-    "Statistics say how the checkpoint behaves from noise to picture. <b>HP DPM-v3</b> then uses them by itself."
+    "Statistics say how the checkpoint behaves from noise to picture; <b>HP DPM-v3</b> then uses them by itself."
 )
+_ABOUT_COMPARING = "<b>HP Auto</b> then draws with what came out as the best on pictures of this checkpoint."
 
 GOALS: Mapping[str, Goal] = MappingProxyType(
     {
-        "calibration": Goal("HP Auto (a fitted schedule)", _ABOUT_CALIBRATION, (CALIBRATION,)),
-        "statistics": Goal("HP DPM-v3 (statistics)", _ABOUT_STATISTICS, (STATISTICS,)),
+        "statistics": Goal(
+            "Good pictures (statistics)", f"{_ABOUT_STATISTICS} {_ABOUT_COMPARING}", (STATISTICS, CALIBRATION), False
+        ),
+        "calibration": Goal(
+            "The same picture as many steps (a fitted schedule)", _ABOUT_CALIBRATION, (CALIBRATION,), True
+        ),
         "both": Goal(
-            "Both", f"{_ABOUT_STATISTICS} {_ABOUT_CALIBRATION} The statistics are made first.",
-            (STATISTICS, CALIBRATION),
+            "Both", f"{_ABOUT_STATISTICS} {_ABOUT_CALIBRATION} The statistics are made first. {_ABOUT_COMPARING}",
+            (STATISTICS, CALIBRATION), True,
         ),
     }
 )  # fmt: skip

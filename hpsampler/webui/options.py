@@ -9,19 +9,21 @@ from typing import Any
 import gradio as gr
 from modules import shared
 
+from ..calibration.choice import AIMS, PICTURES
 from ..effects import SAMPLERS, SCHEDULES
 from ..settings import OFF, Settings
 from ..store import abbreviated
 from .folders import presets
 
 __all__ = [
-    "NO_PRESET", "default_preset", "follows_model", "hidden", "plots", "problems", "register", "settings_when_off",
+    "NO_PRESET", "aim", "default_preset", "follows_model", "hidden", "plots", "problems", "register",
+    "settings_when_off",
 ]  # fmt: skip
 
 PLACE: dict[str, Any] = {"section": ("hpsampler", "HP Sampler"), "category_id": "sd"}
 """The page, and the host's category "Stable Diffusion"; without one it stands under "Uncategorized"."""
 HIDDEN, PRESET, FOLLOW, PLOT = "hpsampler_hidden", "hpsampler_preset", "hpsampler_follow", "hpsampler_plot"
-WHEN_OFF = "hpsampler_calibration_when_off"
+WHEN_OFF, AIM = "hpsampler_calibration_when_off", "hpsampler_aim"
 NO_PRESET = "None"
 
 
@@ -58,6 +60,12 @@ def register() -> None:
         ),
     )
     add(
+        AIM,
+        shared.OptionInfo(
+            PICTURES, "Auto aims at", gr.Radio, {"choices": list(AIMS)}, **PLACE
+        ).info("where a calibration compared ways to draw, HP Auto takes the one that is best at this"),
+    )  # fmt: skip
+    add(
         PLOT,
         shared.OptionInfo(True, "Draw the schedule in the accordion", **PLACE).needs_reload_ui(),
     )
@@ -72,6 +80,8 @@ def _is_right(name: str, value: Any) -> bool:
     """Whether it is of its default's type. The host saves whatever a program or an edited file says."""
     if name == HIDDEN:
         return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    if name == AIM:
+        return value in AIMS
     # None is what the host itself saves of a menu in which nothing is chosen
     return isinstance(value, type(_DEFAULTS[name])) or (name == PRESET and value is None)
 
@@ -109,6 +119,11 @@ def follows_model() -> bool:
 def settings_when_off() -> Settings:
     """What a request is drawn with while the accordion is off."""
     return Settings() if _get(WHEN_OFF) else Settings(calibration=OFF)
+
+
+def aim() -> str:
+    """What Auto aims at."""
+    return str(_get(AIM))
 
 
 def plots() -> bool:

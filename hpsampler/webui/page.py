@@ -48,6 +48,7 @@ def known() -> Known:
         "sd1", NoiseModel.of_stable_diffusion(), presets=(*built_in(), *presets().read()[0]),
         calibrations=Snapshot(library().folder), statistics=statistics_folder(), follow=options.follows_model(),
         plot=options.plots(), off=options.settings_when_off(),
+        aim=options.aim(),
     )  # fmt: skip
     if loaded is None:
         return found

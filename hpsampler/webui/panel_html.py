@@ -210,6 +210,7 @@ def _calibration(shown: View, tab: str) -> str:
     made = sorted(
         {(each.steps, each.cfg_scale, each.cfg_scale) for profile in known.of_model for each in profile.fitted}
         | {(each.steps, each.schedule.low, each.schedule.high) for profile in known.of_model for each in profile.joint}
+        | {(each.steps, each.cfg_scale, each.cfg_scale) for profile in known.of_model for each in profile.compared}
     )
     cells = _listed(
         [
@@ -226,6 +227,8 @@ def _calibration(shown: View, tab: str) -> str:
         text = "off" if shown.enabled else "not used while the accordion is off (Settings > HP Sampler)"
     elif not made:
         text = "none for this checkpoint"
+    elif first.auto_is_best:
+        text = first.auto_is_best
     elif shown.controls["calibration"].idle:
         text = f"not used, as {shown.controls['calibration'].idle}"
     else:

@@ -14,7 +14,7 @@ from typing import Any, Optional
 from ..effects import Use
 from ..plan import Pass, Request
 from ..settings import Settings
-from . import checkpoint
+from . import checkpoint, options
 from .folders import library, statistics_folder
 
 __all__ = ["attach", "find", "planned", "unknown"]
@@ -31,7 +31,7 @@ def planned(
 ) -> Pass:
     """The pass of a request on the loaded model."""
     model = checkpoint.LoadedCheckpoint(model_wrap)
-    return Pass(settings, request, model, library(), statistics_folder(), tell, record)
+    return Pass(settings, request, model, library(), statistics_folder(), tell, record, options.aim())
 
 
 def attach(model_wrap: Any, this: Pass) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from ..calibration.choice import AIMS, PICTURES, SAME_PICTURE
 from ..calibration.profile import TOLERATED_CHANGE, Profile, noise_tolerance
 from ..recipes import AUTO
 from ..statistics.coefficients import Provenance
@@ -92,11 +93,48 @@ def profile_html(profile: Profile) -> str:
     )
     return (
         f"<div class='hpsampler-profile'><p><b>{escape(profile.name)}</b>: {escape(profile.model)} "
-        f"({escape(', '.join(profile.hashes))}), {profile.family}, {profile.width}x{profile.height}; fitted to "
-        f"{profile.trajectories} trajectories, judged on {profile.held_out} others.</p>"
-        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        f"({escape(', '.join(profile.hashes))}), {profile.family}, {profile.width}x{profile.height}; "
+        f"{_judged(profile)}.</p>"
+        f"{_table(head, rows)}{_compared_html(profile)}"
         f"{f'<p>Refused:</p><ul>{refused}</ul>' if refused else ''}{decoder}</div>"
     )
+
+
+def _judged(profile: Profile) -> str:
+    fitted = f"fitted to {profile.trajectories} trajectories, " if profile.rows or profile.refused else ""
+    return f"{fitted}judged on {profile.held_out}{' others' if fitted else ' trajectories'}"
+
+
+def _compared_html(profile: Profile) -> str:
+    """The ways to draw that were compared, with the best of either figure marked; empty where none were."""
+    names = list(dict.fromkeys(name for each in profile.compared for name in each.figures))
+    if not names:
+        return ""
+    rows = []
+    for each in sorted(profile.compared, key=lambda each: (each.cfg_scale, each.steps)):
+        best = {aim: each.ranked(aim)[0] for aim in AIMS}
+        cells = "".join(
+            f"<td>{_marked(each.figures[name].pictures, best[PICTURES] == name)} / "
+            f"{_marked(each.figures[name].distance, best[SAME_PICTURE] == name)}</td>"
+            if name in each.figures
+            else "<td></td>"
+            for name in names
+        )
+        rows.append(f"<tr><td>{each.cfg_scale:g}</td><td>{each.steps}</td>{cells}</tr>")
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("CFG", "Steps", *names))
+    return (
+        "<p>Ways to draw, compared with many steps: how differently the checkpoint sees the pictures / distance to the "
+        "same pictures. Smaller is better, and HP Auto draws with the best; Settings > HP Sampler says which of the "
+        f"two it aims at.</p>{_table(head, rows)}"
+    )
+
+
+def _marked(figure: float, best: bool) -> str:
+    return f"<b>{figure:.3f}</b>" if best else f"{figure:.3f}"
+
+
+def _table(head: str, rows: Sequence[str]) -> str:
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>" if rows else ""
 
 
 def statistics_html(name: str, about: tuple[Provenance, tuple[int, ...]]) -> str:

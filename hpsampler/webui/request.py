@@ -20,7 +20,8 @@ from .. import notes
 from ..effects import AUTOMATIC, SAMPLERS, Use
 from ..fields import SettingsError
 from ..freeu import decoder_stages
-from ..plan import VERSION_KEY, Pass, Request, followed, parameters
+from ..notes import VERSION_KEY, followed, parameters
+from ..plan import Pass, Request
 from ..settings import Settings
 from ..store import StoreError
 from . import checkpoint as model

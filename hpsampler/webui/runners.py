@@ -36,7 +36,7 @@ class Runners:
                 from ..calibration.job import CalibrationRunner
                 from .source import Checkpoint, HostQueue
 
-                self._calibrations = CalibrationRunner(library(), Checkpoint, HostQueue)
+                self._calibrations = CalibrationRunner(library(), Checkpoint, HostQueue, statistics_folder())
             return self._calibrations
 
     @property

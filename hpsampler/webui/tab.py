@@ -41,6 +41,9 @@ RENAME, DELETE = "Rename", "Delete"
 STOP_SECONDS = 2
 """How long Stop waits for the call that is under way, before the page says that it waits for it."""
 
+USUAL = "statistics"
+"""What is wanted where nobody says otherwise: it takes the least, and drew the best pictures on two small models."""
+
 NAME = "My checkpoint"
 """The name of what is made where nobody gives one and the checkpoint's own cannot be kept."""
 
@@ -103,7 +106,7 @@ class Tab:
         looked = [details, resume, rename, delete, new_name, do, cancel]
         shown = [status, start, stop, chosen, *looked]
         asked, cheap = ([form[name] for name in ("what", *names)] for names in (FORM, CHEAP))
-        parts = [form[name] for name in ("steps", "trajectories", "runs", "samples", "points")]
+        parts = [form[name] for name in ("runs", "samples", "points")]
         form["what"].change(self.choose, inputs=cheap, outputs=[*parts, cost], queue=False, **_QUICK)
         for name in CHEAP:
             form[name].change(self.cost, inputs=cheap, outputs=[cost], queue=False, **_QUICK)
@@ -130,13 +133,13 @@ class Tab:
 
         add(
             gr.Radio, "what", "What for", choices=[(goal.title, key) for key, goal in GOALS.items()],
-            value="calibration", info="With the checkpoint that is loaded. You can draw meanwhile: they take turns.",
+            value=USUAL, info="With the checkpoint that is loaded. You can draw meanwhile: they take turns.",
         )  # fmt: skip
         add(
             gr.Textbox, "name", "Name", value="", max_lines=1, placeholder="the checkpoint's name",
             info="Shown in menus and pictures.",
         )  # fmt: skip
-        add(gr.Textbox, "steps", "Steps", value=steps, max_lines=1, info="2 to 20. A schedule is fitted for each.")
+        add(gr.Textbox, "steps", "Steps", value=steps, max_lines=1, info="2 to 20, each by itself.")
         add(gr.Textbox, "cfg", "CFG scale", value=scales, max_lines=1, info="One or several that you draw with.")
         add(
             gr.Textbox, "size", "Size", value=f"{fit.width}x{fit.height}", max_lines=1,
@@ -153,8 +156,8 @@ class Tab:
         upload.upload(text_of, inputs=[upload], outputs=[made["prompts"]])
         with gr.Accordion("Advanced", open=False, elem_id=_id("advanced")):
             add(
-                gr.Slider, "trajectories", "Trajectories of a fit", value=fit.trajectories, minimum=4, maximum=64,
-                step=1, info="Pictures to fit to; as many others judge the fit.",
+                gr.Slider, "trajectories", "Trajectories", value=fit.trajectories, minimum=4, maximum=64, step=1,
+                info="Pictures to judge by, at all CFG scales together; a fit has as many others.",
             )  # fmt: skip
             add(
                 gr.Slider, "runs", "Runs of a fit", value=fit.runs, minimum=25, maximum=200, step=1,
@@ -162,11 +165,11 @@ class Tab:
             )  # fmt: skip
             add(
                 gr.Slider, "samples", "Samples of the statistics", value=measure.samples, minimum=8, maximum=1024,
-                step=1, visible=False, info="Pictures whose trajectory is walked, once each.",
+                step=1, info="Pictures whose trajectory is walked, once each.",
             )  # fmt: skip
             add(
                 gr.Slider, "points", "Grid points of the statistics", value=measure.points, minimum=21, maximum=251,
-                step=1, visible=False, info="Two UNet calls each.",
+                step=1, info="Two UNet calls each.",
             )  # fmt: skip
             add(
                 gr.Slider,
@@ -185,8 +188,8 @@ class Tab:
 
     def choose(self, what: str, *values: Any) -> tuple[Any, ...]:
         """The controls that belong to what is wanted now, and its cost."""
-        fit, measure = (gr.update(visible=kind in GOALS[what].kinds) for kind in (CALIBRATION, STATISTICS))
-        return fit, fit, fit, measure, measure, self.cost(what, *values)
+        fit, measure = gr.update(visible=GOALS[what].fits), gr.update(visible=STATISTICS in GOALS[what].kinds)
+        return fit, measure, measure, self.cost(what, *values)
 
     def cost(self, what: str, *values: Any) -> str:
         """What pressing the button takes, or what is wrong with the form."""

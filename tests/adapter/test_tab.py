@@ -14,7 +14,9 @@ from types import SimpleNamespace
 import gradio as gr
 import numpy as np
 import pytest
+import torch
 
+from hpsampler.calibration.choice import Figures
 from hpsampler.calibration.config import CalibrationConfig
 from hpsampler.calibration.profile import Profile
 from hpsampler.jobs import JobRunner
@@ -105,10 +107,10 @@ def test_a_calibration_from_the_tab_s_values_to_a_picture(webui, host, library):
     made = library.get("from the tab")
     assert len(made.joint) + len(made.refused) == 1
     assert np.isfinite([change for _, change in made.decoder]).all() and "<svg" in now.details
-    if made.joint:
-        p = Txt2Img(steps=4)
-        host.run(p)
-        assert p.extra_generation_params["HP Calibration"] == made.label(made.joint[0])
+    p = Txt2Img(steps=4)
+    host.run(p)
+    is_best = [each.ranked("pictures")[0] == "calibrated" for each in made.compared] == [True]
+    assert p.extra_generation_params.get("HP Calibration") == (made.label(made.joint[0]) if is_best else None)
     assert re.search(r"About <b>\d+ (s|min)</b>", cost_of(tab, "calibration", ASKED)), "the calls were timed"
     for wrong, words in (({"steps": "x"}, "steps must be"), ({"size": "64"}, "size must be width x height in pixels")):
         assert words in cost_of(tab, "calibration", {**ASKED, **wrong})
@@ -117,7 +119,7 @@ def test_a_calibration_from_the_tab_s_values_to_a_picture(webui, host, library):
 def test_what_was_timed_is_known_while_the_next_job_waits_and_scales_with_the_pictures(webui, host):
     tab, runners = tab_and_runners()
     tab.start("statistics", *asked(ASKED))
-    assert ended(runners) == ["finished", "idle"]
+    assert ended(runners) == ["finished", "finished"]
     seconds = runners.timed.seconds
     assert runners.timed.model == "tiny" and 0 < seconds < PATIENCE
     queue = importlib.import_module("modules.call_queue").queue_lock
@@ -127,7 +129,34 @@ def test_what_was_timed_is_known_while_the_next_job_waits_and_scales_with_the_pi
         told = [tab._timed(1000, size)[0] for size in ("64x64", "128x64")]
         assert told == pytest.approx([1000 * seconds, 2000 * seconds])
         runners.statistics.stop()
-    assert ended(runners) == ["stopped", "idle"]
+    assert ended(runners) == ["stopped", "stopped"]
+
+
+def test_auto_draws_with_what_came_out_best_and_is_pasted_back(webui, host, library):
+    tab, runners = tab_and_runners()
+    tab.start("statistics", *asked({**ASKED, "cfg": "5 7"}))
+    assert ended(runners) == ["finished", "finished"], [runner.status().message for runner in runners.all]
+    made = library.get("from the tab")
+    assert made.rows == () and [(each.steps, each.cfg_scale) for each in made.compared] == [(4, 5.0), (4, 7.0)]
+    now = shown(tab, "Calibration: from the tab")
+    assert now.lines["Calibration: from the tab"].startswith(
+        "from the tab · calibration · ways to draw compared, 4 steps"
+    )
+    assert "<th>statistics, order 1</th>" in now.details and "HP Auto" in now.lines["Calibration: from the tab"]
+    drawn = []
+    for best in ("Auto", "statistics, order 1", "statistics, order 2, corrector"):
+        figures = {name: Figures(1, 0.1 if name == best else 1) for name in made.compared[0].figures}
+        library.save(replace(made, compared=(replace(made.compared[1], figures=figures),)), replacing=True)
+        p = Txt2Img(steps=4)
+        drawn.append((host.run(p), p.extra_generation_params))
+        label = made.label(made.compared[1].with_statistics(best)) if best != "Auto" else None
+        assert p.extra_generation_params.get("HP Calibration") == label
+        assert ("HP Statistics" in p.extra_generation_params) == (best != "Auto")
+    assert not any(torch.equal(drawn[0][0], latents) for latents, _ in drawn[1:])
+    latents, written = drawn[1]
+    again, names = Txt2Img(steps=4), {"calibration": written["HP Calibration"], "statistics": written["HP Statistics"]}
+    assert torch.equal(host.run(again, {"enabled": True, **names}), latents)
+    assert "HP note" not in again.extra_generation_params
 
 
 def test_the_form_shows_what_belongs_to_what_is_wanted(webui):
@@ -135,8 +164,9 @@ def test_the_form_shows_what_belongs_to_what_is_wanted(webui):
     usual = [ASKED[name] for name in kinds().CHEAP]
     for what, fit, measure in (("calibration", True, False), ("statistics", False, True), ("both", True, True)):
         *parts, cost = tab.choose(what, *usual)
-        assert [part["visible"] for part in parts] == [fit, fit, fit, measure, measure]
-        assert ("HP Auto" in cost, "HP DPM-v3" in cost) == (fit, measure)
+        assert [part["visible"] for part in parts] == [fit, measure, measure]
+        assert ("HP DPM++ 2M" in cost, "HP DPM-v3" in cost) == (fit, measure) and "HP Auto" in cost
+        assert ("ways to draw to compare" in cost, "to fit" in cost) == (not fit, fit)
     both = re.search(r"336 UNet calls; then 1 schedule to fit, at most ([\d,]+) UNet calls, as many as (\d+)", cost)
     assert int(both[2]) == round((336 + int(both[1].replace(",", ""))) / 20)
 
@@ -224,7 +254,7 @@ def test_only_one_thing_is_made_at_a_time(webui, host, said):
     tab.start("calibration", *asked(ASKED))
     assert said == ["HP Sampler: 'from the tab' is under way; stop it first, or let it end"]
     tab.stop()
-    assert ended(runners) == ["stopped", "idle"]
+    assert ended(runners) == ["stopped", "stopped"]
 
 
 def test_the_list_says_what_each_is_and_what_uses_it(webui, host, library, made):
@@ -296,8 +326,10 @@ def test_renamed_deleted_exported_and_taken_once(webui, host, library, made, tmp
 def test_statistics_are_exported_and_taken_once_too(webui, host, tmp_path, said):
     tab, runners = tab_and_runners()
     tab.start("statistics", *asked(ASKED))
-    assert ended(runners) == ["finished", "idle"]
-    link = re.search(r'download="from the tab.safetensors" href="data:[^,]+,([^"]+)"', shown(tab).details)
+    assert ended(runners) == ["finished", "finished"]
+    link = re.search(
+        r'download="from the tab.safetensors" href="data:[^,]+,([^"]+)"', shown(tab, "Statistics: from the tab").details
+    )
     path = tmp_path / "taken.safetensors"
     path.write_bytes(base64.b64decode(link[1]))
     _, _, _, chosen, *_ = tab.take(str(path))
@@ -322,7 +354,7 @@ def test_the_tab_asks_every_field_once_and_has_what_its_script_presses(webui):
     assert all(each.startswith(f"{name}_") for each in ids)
     assert len(ids) == len([each for each in page.blocks.values() if getattr(each, "elem_id", None)])
     form = {each: ids[f"{name}_{each}"].value for each in kinds().FORM}
-    assert "as many as" in ids[f"{name}_cost"].value and ids[f"{name}_what"].value == "calibration"
+    assert "as many as" in ids[f"{name}_cost"].value and ids[f"{name}_what"].value == "statistics"
     for kind, config in ((kinds().CALIBRATION, CalibrationConfig), (kinds().STATISTICS, StatisticsConfig)):
         # statistics for every element of the latents, and for other sizes alone, are made by the command line
         left = {"per_pixel"} if config is StatisticsConfig else set()

@@ -173,7 +173,7 @@ def test_bad_values_are_refused_with_field_value_and_what_is_allowed(field, valu
 def test_unknown_and_missing_fields_are_named():
     with pytest.raises(StoreError, match=r"^name is missing$"):
         CalibrationConfig.of({})
-    with pytest.raises(StoreError, match="unknown field 'step'; the fields are batch, cfg_scales, height, name"):
+    with pytest.raises(StoreError, match="unknown field 'step'; the fields are batch, cfg_scales, fit, height, name"):
         CalibrationConfig.of({"name": "x", "step": 5})
 
 
@@ -198,9 +198,13 @@ def test_any_value_is_accepted_or_refused(field, value):
 def test_a_cell_is_a_number_of_steps_for_all_guidance_scales():
     config = config_of(steps="8 5", cfg_scales="7 3")
     assert config.cells == [5, 8]
-    assert config.most_calls([5, 8]) == 0
-    assert config.most_calls([5]) == config.most_calls() - config.most_calls_of(5), (
+    assert config.most_calls([], []) == 0
+    assert config.most_calls([8]) == config.most_calls() - config.most_calls_of(5), (
         "its references are still to be made"
+    )
+    assert config.most_calls([], [(5, 3.0)]) == config.most_calls_of_comparison(5) + 60 * config.pictures
+    assert config.most_calls() - config.most_calls(comparisons=[]) == sum(
+        2 * config.most_calls_of_comparison(steps) for steps in (5, 8)
     )
     assert config_of(steps="5", cfg_scales="3").most_calls() == config_of(steps="5", cfg_scales="3 7").most_calls()
 
@@ -300,7 +304,8 @@ def test_the_most_calls_are_never_exceeded_and_the_budget_holds(contrast, runs):
         assert job.progress.of == config.most_calls()
         profile = job.run()
         refused = {each.steps for each in profile.refused}
-        assert len(profile.joint) + len(refused) == len(steps) == len(kept) and profile == kept[-1]
+        assert len(profile.joint) + len(refused) == len(steps) == len(kept) - len(profile.compared)
+        assert profile == kept[-1] and len(profile.compared) <= len(steps) * len(config.cfg_scales)
         assert source.calls == job.progress.calls == job.progress.of <= config.most_calls()
         assert (profile.trajectories, profile.held_out) == (config.pictures, config.pictures) == (COUNT, COUNT)
         if runs == 50:
@@ -316,7 +321,9 @@ def test_the_calls_of_a_cell_are_those_on_the_calibration_set():
             source = Exact(contrast=contrast)
             profile = calibrated(source, steps="5", cfg_scales=cfg_scales)
             (own,) = profile.joint
-            rest = source.calls - own.calls - (60 + 20 + 5 * 5) * COUNT
+            # Auto and the fit are compared where it is used, by two calls for each and for the reference
+            compared = (2 * (5 + 2) + 2) * len(profile.compared) * COUNT // len(own.measured)
+            rest = source.calls - own.calls - (60 + 20 + 5 * 5) * COUNT - compared
             assert rest == 5 * COUNT if own.schedule.end[0] > 0 else rest in (0, 5 * COUNT)
             assert rest == 0 or noise_tolerance(profile.decoder) > 0
             ended.append(own.schedule.end[0] > 0)
@@ -349,6 +356,18 @@ def test_a_refused_cell_is_recorded_with_numbers_and_not_tried_again(monkeypatch
     assert again.run() == profile and source.calls == 0 and source.requests == []
 
 
+def kept_progress(job, save=lambda profile: None):
+    """The lines and the curve of the progress whenever something is saved."""
+    shown = []
+
+    def keep(profile):
+        shown.append((dict(job.progress.lines), list(job.progress.curve)))
+        save(profile)
+
+    job.save = keep
+    return shown
+
+
 def test_an_initial_schedule_that_blows_up_is_a_number_in_the_file(monkeypatch, tmp_path):
     def with_a_bomb(*args):
         good = initial_schedules(*args)
@@ -357,10 +376,11 @@ def test_an_initial_schedule_that_blows_up_is_a_number_in_the_file(monkeypatch, 
 
     monkeypatch.setattr(job_module, "initial_schedules", with_a_bomb)
     source = Exact()
-    job = CalibrationJob(config_of(steps="5"), source, save=ProfileStore(tmp_path).save)
+    job, store = CalibrationJob(config_of(steps="5"), source), ProfileStore(tmp_path)
+    shown = kept_progress(job, lambda profile: store.save(profile, replacing=True))
     (own,) = job.run().joint
     assert own.measured[0].held_out["bomb"] == 1e12 and ProfileStore(tmp_path).read() == ([job.profile], [])
-    lines, curve = job.progress.lines, job.progress.curve
+    lines, curve = shown[0]
     # the fit tries it within the bounds of its parameters
     assert list(lines) == ["20 steps of DPM++ 2M Karras", AUTO, "bomb", "Karras", "SGM Uniform"]
     assert [error for _, error in curve[:4]] == list(lines.values())[1:]
@@ -369,13 +389,15 @@ def test_an_initial_schedule_that_blows_up_is_a_number_in_the_file(monkeypatch, 
 
 def test_the_lines_and_curve_of_a_cell_are_errors_on_the_calibration_set():
     job = CalibrationJob(config_of(steps="6"), Exact())
+    shown = kept_progress(job)
     (own,) = job.run().joint
     fit = job._trajectories(0, 0)
     known = initial_schedules("sd1", 6, [3.0], TABLE)
-    lines = dict(job.progress.lines)
+    lines, curve = shown[0]
     assert lines.pop("20 steps of DPM++ 2M Karras") == pytest.approx(own.measured[0].baseline, rel=1e-5)
     assert lines == {name: pytest.approx(fit.error(each), rel=1e-3) for name, (each,) in known.items()}
-    at, errors = zip(*job.progress.curve)
+    at, errors = zip(*curve)
+    assert not job.progress.lines and not job.progress.curve, "comparisons have none"
     assert at == tuple(sorted(at)) and at[0] == 11 and at[-1] == pytest.approx(own.calls / 6 / COUNT)
     assert min(errors) < 0.9 * min(lines.values())
 
@@ -473,9 +495,15 @@ def test_progress_counts_calls_and_bounds_the_time_left(monkeypatch):
         # half a second for the three pictures of one guidance scale
         assert source.calls <= of and left == pytest.approx((of - calls) * 0.5 / 3)
     assert [of for _, of, *_ in seen] == sorted((of for _, of, *_ in seen), reverse=True)
-    assert list(dict.fromkeys(cell for *_, cell in seen)) == [((3.0, 7.0), 5), ((3.0, 7.0), 6)]
-    assert len(progress.log) == 3 and progress.log[0].startswith("the decoder tolerates no residual noise")
-    assert all(re.match(r"[56] steps: held-out errors CFG 3 .*, CFG 7 ", line) for line in progress.log[1:])
+    fits = [((3.0, 7.0), 5), ((3.0, 7.0), 6)]
+    comparisons = [((each.cfg_scale,), each.steps) for each in job.profile.compared]
+    assert len(comparisons) in (3, 4), "each where the fit is used"
+    assert list(dict.fromkeys(cell for *_, cell in seen)) == [*fits, *comparisons]
+    assert len(progress.log) == 3 + len(comparisons) and progress.log[0].startswith(
+        "the decoder tolerates no residual noise"
+    )
+    assert all(re.match(r"[56] steps: held-out errors CFG 3 .*, CFG 7 ", line) for line in progress.log[1:3])
+    assert all(re.match(r"[56] steps at CFG [37]: (Auto|calibrated) draws the best", line) for line in progress.log[3:])
 
 
 def test_seconds_left_is_never_below_zero():
@@ -529,7 +557,7 @@ REFERENCE = 60 * HALF
 )
 def test_a_stopped_and_resumed_job_gives_the_same_result(at, whole, tmp_path, references):
     text, calls, kept_whole = whole
-    at = calls - HALF if at == "last" else int(at * calls) // HALF * HALF if isinstance(at, float) else at
+    at = calls - 2 * HALF if at == "last" else int(at * calls) // HALF * HALF if isinstance(at, float) else at
     kept, source = interrupted(at, tmp_path)
     assert source.calls in (at, at + HALF), "the running call is finished, and no other is made"
     assert kept == [each for each, after in kept_whole if after <= at]
