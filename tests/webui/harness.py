@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -229,6 +230,22 @@ class WebUI:
 
     def img2img(self, image: np.ndarray, **payload: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
         return self._generate("/sdapi/v1/img2img", {"init_images": [encode(image)], **payload})
+
+    def xyz_args(self, *axes: tuple[str, str | list[str]], csv: bool, **chosen: Any) -> list[Any]:
+        """An X/Y/Z plot's arguments: the axes' labels with their values, as text or chosen in a menu, and what else.
+
+        Forks have more arguments than A1111, so they are named, as its ``run`` names them, and 0 where nothing is said.
+        """
+        scripts = self.get("/sdapi/v1/script-info")
+        plot = next(each for each in scripts if each["name"] == "x/y/z plot" and not each["is_img2img"])
+        labels = plot["args"][0]["choices"]
+        named = {"csv_mode": csv, **chosen}
+        for letter, (label, values) in zip("xyz", [*axes, *[("Nothing", "")] * (3 - len(axes))]):
+            kind = "values" if isinstance(values, str) else "values_dropdown"
+            named |= {f"{letter}_values": "", f"{letter}_values_dropdown": []}
+            named |= {f"{letter}_type": labels.index(label), f"{letter}_{kind}": values}
+        (names,) = re.findall(r"def run\(self, p, ([^)]*)\)", self.host.text("scripts/xyz_grid.py"))
+        return [named.get(name, 0) for name in re.findall(r"\w+", names)]
 
     def set_checkpoint(self, name: str) -> None:
         """Load a checkpoint; returns when it is loaded."""

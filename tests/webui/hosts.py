@@ -77,8 +77,8 @@ class Host:
 
     @property
     def upscaler(self) -> str:
-        """Of hires. fix; a fork has none that works on the latent."""
-        return "Latent" if '"Latent"' in self.text("modules/shared.py") else "Nearest"
+        """Of hires. fix; a fork has none that works on the latent, and then this one is the host's plain resize."""
+        return "Latent" if '"Latent"' in self.text("modules/shared.py") else "None"
 
     @property
     def payload(self) -> dict[str, Any]:

@@ -260,12 +260,7 @@ def axes(server):
 
 def grid(server, *chosen, **payload):
     """An X/Y/Z plot; each axis is its label and its values, as text."""
-    labels = axes(server)
-    args = []
-    for label, values in [*chosen, *[("Nothing", "")] * (3 - len(chosen))]:
-        args += [labels.index(label), values, []]
-    # pictures beside the grid; the last is "Use text inputs instead of dropdowns"
-    args += [False, True, False, False, False, False, False, 0, True]
+    args = server.xyz_args(*chosen, csv=True, include_lone_images=True)
     return server.txt2img(**{**AUTO, **payload}, script_name="x/y/z plot", script_args=args)
 
 
@@ -315,9 +310,7 @@ class TestAxes:
     )
     def test_a_wrong_value_is_refused_before_the_first_cell(self, server, axis, values, words):
         start = len(server.log())
-        labels = axes(server)
-        args = [labels.index(axis), values, [], 0, "", [], 0, "", [], False, True, False, False, False, False, False, 0,
-                True]  # fmt: skip
+        args = server.xyz_args((axis, values), csv=True, include_lone_images=True)
         payload = {"width": 64, "height": 64, **AUTO, "script_name": "x/y/z plot", "script_args": args}
         status, answer = server.post("/sdapi/v1/txt2img", payload)
         assert status == 500 and words in refusal(answer), answer

@@ -300,21 +300,13 @@ def test_a_model_that_is_not_covered_is_refused_in_one_sentence(server, payload)
 
 
 def test_xyz_grid_knows_our_samplers_and_schedule(server):
-    info = server.get("/sdapi/v1/script-info")
-    xyz = next(script for script in info if script["name"] == "x/y/z plot" and not script["is_img2img"])
-    labels = xyz["args"][0]["choices"]
-    axis = labels.index("Sampler")
-    args = [axis, "", ["HP Auto", "HP DPM++ 2M", "Euler"], 0, "", [], 0, "", [], False, False, False, False, False,
-            False, False, 0, False]  # fmt: skip
+    args = server.xyz_args(("Sampler", ["HP Auto", "HP DPM++ 2M", "Euler"]), csv=False)
     images, info = server.txt2img(sampler_name="Euler", script_name="x/y/z plot", script_args=args)
     assert "HP Auto" in info["infotexts"][0] and len(images) >= 1
 
 
 def test_xyz_grid_over_the_schedule_type(server):
-    info = server.get("/sdapi/v1/script-info")
-    xyz = next(script for script in info if script["name"] == "x/y/z plot" and not script["is_img2img"])
-    axis = xyz["args"][0]["choices"].index("Schedule type")
-    args = [axis, "", ["HP", "Karras"], 0, "", [], 0, "", [], False, True, False, False, False, False, False, 0, False]
+    args = server.xyz_args(("Schedule type", ["HP", "Karras"]), csv=False, include_lone_images=True)
     images, info = server.txt2img(sampler_name="HP DPM++ 2M", script_name="x/y/z plot", script_args=args)
     assert ["Schedule type: HP" in text for text in info["infotexts"][-2:]] == [True, False]
     assert not np.array_equal(images[-2], images[-1])

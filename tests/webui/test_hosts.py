@@ -32,11 +32,12 @@ REQUESTS = {
 def painted(checkpoints, trained_checkpoint, tmp_path_factory):
     """Pictures of every request on a host."""
 
-    def paint(host, side):
+    def paint(host, side, upscaler):
         for start in _server_maker(host, checkpoints, tmp_path_factory.mktemp("painted")):
             server = start(checkpoint=trained_checkpoint, settings={"randn_source": "CPU"})
             # A1111 does not know a scale of the second pass's own and leaves it out
-            size = {"prompt": PROMPT, "width": side, "height": side, "cfg_scale": 5, "hr_scale": side / 64}
+            size = {"prompt": PROMPT, "width": side, "height": side, "cfg_scale": 5}
+            size.update(hr_scale=side / 64, hr_upscaler=upscaler)
             drawn = {name: server.txt2img(**{**size, **payload})[0] for name, payload in REQUESTS.items()}
             drawn["batch"] = drawn["batch"][-2:]  # some put a grid before them
             (start_from,) = drawn["HP Auto"]
@@ -52,7 +53,7 @@ def test_two_hosts_draw_the_same_pictures(host, reference, painted):
     # above the size that the model was trained for, rounding grows to several of 255 in each host's own samplers too
     step = max(host.size_step, reference.size_step)
     side = -(-SIDE // step) * step
-    ours, theirs = painted(host, side), painted(reference, side)
+    ours, theirs = (painted(each, side, host.upscaler) for each in (host, reference))
     apart = {
         name: max(int(np.abs(a.astype(int) - b).max()) for a, b in zip(ours[name], theirs[name], strict=True))
         for name in ours
