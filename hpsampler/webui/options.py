@@ -72,7 +72,7 @@ def register() -> None:
 
 
 _DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {HIDDEN: [], PRESET: NO_PRESET, FOLLOW: False, WHEN_OFF: True, PLOT: True}
+    {HIDDEN: [], PRESET: NO_PRESET, FOLLOW: False, WHEN_OFF: True, PLOT: True, AIM: PICTURES}
 )
 
 

@@ -233,7 +233,7 @@ class TestSettingsPage:
         assert torch.isfinite(host.run(Txt2Img(steps=5))).all()
 
     @pytest.mark.parametrize("value", [None, 5, "HP UniPC", [None], {"a": 1}])
-    @pytest.mark.parametrize("name", ["hidden", "preset", "follow", "calibration_when_off", "plot"])
+    @pytest.mark.parametrize("name", ["hidden", "preset", "follow", "calibration_when_off", "plot", "aim"])
     def test_one_that_cannot_be_used_is_told_and_its_default_used(self, webui, host, capsys, name, value):
         """The host saves whatever its file or a program says."""
         usual = host.run(Txt2Img(steps=5))
