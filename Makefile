@@ -2,11 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out
+# Further arguments of `make gpu`, such as GPU='overhead pictures --again'.
+GPU ?=
 PY := $(VENV)/bin/python
 # Test files run beside each other, one process for each core of a small machine; those of a WebUI one after the other.
 WORKERS ?= $(if $(HPS_WEBUI),0,2)
 
-.PHONY: demo demo-ui bench test lint types unit perf clean
+.PHONY: demo demo-ui bench test lint types unit perf gpu clean
 
 demo: $(VENV)/.installed
 	$(PY) -m demo.draw --out $(OUT)/demo
@@ -34,6 +36,11 @@ bench: $(VENV)/.installed
 
 perf: $(VENV)/.installed
 	$(PY) -m bench.perf
+
+# Proves the package on a GPU, measures there, and writes docs/gpu.md, in under ten minutes; the same again goes on where it
+# stopped. It installs nothing: without $(VENV) it takes the machine's own Python with its torch.
+gpu:
+	$(if $(wildcard $(VENV)/.installed),$(PY),$(PYTHON)) -m bench.gpu $(GPU)
 
 # pip says what it is doing, as this takes minutes.
 $(VENV)/.installed: tests/requirements.txt tests/requirements-no-deps.txt tests/check_python.py

@@ -8,7 +8,7 @@ they were fitted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,8 @@ class Selection:
         full: the whole grid.
         calibration: file of a profile whose schedules are measured too.
         only: names of methods, as :attr:`~bench.methods.Method.name` has them; without any it is all of them.
-        cfg_scales: guidance scales that are measured.
+        cfg_scales, nfe: guidance scales and numbers of calls that are measured.
+        most: samples of a cell at most.
     """
 
     model: str = TINY.name
@@ -115,6 +116,8 @@ class Selection:
     calibration: Path | None = None
     only: tuple[str, ...] = ()
     cfg_scales: tuple[float, ...] = CFG_SCALES
+    nfe: tuple[int, ...] = ()
+    most: int = MANY
 
 
 def cells(selection: Selection) -> list[Cell]:
@@ -132,7 +135,9 @@ def cells(selection: Selection) -> list[Cell]:
     distinct: dict[tuple[str, float], Cell] = {}
     for cell in chosen:
         # of equal cells the first has most samples
-        if cell.cfg_scale in selection.cfg_scales and (not only or cell.method.name in only):
+        wanted = not selection.nfe or cell.nfe in selection.nfe
+        if wanted and cell.cfg_scale in selection.cfg_scales and (not only or cell.method.name in only):
+            cell = replace(cell, samples=min(cell.samples, selection.most))
             distinct.setdefault((cell.key, cell.cfg_scale), cell)
     return list(distinct.values())
 

@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,7 +27,8 @@ from hpsampler.freeu import FreeUPlan, _Hook, _Stage
 from hpsampler.schedule import base_karras
 from hpsampler.solvers import sample_dpmpp_2m
 
-from .oracles_import import k_diffusion_sampling
+from .theirs import k_diffusion_dpmpp_2m
+from .timing import side_by_side
 
 __all__ = [
     "Line", "Start", "freeu_concatenating_line", "freeu_line", "main", "measure_start", "solver_line", "start_lines",
@@ -96,46 +96,19 @@ class Line:
         return f"{self.name:58}{self.ours_ms:10.3f}{theirs:>10}{ratio:>10}"
 
 
-def time_once(function: Callable[[], object], device: torch.device) -> float:
-    """Milliseconds of one call; on a GPU between two events, so that waiting launches and kernels both count."""
-    if device.type == "cuda":
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        function()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end)
-    began = time.perf_counter()
-    function()
-    return 1e3 * (time.perf_counter() - began)
-
-
-def side_by_side(
-    ours: Callable[[], object], theirs: Callable[[], object], device: torch.device, repeats: int
-) -> tuple[float, float]:
-    """Median milliseconds of both, called in turn after a call each to warm up."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(repeats + 1):
-        for function, taken in zip((ours, theirs), times, strict=True):
-            milliseconds = time_once(function, device)
-            if repeat > 0:
-                taken.append(milliseconds)
-    return statistics.median(times[0]), statistics.median(times[1])
-
-
 def solver_line(shape: tuple[int, ...], device: torch.device, repeats: int = 60) -> Line:
     """A step of our ``sample_dpmpp_2m`` against k-diffusion's, with a model that costs nothing."""
     answer = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
     x = answer * 14.6
     sigmas = torch.tensor([*base_karras(STEPS, 7.0, 0.0292, 14.6146), 0.0], device=device)
-    theirs = k_diffusion_sampling().sample_dpmpp_2m
+    theirs = k_diffusion_dpmpp_2m()
 
     def model(x: torch.Tensor, sigma: torch.Tensor, /, **_: Any) -> torch.Tensor:
         return answer
 
-    torch.testing.assert_close(sample_dpmpp_2m(model, x, sigmas), theirs(model, x, sigmas, disable=True))
+    torch.testing.assert_close(sample_dpmpp_2m(model, x, sigmas), theirs(model, x, sigmas))
     ours_ms, theirs_ms = side_by_side(
-        lambda: sample_dpmpp_2m(model, x, sigmas), lambda: theirs(model, x, sigmas, disable=True), device, repeats
+        lambda: sample_dpmpp_2m(model, x, sigmas), lambda: theirs(model, x, sigmas), device, repeats
     )
     name = f"solver, a step at {'x'.join(map(str, shape))}, against k-diffusion"
     return Line(name, ours_ms / STEPS, theirs_ms / STEPS)

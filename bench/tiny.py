@@ -36,7 +36,9 @@ __all__ = [
     "Reference",
     "Score",
     "caption_read",
+    "draw_job",
     "figures_of",
+    "jobs_left",
     "measure",
     "real_pictures",
     "scores",
@@ -98,14 +100,14 @@ def _missing(planned: Sequence[tuple[Cell, Plan, str]], stored: Mapping[str, Any
     return [(cell, plan, key) for cell, plan, key in planned if f"{key}|right" not in stored]
 
 
-def _job(selection: Selection, cfg_scale: float, batch: int, path: Path, weights: Path, device: str) -> Path:
+def draw_job(selection: Selection, cfg_scale: float, batch: int, path: Path, weights: Path, device: str) -> Path:
     """Draw one batch of one guidance scale with every cell that has samples in it and is not drawn yet."""
     if device == "cpu":
         torch.set_num_threads(1)
     model = load(selection.model, weights, device)
-    first = batch * BATCH
-    descriptions = model.description.pictures.captioned(first + BATCH)[first:]
-    seeds = range(FIRST_SEED + first, FIRST_SEED + first + BATCH)
+    first, end = batch * BATCH, min((batch + 1) * BATCH, selection.most)
+    descriptions = model.description.pictures.captioned(end)[first:]
+    seeds = range(FIRST_SEED + first, FIRST_SEED + end)
     noise = seeded_noise(seeds, model.description.latent).to(device)
     denoiser = partial(model.denoiser, [picture.caption() for picture in descriptions], cfg_scale)
     results: dict[str, Any] = _stored(path)
@@ -156,8 +158,8 @@ def caption_read(right: np.ndarray, pictures: Pictures = TINY.pictures) -> np.nd
     return np.asarray(right[:, [names.index(name) for name in pictures.subject]].all(1))
 
 
-def measure(selection: Selection, folder: Path, weights: Path, device: str, workers: int) -> None:
-    """Run all jobs that are not complete."""
+def jobs_left(selection: Selection, folder: Path) -> list[tuple[float, int, Path]]:
+    """Guidance scale, batch and file of every job that is not complete."""
     folder.mkdir(parents=True, exist_ok=True)
     chosen = cells(selection)
     jobs = []
@@ -167,12 +169,17 @@ def measure(selection: Selection, folder: Path, weights: Path, device: str, work
             path = _path(folder, cfg_scale, batch)
             if _missing(_planned(chosen, cfg_scale, batch), _stored(path)):
                 jobs.append((cfg_scale, batch, path))
+    # long jobs first, so that no worker is left with one at the end
+    return sorted(jobs, key=lambda job: job[1])
+
+
+def measure(selection: Selection, folder: Path, weights: Path, device: str, workers: int) -> None:
+    """Run all jobs that are not complete."""
+    jobs = jobs_left(selection, folder)
     if not jobs:
         return
-    # long jobs first, so that no worker is left with one at the end
-    jobs.sort(key=lambda job: job[1])
     with processes(workers) as pool:
-        running = [pool.submit(_job, selection, *job, weights, device) for job in jobs]
+        running = [pool.submit(draw_job, selection, *job, weights, device) for job in jobs]
         for done in tqdm(running, desc="drawing", unit=" batches"):
             done.result()
 
@@ -194,7 +201,7 @@ def real_pictures(model: TinyModel, count: int = REAL_PICTURES) -> Reference:
     drawn = model.description.pictures
     rng = np.random.default_rng(REAL_SEED)
     features, pixels = [], []
-    for _ in tqdm(range(count // 256), desc="real pictures", unit="x256"):
+    for _ in tqdm(range(count // 256), desc="real pictures", unit="x256", disable=count <= 256):
         pictures = drawn.draw([drawn.random(rng) for _ in range(256)], rng).to(model.device)
         features.append(model.features(pictures).cpu().numpy())
         pixels.append(F.adaptive_avg_pool2d(pictures, PIXEL_SIDE).flatten(1).cpu().numpy())

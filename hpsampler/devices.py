@@ -1,10 +1,13 @@
-"""How tensors that were computed on the CPU get to where the model is."""
+"""What differs from device to device: how copies get there, in what precision it computes, when it is done."""
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import torch
 
-__all__ = ["on_device"]
+__all__ = ["finish", "on_device", "without_autocast"]
 
 
 def on_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -16,3 +19,17 @@ def on_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
+
+
+def finish(result: torch.Tensor) -> torch.Tensor:
+    """``result`` itself, once its device has computed it: a GPU answers with what it has still to do."""
+    if result.device.type != "cpu" and result.numel():
+        result.flatten()[-1:].cpu()
+    return result
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Within it, computations keep their precision, where a host runs everything under automatic mixed precision."""
+    if device.type not in ("cpu", "cuda", "xpu"):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)

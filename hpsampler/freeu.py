@@ -24,9 +24,9 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
-from .devices import on_device
+from .devices import on_device, without_autocast
 
-__all__ = ["FreeU", "FreeUPlan", "decoder_stages", "output_block_patch", "scale_low_frequencies"]
+__all__ = ["FreeU", "FreeUPlan", "Waves", "decoder_stages", "output_block_patch", "scale_low_frequencies"]
 
 VERSIONS = (1, 2)
 
@@ -84,7 +84,8 @@ def scale_low_frequencies(x: torch.Tensor, scale: float) -> torch.Tensor:
         Shape and dtype of ``x``.
     """
     result = x.clone()
-    _scale_low_frequencies_(result, scale, _waves_for(result))
+    with without_autocast(x.device):
+        _scale_low_frequencies_(result, scale, _waves_for(result))
     return result
 
 
@@ -101,6 +102,9 @@ class _Waves:
     rows: Optional[torch.Tensor] = None
     columns: Optional[torch.Tensor] = None
 
+
+Waves = dict[tuple[Any, ...], _Waves]
+"""Waves by the size, device and precision of the maps that they are for."""
 
 SEPARABLE_FROM = 1024
 """Number of pixels from which the separable form is faster: it needs less than half of the arithmetic, but four calls
@@ -175,15 +179,18 @@ class FreeU:
     ATTRIBUTE = "_hpsampler_freeu_hooks"
 
     @classmethod
-    def attach(cls, unet: nn.Module, plan: FreeUPlan) -> None:
+    def attach(cls, unet: nn.Module, plan: FreeUPlan, waves: Optional[Waves] = None) -> None:
         """Hook the decoder of ``unet`` with the constants of ``plan``, replacing earlier hooks.
+
+        Args:
+            waves: keeps what the filter needs from one call to the next; one dictionary for each run is enough.
 
         Raises:
             ValueError: the module is not a UNet of Stable Diffusion's layout.
         """
         cls.detach(unet)
         blocks = decoder_stages(unet)
-        stages = _Stage.of_plan(plan)
+        stages = _Stage.of_plan(plan, waves)
         handles: list[Any] = []
         setattr(unet, cls.ATTRIBUTE, handles)
         for block, hidden_channels, multiple in blocks:
@@ -238,13 +245,13 @@ class _Stage:
         waves: those of the map sizes that were met, shared by the stages.
     """
 
-    def __init__(self, b: float, s: float, version: int, waves: dict[tuple[Any, ...], _Waves]) -> None:
+    def __init__(self, b: float, s: float, version: int, waves: Waves) -> None:
         self.b, self.s, self.version, self.waves = b, s, version, waves
 
     @classmethod
-    def of_plan(cls, plan: FreeUPlan) -> dict[int, _Stage]:
+    def of_plan(cls, plan: FreeUPlan, waves: Optional[Waves] = None) -> dict[int, _Stage]:
         """Both stages, by the channels of ``hidden`` as a multiple of ``model_channels``."""
-        waves: dict[tuple[Any, ...], _Waves] = {}
+        waves = {} if waves is None else waves
         return {4: cls(plan.b1, plan.s1, plan.version, waves), 2: cls(plan.b2, plan.s2, plan.version, waves)}
 
     def act_(self, hidden: torch.Tensor, skip: torch.Tensor) -> None:
@@ -255,7 +262,8 @@ class _Stage:
             key = (*skip.shape[2:], skip.device, skip.dtype)
             if key not in self.waves:
                 self.waves[key] = _waves_for(skip)
-            _scale_low_frequencies_(skip, self.s, self.waves[key])
+            with without_autocast(skip.device):
+                _scale_low_frequencies_(skip, self.s, self.waves[key])
 
 
 class _Hook:
@@ -272,7 +280,7 @@ class _Hook:
 Patch = Callable[[torch.Tensor, torch.Tensor, Any], tuple[torch.Tensor, torch.Tensor]]
 
 
-def output_block_patch(plan: FreeUPlan, model_channels: int) -> Patch:
+def output_block_patch(plan: FreeUPlan, model_channels: int, waves: Optional[Waves] = None) -> Patch:
     """Free-U as ``patch(hidden, skip, options) -> (hidden, skip)``, which some backends call before each decoder block.
 
     What it is given stays as it is, as others may keep it. It is a function, as a copy of a backend's options shares
@@ -280,8 +288,9 @@ def output_block_patch(plan: FreeUPlan, model_channels: int) -> Patch:
 
     Args:
         model_channels: the UNet's, by which the stages are known.
+        waves: as in :meth:`FreeU.attach`.
     """
-    stages = _Stage.of_plan(plan)
+    stages = _Stage.of_plan(plan, waves)
 
     def patch(hidden: torch.Tensor, skip: torch.Tensor, options: Any) -> tuple[torch.Tensor, torch.Tensor]:
         multiple, remainder = divmod(hidden.shape[1], model_channels)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Optional, Protocol, Ty
 
 import torch
 
+from .devices import finish
 from .store import Store, StoreError, write_atomically
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Job:
             def work() -> torch.Tensor:
                 # the time spent waiting for the model is not the model's
                 began = time.perf_counter()
-                denoised = model(x, sigma, **extra_args)
+                denoised = finish(model(x, sigma, **extra_args))
                 self.progress.seconds += time.perf_counter() - began
                 self.progress.calls += len(x)
                 return denoised

@@ -25,7 +25,7 @@ from .calibration.lookup import find_drawing
 from .calibration.profile import ProfileStore, Target
 from .effects import Use
 from .fields import SettingsError
-from .freeu import FreeUPlan
+from .freeu import FreeUPlan, Waves
 from .golden.search import GoldenForm
 from .guidance import STATISTICS_REACH, STATISTICS_SHARE, effective_guidance
 from .noise import NoiseModel
@@ -143,6 +143,8 @@ class Pass:
         """Whether there are statistics for this pass, read or not."""
         self.golden: Optional[GoldenForm] = None
         """Set where golden noise without a network goes before the first step."""
+        self.waves: Waves = {}
+        """What Free-U's filter needs, kept from one call to the next."""
         self.quiet = False
         """Whether calls are made now that are no steps; Free-U is off in them."""
         self.follows_recipe = settings.enabled

@@ -32,6 +32,13 @@ def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="device of the solver and Free-U tests")
 
 
+def pytest_collection_modifyitems(items):
+    """What takes a device runs on a GPU too: ``-m cuda --device cuda``."""
+    for item in items:
+        if "device" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.cuda)
+
+
 def pytest_terminal_summary(terminalreporter):
     """Why tests were skipped, each reason once."""
     skipped = terminalreporter.stats.get("skipped", [])

@@ -1,4 +1,4 @@
-"""Copies to the device: only CUDA may be left to make them later, and from memory that stays until then."""
+"""Devices: only CUDA may be left to make copies later, results are waited for, and precision is kept."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from hpsampler.devices import on_device
+from bench.gpu.place import proving
+from hpsampler.devices import finish, on_device, without_autocast
 from hpsampler.freeu import low_frequency_waves
 from hpsampler.solvers import SOLVERS
 from tests.solvers.test_dpm_v3 import gaussian_statistics, start
+
+CPU = torch.device("cpu")
 
 
 class Copies(TorchFunctionMode):
@@ -64,3 +67,27 @@ def test_on_cuda_a_copy_is_left_for_later_from_pinned_memory():
 def test_on_cuda_many_temporaries_arrive_as_they_were():
     found = [on_device(torch.full((4096,), float(value)), torch.device("cuda")) for value in range(200)]
     np.testing.assert_array_equal([float(each[-1]) for each in found], range(200))
+
+
+def test_a_result_is_waited_for_where_it_is_computed_elsewhere():
+    with proving(CPU) as place:
+        x = torch.ones(2, 3).to(place.device)
+        place.stand_in.waits.clear()
+        for result in (x, x.T, x[:, 0]):
+            assert finish(result) is result
+        assert len(place.stand_in.waits) == 3
+        empty = x[:0]
+        assert finish(empty) is empty and len(place.stand_in.waits) == 3
+    here = torch.ones(2)
+    assert finish(here) is here
+
+
+def test_precision_stays_under_autocast_where_it_is_asked_for():
+    x = torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (x @ x).dtype == torch.bfloat16
+        with without_autocast(CPU):
+            assert (x @ x).dtype == torch.float32
+        assert (x @ x).dtype == torch.bfloat16
+    with without_autocast(torch.device("meta")):
+        assert (x @ x).dtype == torch.float32

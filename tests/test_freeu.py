@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ldm.modules.diffusionmodules import openaimodel
 from torch import nn
 
+from hpsampler import freeu
 from hpsampler.freeu import FreeU, FreeUPlan, scale_backbone_, scale_low_frequencies
 from tests.oracles import fft_low_frequencies
 from tests.small_unet import tiny_unet
@@ -88,6 +89,16 @@ def test_the_filter_of_a_view_does_not_change_the_original(view, dtype, device, 
     ours = scale_low_frequencies(x, 0.3)
     assert torch.equal(x, before) and torch.equal(whole, whole_before)
     torch.testing.assert_close(ours, fft_low_frequencies(before, 0.3), rtol=0, atol=4 * rounding(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [(8, 8), (40, 36)], ids=["by pixels", "by row and column"])
+def test_automatic_mixed_precision_changes_no_bit(dtype, size):
+    """A WebUI samples under autocast, which would take the sums in half precision, or refuse to."""
+    x = random_maps(2, 6, *size, dtype=dtype)
+    expected = scale_low_frequencies(x, 0.3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(scale_low_frequencies(x, 0.3), expected)
 
 
 def test_scale_1_is_the_identity_and_scale_0_removes_the_mean():
@@ -256,6 +267,35 @@ def test_attaching_twice_is_attaching_once(unet):
     FreeU.attach(unet, PLANS["strong"])
     assert torch.equal(run(unet), once)
     assert all(len(block._forward_pre_hooks) == 1 for block in list(unet.output_blocks)[:10])
+
+
+def test_waves_that_are_kept_are_made_once_and_change_no_bit(unet, monkeypatch):
+    FreeU.attach(unet, PLANS["strong"])
+    expected = run(unet)
+    made, make = [], freeu._waves_for
+    monkeypatch.setattr(freeu, "_waves_for", lambda x: made.append(tuple(x.shape[2:])) or make(x))
+    waves = {}
+    for _ in range(3):
+        FreeU.attach(unet, PLANS["strong"], waves)
+        assert torch.equal(run(unet), expected)
+        FreeU.detach(unet)
+    assert made and len(made) == len(set(made)) == len(waves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_unet_under_autocast_is_drawn_with(unet, dtype):
+    """Hidden maps and skips come in either precision there."""
+    FreeU.attach(unet, PLANS["strong"])
+    expected = run(unet)
+    hooked = unet.output_blocks[0].register_forward_pre_hook(
+        lambda m, args: (args[0].to(dtype), *args[1:]), prepend=True
+    )
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            result = run(unet).float()
+    finally:
+        hooked.remove()
+    assert (result - expected).square().mean().sqrt() < 0.05 * expected.square().mean().sqrt()
 
 
 def test_detaching_restores_every_bit_and_may_be_repeated(unet):

@@ -7,8 +7,11 @@ import threading
 from dataclasses import replace
 
 import pytest
+import torch
 
-from hpsampler.calibration.job import CalibrationRunner
+from bench.gpu.place import proving
+from hpsampler import jobs
+from hpsampler.calibration.job import CalibrationJob, CalibrationRunner
 from hpsampler.calibration.profile import ProfileStore
 from hpsampler.jobs import Cancelled
 from hpsampler.store import StoreError
@@ -213,3 +216,18 @@ def test_a_broken_unfinished_folder_is_left_alone(tmp_path):
         (folder / "order.json").write_text(text)
         assert shop.unfinished() == []
     assert folder.exists()
+
+
+# ---- on a GPU --------------------------------------------------------------------------------------------------------
+
+
+def test_a_call_is_timed_until_the_device_has_done_it(monkeypatch):
+    """A GPU answers with what it has still to do; the time of giving it that would make every estimate too small."""
+    told = []
+    with proving(torch.device("cpu")) as place:
+        monkeypatch.setattr(jobs.time, "perf_counter", lambda: told.append(len(place.stand_in.waits)) or 0.0)
+        x = torch.ones(2, 4, 8, 8).to(place.device)
+        job = CalibrationJob(config_of(), Exact())
+        job._counted(lambda x, sigma: x * 2)(x, x.new_ones(2))
+    began, ended = told
+    assert ended == began + 1 and job.progress.calls == 2

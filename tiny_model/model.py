@@ -9,7 +9,7 @@ from typing import Any, Optional
 import torch
 
 from bench.schedules import stable_diffusion_noise
-from hpsampler.freeu import FreeU, FreeUPlan
+from hpsampler.freeu import FreeU, FreeUPlan, Waves
 
 from .description import Captioned, Description
 from .networks import TINY, WEIGHTS, Classifier, TinyDiffusion, read_weights
@@ -112,6 +112,7 @@ class Denoiser:
     ) -> None:  # fmt: skip
         self.model, self.cfg_scale, self.freeu, self.on_call = model, cfg_scale, freeu, on_call
         self.calls = 0
+        self.waves: Waves = {}
         self.guided = cfg_scale != 1
         self.contexts = torch.cat([conditions, empty.expand_as(conditions)]) if self.guided else conditions
 
@@ -123,7 +124,7 @@ class Denoiser:
         unet = self.model.diffusion.unet
         plan = self.plan_of(self.calls)
         if plan is not None:
-            FreeU.attach(unet, plan)
+            FreeU.attach(unet, plan, self.waves)
         try:
             denoised = self._denoise(unet, x, sigma, self.cfg_scale if cond_scale is None else cond_scale)
         finally:

@@ -20,13 +20,13 @@ that a picture depends neither on the device nor on its batch.
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..devices import without_autocast
 from ..store import abbreviated
 from .swin import SwinTiny, attention, split_heads
 
@@ -181,7 +181,7 @@ class NPNet(nn.Module):
         self._check_embedding(positive, len(noise))
         device = self.alpha.device
         # a host may run everything in half precision; the network was trained and used in float32
-        with _full_precision(device.type):
+        with without_autocast(device):
             z = noise.to(device, torch.float32)
             e = positive.to(device, torch.float32).expand(len(z), -1, -1)
             a = self.text_embedding(z, e)
@@ -228,11 +228,6 @@ def _check_noise(noise: torch.Tensor) -> None:
                 f"NPNet works on unit noise, got a standard deviation of {spread:.3g}; "
                 "give the noise before it is multiplied by sigma, and without a picture in it"
             )
-
-
-def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
-    """Switches autocast off on devices that have it."""
-    return torch.autocast(device, enabled=False) if device in ("cpu", "cuda", "xpu") else contextlib.nullcontext()
 
 
 def models_of_width(width: int) -> list[str]:

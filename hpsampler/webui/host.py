@@ -19,7 +19,7 @@ import torch
 from modules import devices, extra_networks, processing, sd_models, shared
 from torch import nn
 
-from ..freeu import FreeU, FreeUPlan, output_block_patch
+from ..freeu import FreeU, FreeUPlan, Waves, output_block_patch
 from ..noise import ALPHAS_CUMPROD_FLOOR, NoiseModel
 
 __all__ = [
@@ -159,8 +159,11 @@ def takes_guidance(denoiser: Any) -> Any:
 # ---- Free-U ----------------------------------------------------------------------------------------------------------
 
 
-def freeu(plan: Optional[FreeUPlan]) -> str:
+def freeu(plan: Optional[FreeUPlan], waves: Optional[Waves] = None) -> str:
     """Let the UNet calls from now on run with Free-U, or with ``None`` without it.
+
+    Args:
+        waves: keeps what Free-U's filter needs from one call to the next.
 
     Returns:
         Why Free-U cannot act, as the end of "Free-U has no effect, as ..."; empty where it can.
@@ -179,19 +182,19 @@ def freeu(plan: Optional[FreeUPlan]) -> str:
     if other:
         return f"the UNet that runs is {other}, which it cannot reach"
     if backend is not None:
-        _patch(backend, plan)
+        _patch(backend, plan, waves)
     elif _is_compiled(network):
         return "the UNet is compiled, and a compiled one does not see it"
     else:
-        FreeU.attach(network, plan)
+        FreeU.attach(network, plan, waves)
     return ""
 
 
-def _patch(backend: Any, plan: FreeUPlan) -> None:
+def _patch(backend: Any, plan: FreeUPlan, waves: Optional[Waves]) -> None:
     """By the backend's own patch of output blocks, on a clone that stands in the UNet's place for this call."""
     plain = backend.unet
     patched = plain.clone()
-    patch = output_block_patch(plan, int(plain.model.diffusion_model.model_channels))
+    patch = output_block_patch(plan, int(plain.model.diffusion_model.model_channels), waves)
     setattr(patch, _OURS, True)
     patched.set_model_output_block_patch(patch)
     setattr(patched, _PLAIN, plain)

@@ -129,7 +129,7 @@ def on_cfg_denoiser(params: Any) -> None:
     denoiser = params.denoiser
     this = request.pass_or_none(getattr(denoiser.sampler, "model_wrap", None), denoiser.sampler)
     plan = this.freeu_plan(denoiser.step, denoiser.total_steps) if this is not None else None
-    obstacle = host.freeu(plan)
+    obstacle = host.freeu(plan, this.waves if this is not None else None)
     if this is not None and obstacle:
         this.tell(f"Free-U has no effect, as {obstacle}")
 

@@ -11,6 +11,7 @@ import gradio as gr
 import pytest
 import torch
 
+from hpsampler import freeu
 from hpsampler.freeu import FreeU
 from hpsampler.recipes import PRESETS, recipe_for
 from hpsampler.settings import FIELDS, Settings
@@ -243,6 +244,12 @@ class TestFreeU:
 
     def test_a_preset_brings_its_own(self, webui, host):
         assert self.calls_with_freeu(webui, host, Txt2Img(steps=6), LATE) == [4, 5]
+
+    def test_what_the_filter_needs_is_made_once_a_pass(self, webui, host, monkeypatch):
+        made, make = [], freeu._waves_for
+        monkeypatch.setattr(freeu, "_waves_for", lambda x: made.append(tuple(x.shape[2:])) or make(x))
+        assert self.calls_with_freeu(webui, host, Txt2Img(steps=8), {"freeu": "On"}) == [4, 5, 6, 7]
+        assert made and len(made) == len(set(made))
 
     def test_it_works_with_any_sampler_and_schedule(self, webui, host):
         p = Txt2Img(steps=6, sampler_name="Euler", scheduler="Karras")

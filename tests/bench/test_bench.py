@@ -218,7 +218,7 @@ def test_a_run_continues_where_it_stopped(tmp_path, monkeypatch, random_model):
     chosen = [grid.Cell(AUTO, 5, 5.0, 8), grid.Cell(coupled("DPM++ 2M", freeu="late"), 5, 5.0, 4)]
     monkeypatch.setattr(tiny, "cells", lambda selection: chosen)
     for batch in range(2):
-        tiny._job(grid.Selection(), 5.0, batch, tmp_path / f"cfg5-{batch:02d}.npz", tmp_path, "cpu")
+        tiny.draw_job(grid.Selection(), 5.0, batch, tmp_path / f"cfg5-{batch:02d}.npz", tmp_path, "cpu")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cfg5-00.npz", "cfg5-01.npz"]
     done = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     tiny.measure(grid.Selection(), tmp_path, tmp_path, "cpu", 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 COMMANDS = (
-    "hpsampler.calibrate", "hpsampler.measure", "hpsampler.evaluate", "hpsampler.npnet", "bench", "bench.perf",
-    "bench.calibrated", "demo.draw", "demo.ui", "demo.controls", "demo.result", "tiny_model.checkpoint",
+    "hpsampler.calibrate", "hpsampler.measure", "hpsampler.evaluate", "hpsampler.npnet", "bench", "bench.gpu",
+    "bench.perf", "bench.calibrated", "demo.draw", "demo.ui", "demo.controls", "demo.result", "tiny_model.checkpoint",
     "tiny_model.train",
 )  # fmt: skip
 
@@ -28,7 +28,8 @@ def parsers_of(command: str, monkeypatch) -> dict[str, argparse.ArgumentParser]:
     def stop(self, *args, **kwargs):
         raise Stopped(self)
 
-    module = importlib.import_module(f"{command}.__main__" if command == "bench" else command)
+    is_package = importlib.util.find_spec(command).submodule_search_locations is not None
+    module = importlib.import_module(f"{command}.__main__" if is_package else command)
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     with pytest.raises(Stopped) as stopped:
         module.main([])

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.gpu.place import Between, proving
+from bench.launches import CountOps
 from hpsampler.schedule import coupled_sigmas
 from hpsampler.solvers import SOLVERS, sample_dpmpp_1s, sample_dpmpp_2m, sample_unipc
 from hpsampler.solvers.unipc import unipc_steps
@@ -317,26 +318,6 @@ def test_a_bad_option_of_unipc_is_named_with_its_value(options):
 # ---- speed of our own part -------------------------------------------------------------------------------------------
 
 
-class CountOps(TorchDispatchMode):
-    """Counts what runs on the device: every operation that is not a view."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += not func.is_view
-        return func(*args, **(kwargs or {}))
-
-
-def test_the_count_sees_operations_and_no_views():
-    x = torch.ones(2, 3)
-    with CountOps() as mode:
-        x[:, 0].detach().t().add_(1)
-        torch.cat([x, x.clone()])
-    assert mode.count == 3
-
-
 @pytest.mark.parametrize(
     ("sample", "options", "most"),
     [
@@ -374,18 +355,15 @@ def test_operations_between_two_model_calls(sample, options, most):
     assert len(between) == calls and 0 < max(between[1:]) <= most
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize(("sample", "options"), SOLVER_CASES)
-def test_no_solver_waits_for_the_device(sample, options):
+def test_no_solver_waits_for_the_device(sample, options, device):
+    """Between two calls; on a CPU it is a stand-in for a GPU that notices."""
     sigmas = torch.tensor(SCHEDULES["kept"] if options.get("prediction") == "noise" else SCHEDULES["to zero"])
-    x = start(sigmas, dtype=torch.float32).cuda()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        result = sample(lambda x, sigma: x * 0.5, x, sigmas, **options)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert torch.isfinite(result).all()
+    with proving(device) as place:
+        x = start(sigmas, dtype=torch.float32).to(place.device)
+        with Between(lambda x, sigma: x * 0.5, lambda call: place.without_waiting()) as model:
+            result = sample(model, x, sigmas, **options)
+        assert torch.isfinite(result).all()
 
 
 def test_coefficients_are_exact_whatever_the_precision_of_the_state(noise):
