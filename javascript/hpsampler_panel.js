@@ -67,7 +67,7 @@
 
         pageState() {
             const page = {img2img: "denoising" in this.selectors && !("hires" in this.selectors), preset: this.preset};
-            for (const [name, selector] of Object.entries(this.selectors)) page[name] = read(selector);
+            for (const [name, selector] of Object.entries(this.selectors)) if (name !== "drawn") page[name] = read(selector);
             if (typeof opts === "object") page.exact_steps = Boolean(opts.img2img_fix_steps);
             return page;
         }
@@ -86,8 +86,17 @@
             return this.visible && !this.asked && !this.look && this.seen === this.fingerprint();
         }
 
+        // What stands under the pictures of this page, which changes when some were drawn.
+        drawn() {
+            return this.selectors.drawn ? findAll(this.selectors.drawn).map((each) => each.textContent).join() : "";
+        }
+
         update() {
             const visible = this.place.offsetParent !== null;
+            const drawn = this.drawn();
+            // some hosts load a chosen model only with the next picture
+            if (drawn !== this.lastDrawn) this.look = true;
+            this.lastDrawn = drawn;
             // what other tabs made meanwhile: calibrations, another model, presets
             if (visible && !this.visible) this.look = true;
             this.visible = visible;

@@ -24,6 +24,13 @@ else:
     for _name in [name for name in sys.modules if name.partition(".")[0] == "hpsampler"]:
         del sys.modules[_name]
 
-    from hpsampler.webui.script import HPSamplerScript, install  # noqa: F401
+    try:
+        from hpsampler.webui.script import HPSamplerScript, install
 
-    install()
+        install()
+    except Exception as error:
+        from hpsampler.webui.fallback import script_that_says
+
+        _sentence = f"HP Sampler could not be loaded and does nothing ({type(error).__name__}: {error})."
+        print(_sentence)
+        HPSamplerScript = script_that_says(_sentence)  # type: ignore[misc]

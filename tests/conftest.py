@@ -92,13 +92,20 @@ def vectors():
 
 
 @pytest.fixture
-def webui(monkeypatch, tmp_path):
+def face():
+    """Which kind of host the stand-in is; tests of the adapter run with each (tests/adapter/conftest.py)."""
+    from tests.adapter.host.faces import Face
+
+    return Face()
+
+
+@pytest.fixture
+def webui(monkeypatch, tmp_path, face):
     """A fresh stand-in host with the extension loaded as the host loads it.
 
-    Has the stand-in's modules as attributes, and ``load()``, which runs the script file once more (Reload UI).
+    Has the stand-in's modules as attributes, its ``face``, ``checkpoint(family, seed)``, ``unet()``, ``freeu_on()``,
+    and ``load()``, which runs the script file once more (Reload UI).
     """
-    from tests.small_unet import tiny_checkpoint
-
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "adapter" / "host"))
 
     def forget() -> None:
@@ -112,7 +119,13 @@ def webui(monkeypatch, tmp_path):
     host = SimpleNamespace(**{name: importlib.import_module(f"modules.{name}") for name in names})
     importlib.import_module("modules.paths").models_path = str(tmp_path / "models")
     host.shared.cmd_opts.ui_config_file = str(tmp_path / "ui-config.json")
-    host.shared.sd_model = tiny_checkpoint(torch.tensor(sd_alphas_cumprod(), dtype=torch.float32))
+    table = torch.tensor(sd_alphas_cumprod(), dtype=torch.float32)
+    host.face = host.shared.face = face
+    face.put_on(host)
+    host.checkpoint = lambda family="is_sd1", seed=0: face.checkpoint(table, family, seed)
+    host.unet = lambda: face.unet(host.shared.sd_model)
+    host.freeu_on = lambda: face.freeu_on(host.shared.sd_model)
+    host.shared.sd_model = host.checkpoint()
 
     def load():
         """Run the script file as the host does, without its purge of our package (see there)."""

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from html import escape
 from types import MappingProxyType
 from typing import Any, Optional
 
@@ -24,6 +25,7 @@ from ..recipes import AUTO
 from ..settings import ENABLED, FIELDS
 from . import preset_row
 from .panel_places import skeleton
+from .trouble import Trouble
 
 __all__ = ["ADVANCED", "GROUPS", "TITLE", "Accordion", "Container", "PageContext", "build"]
 
@@ -72,6 +74,7 @@ class PageContext:
         preset: the name of the preset that those are.
         tab: title of the page's tab where calibrations are made; empty where there is none.
         saved: values that a person saved as the page's defaults, by name, which its menus must know as they are built.
+        trouble: what of ours failed, which the panel says.
     """
 
     page: Mapping[str, str]
@@ -82,6 +85,7 @@ class PageContext:
     preset: str = AUTO
     tab: str = ""
     saved: Mapping[str, Any] = field(default_factory=dict)
+    trouble: Trouble = field(default_factory=Trouble)
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,19 @@ class _Answers:
 
     def ask(self, text: str, *values: Any) -> tuple[Any, ...]:
         """What to show; where the page has just been opened, or something else changed, also the menus of names."""
+        try:
+            return self._ask(text, values)
+        except Exception as error:
+            return self._failed("the panel", error, text), *(gr.update() for _ in self.menus)
+
+    def _failed(self, what: str, error: Exception, text: str) -> str:
+        """An answer that says so; what is shown beside it stays as it was."""
+        told = f'<li class="hps-error">{escape(self.around.trouble.report(what, error, lasting=False))}</li>'
+        question = _read(text)
+        preset = (question.get("page") or {}).get("preset") or self.around.preset
+        return json.dumps({"slots": {"words": told}, "preset": preset, "answers": question.get("id")})
+
+    def _ask(self, text: str, values: Sequence[Any]) -> tuple[Any, ...]:
         # here, as a start of the WebUI needs none of it
         from ..panel.view import view
         from .panel_html import answer
@@ -157,7 +174,7 @@ class _Answers:
         width = float(question.get("width") or 0)
         found = answer(view(named, page, known), self.groups, width, self.around.tab)
         if question.get("look"):
-            found["slots"]["said"] = preset_row.said(self.around.presets.read()[1])
+            found["slots"]["said"] = preset_row.said([*self.around.trouble.sentences, *self.around.presets.read()[1]])
             menus = [gr.update(choices=self._menu(name)) for name in self.menus]
         else:
             menus = [gr.update()] * len(self.menus)
@@ -165,6 +182,12 @@ class _Answers:
 
     def act(self, text: str, *values: Any) -> tuple[Any, ...]:
         """What a button does to presets, and to the controls where it sets them."""
+        try:
+            return self._act(text, values)
+        except Exception as error:
+            return self._failed("the presets", error, text), *(gr.update() for _ in values)
+
+    def _act(self, text: str, values: Sequence[Any]) -> tuple[Any, ...]:
         question, named = _read(text), _by_name(values)
         page, known = self._page(question), self.around.known()
         done = preset_row.act(self.around.presets, question, named, page, known)

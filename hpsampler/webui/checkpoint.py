@@ -63,10 +63,11 @@ class LoadedCheckpoint:
     """The loaded model as a pass asks for it, a :class:`~hpsampler.plan.Model`: nothing is read before it is needed.
 
     Args:
-        model_wrap: the denoiser that is about to sample.
+        model_wrap: the denoiser that is about to sample; None while there is none, and the next request's noise table
+            stands for its own.
     """
 
-    def __init__(self, model_wrap: Any) -> None:
+    def __init__(self, model_wrap: Any = None) -> None:
         self._model_wrap = model_wrap
 
     @property
@@ -75,7 +76,7 @@ class LoadedCheckpoint:
 
     @property
     def noise(self) -> NoiseModel:
-        return noise_model(self._model_wrap)
+        return host.table(_model()) if self._model_wrap is None else noise_model(self._model_wrap)
 
     @property
     def hashes(self) -> tuple[str, ...]:

@@ -130,9 +130,9 @@ def override_schedule(p: Any) -> None:
 # ---- guidance --------------------------------------------------------------------------------------------------------
 
 
-def guidance(p: Any) -> float:
-    """The guidance scale of the pass that a request is in; hires. fix's second may have one of its own."""
-    return float((p.is_hr_pass and getattr(p, "hr_cfg", 0)) or p.cfg_scale)
+def guidance(p: Any, second: bool) -> float:
+    """The guidance scale of a request's first or second pass; hires. fix's second may have one of its own."""
+    return float((second and getattr(p, "hr_cfg", 0)) or p.cfg_scale)
 
 
 def takes_guidance(denoiser: Any) -> Any:

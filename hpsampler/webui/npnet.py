@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from ..fields import SettingsError
 from ..settings import GOLDEN_FORMS, OFF
 from .folders import npnets
 
-__all__ = ["make_golden"]
+__all__ = ["find", "make_golden"]
 
 
 def make_golden(wanted: str, noise: torch.Tensor, conditions: Any) -> str:
@@ -29,15 +30,9 @@ def make_golden(wanted: str, noise: torch.Tensor, conditions: Any) -> str:
     from ..golden.npnet import TOKENS, GoldenNoiseError
     from ..golden.weights import load_npnet, weights_label
 
-    kept = npnets()
-    name = wanted if wanted in kept else wanted.rpartition(" ")[0]
-    if name not in kept:
-        raise SettingsError(
-            f"HP Sampler: Golden noise (golden_noise) must be {OFF}, {', '.join(GOLDEN_FORMS)} or NPNet's weights that "
-            f"are here; there are no weights {wanted!r}; there are: {', '.join(kept) or 'none yet'}"
-        )
+    name, path = find(wanted)
     try:
-        network = load_npnet(kept[name])
+        network = load_npnet(path)
         label = weights_label(name, network)
         if wanted not in (name, label):
             raise GoldenNoiseError(f"the weights {name!r} here are others than the picture's: {label}, not {wanted}")
@@ -46,6 +41,22 @@ def make_golden(wanted: str, noise: torch.Tensor, conditions: Any) -> str:
         raise SettingsError(f"HP Sampler: Golden noise (golden_noise={wanted!r}): {error}") from None
     noise.copy_(golden)
     return label
+
+
+def find(wanted: str) -> tuple[str, Path]:
+    """Name and file of weights by their name, or by the label that a picture has of them.
+
+    Raises:
+        SettingsError: they are not here.
+    """
+    kept = npnets()
+    name = wanted if wanted in kept else wanted.rpartition(" ")[0]
+    if name not in kept:
+        raise SettingsError(
+            f"HP Sampler: Golden noise (golden_noise) must be {OFF}, {', '.join(GOLDEN_FORMS)} or NPNet's weights that "
+            f"are here; there are no weights {wanted!r}; there are: {', '.join(kept) or 'none yet'}"
+        )
+    return name, kept[name]
 
 
 def _embeddings(conditions: Any, tokens: int) -> torch.Tensor:

@@ -33,6 +33,7 @@ def _selectors(tab: str) -> MappingProxyType[str, str]:
             "width": f"#{tab}_width",
             "height": f"#{tab}_height",
             "denoising": f"#{tab}_denoising_strength",
+            "drawn": f"#html_info_{tab}",
             **(of_tab if tab == "txt2img" else {}),
         }
     )
@@ -53,10 +54,9 @@ def known() -> Known:
     if loaded is None:
         return found
     try:
-        family, noise = model.family(), host.table(loaded)
+        family, noise, hashes = model.family(), host.table(loaded), model.hashes()
     except (SettingsError, ValueError, AttributeError) as error:
         return replace(found, model=model.title(), problem=str(error))
-    hashes = model.hashes()
 
     def measured() -> bool:
         # here, as a start of the WebUI needs none of it

@@ -13,11 +13,12 @@ from typing import Any, Optional
 
 from ..effects import Use
 from ..plan import Pass, Request
-from ..settings import Settings
+from ..recipes import AUTO
+from ..settings import OFF, Settings
 from . import checkpoint, options
 from .folders import library, statistics_folder
 
-__all__ = ["attach", "find", "planned", "unknown"]
+__all__ = ["attach", "find", "foreseen", "planned", "unknown"]
 
 ATTRIBUTE = "hpsampler_pass"
 
@@ -32,6 +33,14 @@ def planned(
     """The pass of a request on the loaded model."""
     model = checkpoint.LoadedCheckpoint(model_wrap)
     return Pass(settings, request, model, library(), statistics_folder(), tell, record, options.aim())
+
+
+def foreseen(settings: Settings, request: Request) -> Pass:
+    """The same before there is a denoiser, to see what it would refuse. It tells and records nothing."""
+    # those that are chosen by the model refuse nothing, and to read them takes time
+    named = settings.statistics not in (AUTO, OFF)
+    folder = statistics_folder() if named else None
+    return Pass(settings, request, checkpoint.LoadedCheckpoint(), library(), folder, aim=options.aim())
 
 
 def attach(model_wrap: Any, this: Pass) -> None:

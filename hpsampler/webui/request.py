@@ -28,9 +28,11 @@ from . import checkpoint as model
 from . import host, options, passes, xyz
 from .folders import presets
 from .infotext import KEYS, NOTE_KEY
+from .npnet import find as find_npnet
 from .npnet import make_golden
+from .refusal import allow, refuse
 
-__all__ = ["OWN", "before", "begin", "finish", "pass_of", "pass_or_none", "prepare", "settings_of", "stop"]
+__all__ = ["OWN", "before", "begin", "finish", "pass_of", "pass_or_none", "prepare", "settings_of"]
 
 OWN = "hpsampler"
 """Marks what is ours by the sampler's name: the function that samples, and the options of its entry in the host's list.
@@ -64,15 +66,17 @@ def prepare(p: Any, args: Sequence[Any]) -> None:
     keys = {NOTE_KEY, VERSION_KEY, *KEYS.values()}
     p.extra_generation_params = {k: v for k, v in p.extra_generation_params.items() if k not in keys}
     setattr(p, BEGUN, False)
+    allow(p)
     _surround(p)
     try:
         settings = settings_of(p, args)
+        _correct_schedules(p, settings)
+        _check(p, settings)
     except SettingsError as error:
-        # an exception here would be printed and the image drawn all the same; the pass stops it instead
         setattr(p, SETTINGS, error)
+        refuse(p, error)
         return
     setattr(p, SETTINGS, settings)
-    _correct_schedules(p, settings)
     uses = [_use(p, _own_name(sampler), schedule) for sampler, schedule in _passes_of(p)]
     for note in _unused(p, settings, uses):
         tell(p, note)
@@ -126,7 +130,7 @@ def _unused(p: Any, settings: Settings, uses: Sequence[Use]) -> list[str]:
         family = "sd1"  # such a model is drawn by the host's samplers alone, of which no recipe says anything
     try:
         named = [
-            Settings(enabled=True, recipe=each.recipe).resolve(family, p.steps, host.guidance(p))
+            Settings(enabled=True, recipe=each.recipe).resolve(family, p.steps, host.guidance(p, False))
             for each in _of_passes(settings)
         ]
     except ValueError:
@@ -156,12 +160,51 @@ def _correct_schedules(p: Any, settings: Settings) -> None:
         tell(p, f"there is no schedule type {asked!r} here, so the second pass uses Automatic")
 
 
+def _check(p: Any, settings: Settings) -> None:
+    """Find before anything is drawn what its passes would refuse, so far as that is known by now.
+
+    Raises:
+        SettingsError: what they would raise.
+    """
+    # a second pass may have a model of its own, which is not loaded yet
+    number = 1 if getattr(p, "hr_checkpoint_name", None) else len(_passes_of(p))
+    try:
+        for second, own, steps in zip((False, True)[:number], _of_passes(settings), _steps_of(p)):
+            this = passes.foreseen(own, _request(p, second))
+            _check_unet(this)
+            this.begin()
+            use = this.request.use
+            if own.npnet and use.own and use.from_noise and not second:
+                find_npnet(own.npnet)
+            if use.own and use.coupled:
+                this.schedule(steps)
+    except SettingsError:
+        raise
+    except Exception:
+        # a host that knows less by now: the pass itself finds what is wrong
+        return
+
+
+def _check_unet(this: Pass) -> None:
+    """Raises SettingsError: the model's UNet is none that Free-U knows, where anything of ours is used."""
+    if not this.used:
+        return
+    try:
+        decoder_stages(host.unet(host.loaded()))
+    except ValueError as error:
+        raise SettingsError(f"HP Sampler: {error}") from None
+
+
+def _pass_of(p: Any, second: bool) -> tuple[str, Optional[str]]:
+    """Sampler and schedule type of one pass of a request."""
+    if not second:
+        return p.sampler_name, p.scheduler
+    return p.hr_sampler_name or p.sampler_name, p.hr_scheduler or p.scheduler
+
+
 def _passes_of(p: Any) -> list[tuple[str, Optional[str]]]:
-    """Sampler and schedule type of every pass of a request."""
-    first = (p.sampler_name, p.scheduler)
-    if not getattr(p, "enable_hr", False):
-        return [first]
-    return [first, (p.hr_sampler_name or p.sampler_name, p.hr_scheduler or p.scheduler)]
+    """The same of every pass."""
+    return [_pass_of(p, second) for second in ([False, True] if getattr(p, "enable_hr", False) else [False])]
 
 
 def _steps_of(p: Any) -> list[int]:
@@ -208,11 +251,27 @@ def _takes_a_schedule(sampler: Any) -> bool:
     return is_k_diffusion and "sigmas" in inspect.signature(sampler.func).parameters
 
 
-def _start_of(p: Any) -> Optional[tuple[int, float]]:
+def _request(p: Any, second: bool, sampler: Any = None) -> Request:
+    """What one pass of a request is to draw; ``sampler`` is the host's that runs it, where that is known."""
+    name, scheduler = _pass_of(p, second)
+    use = _use(p, _running(sampler, name), scheduler)
+    return Request(
+        use,
+        cfg_scale=host.guidance(p, second),
+        from_noise=use.from_noise and not second,
+        steps=p.steps,
+        width=p.hr_upscale_to_x if second else p.width,
+        height=p.hr_upscale_to_y if second else p.height,
+        second=second,
+        start=_start_of(p, second),
+    )
+
+
+def _start_of(p: Any, second: bool) -> Optional[tuple[int, float]]:
     """Where the host starts in the schedule of an img2img pass, and the strength that this shall mean."""
-    if not p.is_hr_pass and not hasattr(p, "init_latent"):
+    if not second and not hasattr(p, "init_latent"):
         return None
-    requested = (getattr(p, "hr_second_pass_steps", 0) or p.steps) if p.is_hr_pass else None
+    requested = (getattr(p, "hr_second_pass_steps", 0) or p.steps) if second else None
     steps, last = sd_samplers_common.setup_img2img_steps(p, requested)
     # strength 0 with "exact steps" leaves the host without a schedule
     return (steps - last - 1, float(p.denoising_strength)) if steps > last else None
@@ -235,29 +294,17 @@ def begin(p: Any, sampler: Any, model_wrap: Any, tensors: Optional[Mapping[str, 
     settings = getattr(p, SETTINGS, None) or Settings()
     if isinstance(settings, SettingsError):
         raise settings
-    name, scheduler = (p.hr_sampler_name, p.hr_scheduler) if p.is_hr_pass else (None, None)
-    use = _use(p, _running(sampler, name or p.sampler_name), scheduler or p.scheduler)
     if p.is_hr_pass:
         settings = settings.of_second_pass()
-    request = Request(
-        use,
-        cfg_scale=host.guidance(p),
-        from_noise=use.from_noise and not p.is_hr_pass,
-        steps=p.steps,
-        width=p.hr_upscale_to_x if p.is_hr_pass else p.width,
-        height=p.hr_upscale_to_y if p.is_hr_pass else p.height,
-        second=p.is_hr_pass,
-        start=_start_of(p),
-    )
+    request = _request(p, p.is_hr_pass, sampler)
     this = passes.planned(settings, request, model_wrap, partial(tell, p), partial(record, p))
     try:
-        if this.used:
-            decoder_stages(host.unet(host.loaded()))
+        _check_unet(this)
         this.begin(sampler is None or _takes_a_schedule(sampler))
     except SettingsError:
         raise
     except ValueError as error:
-        # a UNet of another make, or no steps at all
+        # such as no steps at all
         raise SettingsError(f"HP Sampler: {error}") from None
     if this.golden is not None:
         record(p, "golden_noise", settings.golden_noise)
@@ -270,15 +317,6 @@ def begin(p: Any, sampler: Any, model_wrap: Any, tensors: Optional[Mapping[str, 
     if model_wrap is not None:
         passes.attach(model_wrap, this)
     return this
-
-
-def stop(p: Any, error: SettingsError) -> None:
-    """Let the pass raise ``error`` where the host does not swallow it; ``p.sampler`` lives for this request only."""
-
-    def refuse(*args: Any, **kwargs: Any) -> Any:
-        raise error
-
-    p.sampler.sample = p.sampler.sample_img2img = refuse
 
 
 def pass_or_none(model_wrap: Any, sampler: Any = None) -> Optional[Pass]:

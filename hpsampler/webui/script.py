@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
+from gradio.context import Context
 from modules import script_callbacks, scripts, shared
 from modules.ui_components import InputAccordion
 
@@ -19,10 +20,13 @@ from ..store import StoreError
 from . import host, options, page_defaults, registration, request, tab, xyz
 from .accordion import TITLE, Accordion, PageContext, build
 from .api import add_routes
+from .fallback import sentence_alone
 from .folders import menus, presets
 from .infotext import on_pasted, paste_fields
 from .page import PAGE, known
+from .refusal import answer_in_words, stop
 from .runners import Runners
+from .trouble import Trouble
 
 __all__ = ["HPSamplerScript", "install"]
 
@@ -31,6 +35,9 @@ STOP_SECONDS = 30
 
 class HPSamplerScript(scripts.Script):
     """The accordion in txt2img and img2img, and the life of its settings from the request to the last UNet call."""
+
+    trouble = Trouble()
+    """Of this load of the extension, with which the host makes the class anew."""
 
     def title(self) -> str:
         return TITLE
@@ -47,8 +54,11 @@ class HPSamplerScript(scripts.Script):
 
     def show(self, is_img2img: bool) -> Any:
         tab_name = "img2img" if is_img2img else "txt2img"
+        listen = self.trouble.guarded("the offer Use HP Auto", self.on_after_component)
         for name in ("sampling", "scheduler"):
-            self.on_after_component(partial(self._found, name), elem_id=f"{tab_name}_{name}")
+            listen(
+                self.trouble.guarded("the offer Use HP Auto", partial(self._found, name)), elem_id=f"{tab_name}_{name}"
+            )
         return scripts.AlwaysVisible
 
     def _found(self, name: str, event: Any) -> None:
@@ -62,16 +72,34 @@ class HPSamplerScript(scripts.Script):
             self.menus["connected"] = True
 
     def ui(self, is_img2img: bool) -> list[Any]:
+        prefix = f"{'img2img' if is_img2img else 'txt2img'}_hpsampler"
+        block = Context.block
+        before = list(block.children) if block is not None else []
+        try:
+            accordion = self._build(is_img2img, prefix)
+        except Exception as error:
+            # an exception here would end the start of some hosts; half of an accordion would be worse than none
+            for each in [each for each in (block.children if block is not None else ()) if each not in before]:
+                each.unrender()
+            return sentence_alone(f"HP Sampler: {self.trouble.report('the accordion', error)}", prefix)
+        self.trouble.guarded("pasting pictures", self._paste_into)(accordion)
+        return accordion.inputs
+
+    def _build(self, is_img2img: bool, prefix: str) -> Accordion:
         tab_name = "img2img" if is_img2img else "txt2img"
         begin, values = _begin_with()
         saved = page_defaults.saved(_ui_config(), tab_name)
-        around = PageContext(PAGE[tab_name], known, presets(), menus(), values, begin, tab.TAB_TITLE, saved)
-        accordion = build(f"{tab_name}_hpsampler", InputAccordion, around)
+        around = PageContext(
+            PAGE[tab_name], known, presets(), menus(), values, begin, tab.TAB_TITLE, saved, self.trouble
+        )
+        accordion = build(prefix, InputAccordion, around)
         self.accordion = self.accordion or accordion
-        self._connect()
+        self.trouble.guarded("the offer Use HP Auto", self._connect)()
         self.begun_with = [each.value for each in accordion.inputs]
+        return accordion
+
+    def _paste_into(self, accordion: Accordion) -> None:
         self.infotext_fields, self.paste_field_names = paste_fields(accordion)
-        return accordion.inputs
 
     def _said(self, args: Sequence[Any]) -> Sequence[Any]:
         """What a request says: behind a dict, values that were given, and not those that the API filled up with."""
@@ -87,8 +115,9 @@ class HPSamplerScript(scripts.Script):
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
         try:
             request.begin(p, p.sampler, getattr(p.sampler, "model_wrap", None), kwargs)
+            answer_in_words(p)
         except SettingsError as error:
-            request.stop(p, error)
+            stop(p, error)
 
     def post_sample(self, p: Any, *args: Any) -> None:
         request.finish(p)
@@ -129,8 +158,12 @@ def on_cfg_denoiser(params: Any) -> None:
     denoiser = params.denoiser
     this = request.pass_or_none(getattr(denoiser.sampler, "model_wrap", None), denoiser.sampler)
     plan = this.freeu_plan(denoiser.step, denoiser.total_steps) if this is not None else None
-    obstacle = host.freeu(plan, this.waves if this is not None else None)
-    if this is not None and obstacle:
+    try:
+        obstacle = host.freeu(plan, this.waves if this is not None else None)
+    except Exception as error:
+        # the infotext may not say that it was on
+        obstacle = f"it could not be put on this UNet ({type(error).__name__}: {error})"
+    if this is not None and plan is not None and obstacle:
         this.tell(f"Free-U has no effect, as {obstacle}")
 
 
@@ -151,18 +184,22 @@ def install() -> None:
 
 
 def _add_callbacks() -> None:
-    script_callbacks.on_before_ui(_thaw)
-    script_callbacks.on_before_ui(xyz.register)
-    script_callbacks.on_ui_settings(options.register)
+    guarded = HPSamplerScript.trouble.guarded
+    script_callbacks.on_before_ui(guarded("the page's own defaults", _thaw))
+    script_callbacks.on_before_ui(guarded("the axes of X/Y/Z plots", xyz.register))
+    script_callbacks.on_ui_settings(guarded("the settings page", options.register))
     script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
-    script_callbacks.on_cfg_after_cfg(on_cfg_after_cfg)
-    script_callbacks.on_infotext_pasted(on_pasted)
+    script_callbacks.on_cfg_after_cfg(guarded("taking Free-U off", on_cfg_after_cfg))
+
+    script_callbacks.on_infotext_pasted(guarded("pasting pictures", on_pasted))
 
     runners = Runners()
-    script_callbacks.on_ui_tabs(
-        lambda: [(tab.build(runners, known, options.default_preset), tab.TAB_TITLE, tab.TAB_ID)]
-    )
-    script_callbacks.on_app_started(partial(_on_app_started, runners))
+
+    def tabs() -> list[tuple[Any, str, str]]:
+        return [(tab.build(runners, known, options.default_preset), tab.TAB_TITLE, tab.TAB_ID)]
+
+    script_callbacks.on_ui_tabs(guarded(f"the tab {tab.TAB_TITLE}", tabs, instead=[]))
+    script_callbacks.on_app_started(guarded("the API of calibrations", partial(_on_app_started, runners)))
 
     def leave() -> None:
         # what it has finished is kept, and the next load can resume it
@@ -170,9 +207,9 @@ def _add_callbacks() -> None:
         host.freeu(None)
         registration.unregister()
 
-    script_callbacks.on_script_unloaded(leave)
+    script_callbacks.on_script_unloaded(guarded("leaving", leave))
 
 
 def _on_app_started(runners: Runners, page: Any, app: Any) -> None:
     if shared.cmd_opts.api:
-        add_routes(app, runners, shared.cmd_opts.api_auth)
+        add_routes(app, runners, getattr(shared.cmd_opts, "api_auth", None))

@@ -7,12 +7,19 @@ import importlib
 import pytest
 
 from hpsampler.calibration.profile import Fitted, Profile, ProfileStore
+from tests.adapter.host.faces import FACES
 from tests.adapter.host.processing import Host
 
 FIVE = Fitted(
     5, 7.0, (14.614641, 6.0, 2.5, 1.1, 0.4, 0.0), (0.0, 1.1, 0.8, 0.2, 0.1), "Auto", {"Auto": 0.2, "calibrated": 0.1},
     0.02, 1000,
 )  # fmt: skip
+
+
+@pytest.fixture(params=FACES)
+def face(request):
+    """Every test of the adapter runs in both kinds of hosts."""
+    return FACES[request.param]()
 
 
 @pytest.fixture

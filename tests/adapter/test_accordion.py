@@ -16,7 +16,6 @@ from hpsampler.recipes import preset_family, recipe_for
 from hpsampler.settings import FIELDS
 from tests.adapter.host.processing import Host, Img2Img, Txt2Img
 from tests.adapter.test_requests import OURS
-from tests.small_unet import tiny_checkpoint
 
 
 class AxisOption(SimpleNamespace):
@@ -82,7 +81,7 @@ class TestAxes:
         assert offered[0] == "Auto" and "SD1.5 8 steps" in offered and "SDXL 8 steps" not in offered
         assert offered[-2:] == ["any", "ours"]
         axes["Preset"].confirm(None, ["SDXL 8 steps", "large"])
-        webui.shared.sd_model = None
+        webui.shared.sd_model = webui.face.nothing()
         assert "SDXL 8 steps" in axes["Preset"].choices()
 
     def test_without_the_plot_s_script_nothing_happens(self, webui):
@@ -159,14 +158,14 @@ class TestPresets:
         assert not torch.equal(followed, named) and p.extra_generation_params["HP Recipe"] == "SD1.5 8 steps"
         assert "the preset SDXL 8 steps stands for SD1.5 8 steps" in p.extra_generation_params["HP note"]
         assert "SDXL 5 steps UniPC stands for SD1.5 5 steps UniPC" in p.extra_generation_params["HP note"]
-        webui.shared.sd_model = tiny_checkpoint(webui.shared.sd_model.alphas_cumprod, "is_sdxl")
+        webui.shared.sd_model = webui.checkpoint("is_sdxl")
         p = Txt2Img(steps=8)
         host.run(p, xl)
         assert "HP note" not in p.extra_generation_params
 
     def test_a_model_that_is_not_covered_is_still_told(self, webui, host):
         webui.shared.opts.hpsampler_follow = True
-        webui.shared.sd_model = tiny_checkpoint(webui.shared.sd_model.alphas_cumprod, "is_sd3")
+        webui.shared.sd_model = webui.checkpoint("is_sd3")
         with pytest.raises(Exception, match=r"covers SD 1\.x, SD 2\.x and SDXL"):
             host.run(Txt2Img(steps=8), {"recipe": "SDXL 8 steps"})
         assert torch.isfinite(host.run(Txt2Img(steps=8, sampler_name="Euler"), {"enabled": False})).all()
@@ -288,9 +287,9 @@ class TestPanel:
         found = known()
         assert found.family == "sd1" and found.problem == "" and found.plot is True
         assert found.noise.sigmas.tolist() == pytest.approx(noise.sigmas.tolist(), rel=1e-4)
-        webui.shared.sd_model = tiny_checkpoint(webui.shared.sd_model.alphas_cumprod, "is_sd3")
+        webui.shared.sd_model = webui.checkpoint("is_sd3")
         assert "covers SD 1.x" in known().problem
-        webui.shared.sd_model = None
+        webui.shared.sd_model = webui.face.nothing()
         assert known().model == "" and len(known().noise) == 1000
 
     def test_use_hp_auto_sets_the_page_s_own_menus_in_whichever_order_they_are_built(self, webui):

@@ -21,12 +21,9 @@ OURS = ["HP Auto", "HP DPM++ 1S", "HP DPM++ 2M", "HP UniPC", "HP DPM-v3"]
 def seen_by(webui):
     """(sigma, latent, step, whether Free-U is on the UNet) of every call."""
     seen = []
-    host = importlib.import_module("hpsampler.webui.host")
 
     def look(params):
-        layers = host.unet(host.loaded()).modules()
-        hooks = sum(len(each._forward_pre_hooks) + len(each._forward_hooks) for each in layers)
-        seen.append((float(params.sigma[0]), params.x.clone(), params.denoiser.step, hooks > 0))
+        seen.append((float(params.sigma[0]), params.x.clone(), params.denoiser.step, webui.freeu_on()))
 
     webui.script_callbacks.on_cfg_denoiser(look)
     return seen
@@ -116,7 +113,7 @@ def test_an_interrupt_or_an_error_in_it_leaves_nothing_behind(webui, host):
     def fail(*args):
         raise RuntimeError("out of memory")
 
-    unet = webui.shared.sd_model.model.diffusion_model
+    unet = webui.unet()
     hook = unet.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         host.run(Txt2Img(steps=5), {"golden_noise": "A", "freeu": "On", "freeu_first": 1})

@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from hpsampler import freeu
-from hpsampler.freeu import FreeU
 from hpsampler.recipes import PRESETS, recipe_for
 from hpsampler.settings import FIELDS, Settings
 from tests.adapter.host.processing import Host, Img2Img, Txt2Img
-from tests.small_unet import tiny_checkpoint
+from tests.conftest import sd_alphas_cumprod
 
 OURS = ["HP Auto", "HP DPM++ 1S", "HP DPM++ 2M", "HP UniPC", "HP DPM-v3"]
 
@@ -27,7 +26,7 @@ def host(webui):
 
 
 def unet_of(webui):
-    return webui.shared.sd_model.model.diffusion_model
+    return webui.unet()
 
 
 def sigmas_seen(webui, host, p, *args):
@@ -98,7 +97,7 @@ class TestPasses:
             assert [name for name, latent in same.items() if torch.equal(drawn, latent)] == [sampler]
 
     def test_the_family_of_the_loaded_model_decides(self, webui, host, noise):
-        webui.shared.sd_model = tiny_checkpoint(webui.shared.sd_model.alphas_cumprod, "is_sdxl")
+        webui.shared.sd_model = webui.checkpoint("is_sdxl")
         seen, _ = sigmas_seen(webui, host, Txt2Img(steps=8))
         assert seen == pytest.approx(recipe_for("sdxl", 8, 7.0).sigmas(noise)[:-1].tolist(), rel=1e-4)
 
@@ -174,7 +173,8 @@ class TestPasses:
         assert len(seen) == 5 and seen[-1] == pytest.approx(0.132, abs=1e-3)
 
     def test_a_noise_table_that_cannot_be_used_is_named(self, webui, host):
-        webui.shared.sd_model.alphas_cumprod = torch.cat([webui.shared.sd_model.alphas_cumprod[:-1], torch.zeros(1)])
+        table = torch.tensor(sd_alphas_cumprod(), dtype=torch.float32)
+        webui.face.set_table(webui.shared.sd_model, torch.cat([table[:-1], torch.zeros(1)]))
         with pytest.raises(ValueError, match=r"HP Sampler cannot use the noise table of the loaded model.*finite"):
             host.run(Txt2Img(steps=5))
 
@@ -210,7 +210,7 @@ class TestPasses:
             latent = host.run(Txt2Img(steps=6))
         finally:
             webui.shared.state.interrupted = False
-        assert torch.isfinite(latent).all() and not FreeU.attached(unet_of(webui))
+        assert torch.isfinite(latent).all() and not webui.freeu_on()
 
     def test_a_caller_past_our_hooks_gets_the_auto_recipe(self, webui, noise):
         sampler = webui.sd_samplers.create_sampler("HP Auto", webui.shared.sd_model)
@@ -228,10 +228,10 @@ class TestFreeU:
     def calls_with_freeu(self, webui, host, p, *args):
         on = []
         unet = unet_of(webui)
-        handle = unet.register_forward_pre_hook(lambda *_: on.append(FreeU.attached(unet)))
+        handle = unet.register_forward_pre_hook(lambda *_: on.append(webui.freeu_on()))
         host.run(p, *args)
         handle.remove()
-        assert not FreeU.attached(unet)
+        assert not webui.freeu_on()
         return [call for call, attached in enumerate(on) if attached]
 
     @pytest.mark.parametrize("steps", [4, 5, 6, 8, 12])
@@ -308,23 +308,25 @@ class TestFreeU:
             if len(calls) == 6:
                 raise RuntimeError("out of memory")
 
-        handle = unet.output_blocks[-1].register_forward_hook(fail)
+        handle = unet.output_blocks[-1][0].register_forward_hook(fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             host.run(Txt2Img(steps=6), LATE)
         handle.remove()
-        assert FreeU.attached(unet), "the exception came while Free-U was on; else this test tests nothing"
+        assert webui.freeu_on(), "the exception came while Free-U was on; else this test tests nothing"
         assert torch.equal(host.run(copy.copy(plain)), before)
-        assert not FreeU.attached(unet)
+        assert not webui.freeu_on()
 
     def test_the_refiner_s_unet_is_followed(self, webui, host):
-        base, refiner = webui.shared.sd_model, tiny_checkpoint(webui.shared.sd_model.alphas_cumprod, seed=5)
+        base, refiner = webui.shared.sd_model, webui.checkpoint(seed=5)
         seen = []
         for name, each in (("base", base), ("refiner", refiner)):
-            unet = each.model.diffusion_model
-            unet.register_forward_pre_hook(lambda *_, name=name, unet=unet: seen.append((name, FreeU.attached(unet))))
+            unet = webui.face.unet(each)
+            unet.register_forward_pre_hook(
+                lambda *_, name=name, each=each: seen.append((name, webui.face.freeu_on(each)))
+            )
         host.run(Txt2Img(steps=6, refiner=refiner, refiner_switch_step=5), LATE)
         assert seen == [("base", False)] * 4 + [("base", True), ("refiner", True)]
-        assert not any(FreeU.attached(each.model.diffusion_model) for each in (base, refiner))
+        assert not any(webui.face.freeu_on(each) for each in (base, refiner))
 
 
 class TestUnused:
@@ -369,7 +371,7 @@ class TestMessages:
         assert not calls and not host.printed
 
     def test_a_flow_model_is_refused_in_one_sentence_before_the_first_call(self, webui, host):
-        webui.shared.sd_model = tiny_checkpoint(webui.shared.sd_model.alphas_cumprod, "is_sd3")
+        webui.shared.sd_model = webui.checkpoint("is_sd3")
         calls = []
         unet_of(webui).register_forward_pre_hook(lambda *_: calls.append(1))
         with pytest.raises(ValueError, match=r"SD 1\.x, SD 2\.x and SDXL"):

@@ -32,6 +32,8 @@ class Txt2Img:
     refiner: Any = None
     refiner_switch_step: int = 10**9
     is_hr_pass: bool = False
+    n_iter: int = 1
+    is_api: bool = False
     extra_generation_params: dict[str, Any] = field(default_factory=dict)
     comments: dict[str, int] = field(default_factory=dict)
     sampler: Any = None
@@ -39,9 +41,12 @@ class Txt2Img:
     def comment(self, text: str) -> None:
         self.comments[text] = 1
 
+    def setup_conds(self) -> None:
+        self.c = torch.stack([_noise(seed + 1000, (4, 32)) for seed in self.seeds])
+
     def sample(self, host: Host, cond: Any, uncond: Any, args: tuple[Any, ...]) -> torch.Tensor:
         """Scripts put their own in its place, on the request."""
-        return host.draw(self, cond, uncond, args)
+        return host.draw(self, uncond, args)
 
 
 @dataclass
@@ -73,38 +78,49 @@ class Host:
             p.sampler_name, p.scheduler = sd_samplers.get_sampler_and_scheduler(
                 p.sampler_name, p.scheduler, convert_automatic=False
             )
+            if shared.face.has_backend:
+                p.hr_cfg = getattr(p, "hr_cfg", p.cfg_scale)
             self._hook("process", p, args)
-            if self.process_batch is not None:
-                self.process_batch(p)
-            cond = torch.stack([_noise(seed + 1000, (4, 32)) for seed in p.seeds])
-            latent = p.sample(self, cond, torch.zeros_like(cond), args)
-            self._hook("post_sample", p, (latent, *args))
-            return latent
+            return self._batch(p, args) if p.n_iter else None
         finally:
             shared.sd_model = base
 
-    def draw(self, p: Any, cond: Any, uncond: Any, args: tuple[Any, ...]) -> torch.Tensor:
+    def _batch(self, p: Any, args: tuple[Any, ...]) -> torch.Tensor:
+        from modules import shared
+
+        shared.face.begin_batch(shared.sd_model)
+        if self.process_batch is not None:
+            self.process_batch(p)
+        p.setup_conds()
+        latent = p.sample(self, p.c, shared.face.conditions(p.c, p.cfg_scale), args)
+        self._hook("post_sample", p, (latent, *args))
+        return latent
+
+    def draw(self, p: Any, uncond: Any, args: tuple[Any, ...]) -> torch.Tensor:
         """What a request does by itself."""
         from modules import sd_samplers, shared
 
         p.sampler = sd_samplers.create_sampler(p.sampler_name, shared.sd_model)
         noise = self._noises(p, p.size)
-        self._hook("process_before_every_sampling", p, args, x=noise, noise=noise, c=cond, uc=uncond)
+        self._hook("process_before_every_sampling", p, args, x=noise, noise=noise, c=p.c, uc=uncond)
         if isinstance(p, Img2Img):
-            return p.sampler.sample_img2img(p, p.init_latent, noise, cond, uncond)
-        latent = p.sampler.sample(p, noise, cond, uncond)
-        return self._hires(p, latent, cond, uncond, args) if p.enable_hr else latent
+            return p.sampler.sample_img2img(p, p.init_latent, noise, p.c, uncond)
+        latent = p.sampler.sample(p, noise, p.c, uncond)
+        return self._hires(p, latent, args) if p.enable_hr else latent
 
-    def _hires(self, p: Any, latent: torch.Tensor, cond: Any, uncond: Any, args: tuple[Any, ...]) -> torch.Tensor:
+    def _hires(self, p: Any, latent: torch.Tensor, args: tuple[Any, ...]) -> torch.Tensor:
         from modules import sd_samplers, shared
 
         p.is_hr_pass = True
+        shared.face.begin_batch(shared.sd_model)
+        uncond = shared.face.conditions(p.c, getattr(p, "hr_cfg", p.cfg_scale))
         p.sampler = sd_samplers.create_sampler(p.hr_sampler_name or p.sampler_name, shared.sd_model)
         p.hr_scheduler = p.hr_scheduler or p.scheduler
         latent = torch.nn.functional.interpolate(latent, scale_factor=2)
         noise = self._noises(p, 2 * p.size)
-        self._hook("process_before_every_sampling", p, args, x=latent, noise=noise, c=cond, uc=uncond)
-        latent = p.sampler.sample_img2img(p, latent, noise, cond, uncond, steps=p.hr_second_pass_steps or p.steps)
+        for _ in range(2 if shared.face.has_backend else 1):
+            self._hook("process_before_every_sampling", p, args, x=latent, noise=noise, c=p.c, uc=uncond)
+        latent = p.sampler.sample_img2img(p, latent, noise, p.c, uncond, steps=p.hr_second_pass_steps or p.steps)
         p.is_hr_pass = False
         return latent
 

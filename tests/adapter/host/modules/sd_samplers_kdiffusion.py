@@ -39,12 +39,14 @@ class CFGDenoiser(torch.nn.Module):
             self.model_wrap = ModelWrap(shared.sd_model)
         return self.model_wrap
 
-    def forward(self, x, sigma, uncond, cond, cond_scale):
+    def check_interrupt_and_refiner(self):
         if shared.state.interrupted or shared.state.skipped:
             raise sd_samplers_common.InterruptedException
         if self.p.refiner is not None and self.step == self.p.refiner_switch_step:
             shared.sd_model, self.model_wrap = self.p.refiner, None
 
+    def forward(self, x, sigma, uncond, cond, cond_scale):
+        self.check_interrupt_and_refiner()
         script_callbacks.cfg_denoiser_callback(script_callbacks.CFGDenoiserParams(x, sigma, self))
         both = self.inner_model(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([cond, uncond]))
         script_callbacks.cfg_denoised_callback(script_callbacks.CFGDenoisedParams(both, self.inner_model))
@@ -93,6 +95,9 @@ class KDiffusionSampler:
         self.seen_steps.append(d["i"])
 
     def _run(self, p, x, sigmas, steps, cond, uncond):
+        if "sampling_prepare" in globals():
+            with torch.inference_mode():
+                sampling_prepare(shared.sd_model.forge_objects.unet, x=x)  # noqa: F821
         self.model_wrap_cfg.p = p
         self.model_wrap_cfg.step = 0
         self.model_wrap_cfg.steps = steps
