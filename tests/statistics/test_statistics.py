@@ -627,3 +627,20 @@ def test_the_trajectories_that_are_measured_are_those_of_dpmpp_2m():
     sample_dpmpp_2m(model(sampled), x, torch.tensor([*estimator.sigmas, 0.0], dtype=torch.float64))
     # every second call is the probe beside the trajectory
     torch.testing.assert_close(torch.stack(measured[::2]), torch.stack(sampled), rtol=1e-9, atol=1e-9)
+
+
+def test_every_batch_is_probed_in_directions_of_its_own():
+    """The same ones again would add pictures, but no directions; the same job again has the same ones."""
+
+    def signs_of(batches):
+        estimator = Estimator(np.linspace(-2.6, 2.0, 5), (4, 1, 1), seed=3)
+        x, found = torch.ones(2, 4, 4, 4, dtype=torch.float64), []
+        for _ in range(batches):
+            seen = []
+            estimator.add(lambda x, sigma, seen=seen: seen.append(x.clone()) or x * 0.5, x)
+            found.append(torch.stack([(probe - point).sign() for point, probe in zip(seen[::2], seen[1::2])]))
+        return found
+
+    first, second = signs_of(2)
+    assert set(first.unique().tolist()) == {-1.0, 1.0} and 0.3 < float((first == second).double().mean()) < 0.7
+    assert all(torch.equal(*pair) for pair in zip((first, second), signs_of(2)))
