@@ -325,6 +325,7 @@ def test_from_the_tab_s_values_to_a_picture(webui, host):
     assert runner.wait(PATIENCE) and runner.status().state == "failed"
     assert "the checkpoint was changed from tiny" in runner.status().message
     webui.shared.sd_model.sd_checkpoint_info = loaded
+    assert runners.calibrations.wait(PATIENCE), "which waited for it"
     status, _, _, chosen, *_ = tab._shown(None, everything=False)
     assert "the checkpoint was changed from tiny" in status
     assert "Can be resumed: second (calibration and statistics)." in status
