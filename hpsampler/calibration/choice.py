@@ -35,7 +35,7 @@ FORMS: Mapping[str, tuple[int, bool]] = MappingProxyType(
 )
 """DPM-Solver-v3 with statistics of the model, by name: its order, and whether the corrector is on."""
 
-LARGEST_FIGURE = 1e12
+WORST = 1e12
 """Stands for infinity, which JSON cannot express."""
 
 
@@ -45,7 +45,8 @@ class Figures:
 
     Attributes:
         distance: RMSE of the latents relative to the RMS of the many-step latents.
-        pictures: how differently the model itself sees the pictures, see :mod:`~hpsampler.calibration.compare`.
+        pictures: how much worse the model itself knows the pictures than the many-step ones, 0 where it is equal, see
+            :mod:`~hpsampler.calibration.compare`.
     """
 
     distance: float
@@ -54,9 +55,7 @@ class Figures:
     @classmethod
     def of(cls, distance: float, pictures: float) -> Figures:
         """Rounded and finite, as a file has them; what is no number is as bad as can be."""
-        return cls(
-            *(float(f"{each:.5g}") if each < LARGEST_FIGURE else LARGEST_FIGURE for each in (distance, pictures))
-        )
+        return cls(*(float(f"{each:.5g}") if abs(each) < WORST else WORST for each in (distance, pictures)))
 
 
 @dataclass(frozen=True)
@@ -139,4 +138,4 @@ def read_comparison(row: Reader) -> Comparison:
 
 
 def _figures(row: Reader) -> Figures:
-    return Figures(row.number("distance", 0, LARGEST_FIGURE), row.number("pictures", 0, LARGEST_FIGURE))
+    return Figures(row.number("distance", 0, WORST), row.number("pictures", -WORST, WORST))

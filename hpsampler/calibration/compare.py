@@ -3,18 +3,18 @@
 Two figures are measured on held-out trajectories. The distance is that of the latents to the endpoints that many steps
 reach from the same noise. It is not all that counts: of two ways, the farther one may draw the better pictures.
 
-So the second figure asks the model what it sees. Noise e of one level sigma is added to the latents x of a picture,
-and the model denoises it with the prompt (D_c, guidance 1) and without (D_u, guidance 0)::
+So the second figure asks the model itself how well it knows the pictures. Noise e of one level sigma is added to the
+latents x of a picture, and the model denoises it with the prompt, without guidance (D_c)::
 
-    s(x) = log |D_u(x + sigma e) - x|^2 - log |D_c(x + sigma e) - x|^2
+    s(x) = log |D_c(x + sigma e) - x|^2
 
-which is how much the prompt helps to find the picture again. Where it helps as much as with the many-step picture of
-the same noise and prompt, the subject is there and as well formed; the figure is the RMS of the difference of s. (Such
-errors, subtracted and integrated over all levels, are the information that a prompt has about a picture, arXiv
-2310.07972.)
+What is malformed, oversaturated or not what the prompt says is found again worse. (Such errors, integrated over all
+levels, bound the likelihood of a picture under the model, arXiv 2107.00630.) The figure is the mean of s less its mean
+for the many-step pictures of the same noise and prompts: at 0 the pictures are as well known to the model as those of
+many steps, below 0 better. It is a little kind to smooth pictures.
 
-On both small models of the bench its choice agrees with what a classifier's Frechet distance and the captions that it
-reads say (docs/calibration.md); distances of patches or colours did not.
+On both small models of the bench it ranks the ways much as a classifier's Frechet distance and the captions that it
+reads do (docs/calibration.md); distances of patches or colours did not.
 """
 
 from __future__ import annotations
@@ -50,21 +50,17 @@ class Judge:
 
     def __init__(self, held_out: Trajectories, noise: torch.Tensor) -> None:
         self.held_out, self.noise = held_out, noise
-        self.reference = self._helped(held_out.endpoints)
+        self.reference = self._lost(held_out.endpoints)
 
     def figures(self, latents: torch.Tensor) -> Figures:
         """The figures of latents (n, c, h, w) that were drawn from the noise of ``held_out``."""
-        difference = self._helped(latents) - self.reference
-        return Figures.of(self.held_out.error_of(latents), float(difference.square().mean().sqrt()))
+        return Figures.of(self.held_out.error_of(latents), float((self._lost(latents) - self.reference).mean()))
 
-    def _helped(self, latents: torch.Tensor) -> torch.Tensor:
-        """How much the prompts help, (n,), float64 on the CPU."""
-        noisy, level = latents + SIGMA * self.noise, latents.new_full((len(latents),), SIGMA)
-        without, given = (
-            (self.held_out.model(noisy, level, cond_scale=scale) - latents).cpu().double().square().flatten(1).mean(1)
-            for scale in (0.0, 1.0)
-        )
-        return without.log() - given.log()
+    def _lost(self, latents: torch.Tensor) -> torch.Tensor:
+        """The log of what the model does not find again of each picture, (n,), float64 on the CPU."""
+        level = latents.new_full((len(latents),), SIGMA)
+        found = self.held_out.model(latents + SIGMA * self.noise, level, cond_scale=1.0)
+        return (found - latents).cpu().double().square().flatten(1).mean(1).log()
 
 
 def ways(

@@ -139,7 +139,7 @@ def jacobian_calls(steps: int) -> int:
 MOST_WAYS = 6
 """Ways to draw that are compared: Auto, the fit, and four with statistics."""
 
-ASKING_CALLS = 2
+ASKING_CALLS = 1
 """Calls in which the model is asked about a picture, see :mod:`~hpsampler.calibration.compare`."""
 
 

@@ -177,7 +177,8 @@ def _used_by_itself(profile: Profile, store: ProfileStore, known: Known) -> str:
     if not own:
         return ""
     when = " while the accordion is on" if known.off.calibration == OFF else ""
-    return f"{CALIBRATION.users} use it by themselves at {_listed(sorted(own))} steps{when}"
+    at = f"{_listed(sorted(own))} steps{when}"
+    return f"{CALIBRATION.users} use it by themselves at {at}" if profile.rows else f"HP Auto uses it by itself at {at}"
 
 
 def _statistics(runners: Runners, known: Known, begins_with: str) -> Iterable[Entry]:

@@ -123,9 +123,9 @@ def _compared_html(profile: Profile) -> str:
         rows.append(f"<tr><td>{each.cfg_scale:g}</td><td>{each.steps}</td>{cells}</tr>")
     head = "".join(f"<th>{escape(name)}</th>" for name in ("CFG", "Steps", *names))
     return (
-        "<p>Ways to draw, compared with many steps: how differently the checkpoint sees the pictures / distance to the "
-        "same pictures. Smaller is better, and HP Auto draws with the best; Settings > HP Sampler says which of the "
-        f"two it aims at.</p>{_table(head, rows)}"
+        "<p>Ways to draw, compared with many steps: how much worse the checkpoint itself knows the pictures / distance "
+        "to the same pictures. Smaller is better. HP Auto draws with the best, and Settings > HP Sampler says which of "
+        f"the two it aims at.</p>{_table(head, rows)}"
     )
 
 

@@ -356,8 +356,8 @@ def test_the_tab_asks_every_field_once_and_has_what_its_script_presses(webui):
     form = {each: ids[f"{name}_{each}"].value for each in kinds().FORM}
     assert "as many as" in ids[f"{name}_cost"].value and ids[f"{name}_what"].value == "statistics"
     for kind, config in ((kinds().CALIBRATION, CalibrationConfig), (kinds().STATISTICS, StatisticsConfig)):
-        # statistics for every element of the latents, and for other sizes alone, are made by the command line
-        left = {"per_pixel"} if config is StatisticsConfig else set()
+        # statistics of every element are left to the command line; what it is for says whether there are fits
+        left = {"per_pixel"} if config is StatisticsConfig else {"fit"}
         assert {*kind.fields.values(), "width", "height"} == {each.name for each in dataclasses.fields(config)} - left
         # every number that the form begins with is one that it accepts
         assert kind.config({**form, "name": "usual"}) == config("usual")

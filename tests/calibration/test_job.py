@@ -320,8 +320,8 @@ def test_the_calls_of_a_cell_are_those_on_the_calibration_set():
             source = Exact(contrast=contrast)
             profile = calibrated(source, steps="5", cfg_scales=cfg_scales)
             (own,) = profile.joint
-            # Auto and the fit are compared where it is used, by two calls for each and for the reference
-            compared = (2 * (5 + 2) + 2) * len(profile.compared) * COUNT // len(own.measured)
+            # Auto and the fit are compared where it is used, with a question about each and about the reference
+            compared = (2 * (5 + 1) + 1) * len(profile.compared) * COUNT // len(own.measured)
             rest = source.calls - own.calls - (60 + 20 + 5 * 5) * COUNT - compared
             assert rest == 5 * COUNT if own.schedule.end[0] > 0 else rest in (0, 5 * COUNT)
             assert rest == 0 or noise_tolerance(profile.decoder) > 0
