@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,13 +172,33 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="The extension's controls on a page of its own.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--port", type=int, default=7870, help="port of the page on this machine")
+    parser.add_argument("--port", type=_port, default=7870, help="port of the page on this machine")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the tiny model's weights")
     parser.add_argument("--presets", type=Path, default=Path("out/presets"), help="folder where presets are kept")
     options = parser.parse_args(argv)
+    if not _is_free(options.port):
+        parser.error(f"--port {options.port}: another program uses it; choose another one")
     blocks = page(TinyModel.load(options.weights), options.presets).queue()
     print(f"http://127.0.0.1:{options.port}", flush=True)
     blocks.launch(server_name="127.0.0.1", server_port=options.port, quiet=True, show_api=False)
+
+
+def _port(text: str) -> int:
+    number = int(text) if text.isascii() and text.isdigit() else 0
+    if not 1 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 65535, got {text}")
+    return number
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as tried:
+        try:
+            # as a server does, which may follow one that has just ended
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 if __name__ == "__main__":

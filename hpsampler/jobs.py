@@ -2,28 +2,26 @@
 
 A job is described by a frozen dataclass (``CalibrationConfig``, ``StatisticsConfig``), works on a :class:`ModelSource`
 (the WebUI's checkpoint, or the small model of the demo), and is carried out by a :class:`JobRunner` in a thread of its
-own. What has been started and has not ended lies in the folder ``unfinished``, one folder for each job: its description
-in ``order.json``, and the results that were already paid for.
+own. What has been started and has not ended is kept, see :mod:`~hpsampler.unfinished`.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
 import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Optional, Protocol, TypeVar
 
 import torch
 
 from .devices import finish
-from .store import Store, StoreError, write_atomically
+from .files import CannotWrite
+from .store import Store, StoreError
+from .unfinished import JobConfig, UnfinishedJob, UnfinishedJobs, values_of
 
 if TYPE_CHECKING:
     from .noise import NoiseModel
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cancelled", "Exclusively", "Job", "JobConfig", "JobRunner", "ModelSource", "Progress", "Status", "Timed",
-    "UnfinishedJob", "at_once", "started_with_another_model",
+    "at_once",
 ]  # fmt: skip
 
 
@@ -146,29 +144,7 @@ POLL_SECONDS = 0.2
 """How often a job that waits for another looks whether it is to stop."""
 
 
-class JobConfig(Protocol):
-    """What the descriptions of all kinds of jobs have in common; they are frozen dataclasses."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def name(self) -> str: ...
-
-
 C = TypeVar("C", bound=JobConfig)
-
-
-@dataclass(frozen=True)
-class UnfinishedJob(Generic[C]):
-    """A job that was started and has not ended."""
-
-    config: C
-    model: str
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        return self.config.name
 
 
 @dataclass(frozen=True)
@@ -218,6 +194,7 @@ class JobRunner(ABC, Generic[C]):
         self, folder: Path, source: Callable[[C], ModelSource], queue: Callable[[], Exclusively] = lambda: at_once
     ) -> None:
         self.folder, self._source, self._queue = folder, source, queue
+        self._unfinished = UnfinishedJobs(folder, self.config_of)
         self._lock = threading.Lock()
         self._thread: Optional[threading.Thread] = None
         self._job: Optional[Job] = None
@@ -293,9 +270,9 @@ class JobRunner(ABC, Generic[C]):
         """
         with self._lock:
             self._check_free()
-            taken = {*self.names(), *(each.name for each in self.unfinished())}
-            config = self.config_of({**_values(config), "name": Store.free_name(config.name, taken)})
-            self._launch(config, after)
+            taken = {*self.names(), *self._unfinished.names()}
+            config = self.config_of({**values_of(config), "name": Store.free_name(config.name, taken, folded=True)})
+            self._launch(config, after, fresh=True)
         return config
 
     def resume(self, name: str, after: Optional[JobRunner[Any]] = None) -> C:
@@ -306,7 +283,7 @@ class JobRunner(ABC, Generic[C]):
         """
         with self._lock:
             self._check_free()
-            config = self._unfinished(name).config
+            config = self._unfinished.get(name).config
             self._launch(config, after)
         return config
 
@@ -326,50 +303,31 @@ class JobRunner(ABC, Generic[C]):
 
     def unfinished(self) -> list[UnfinishedJob[C]]:
         """All jobs that have not ended. A folder that cannot be read is left out, and left as it is."""
-        found = []
-        for path in sorted(self._unfinished_folder.glob("*/order.json")):
-            try:
-                data = json.loads(path.read_text(encoding="utf-8"))
-                found.append(UnfinishedJob(self.config_of(data["order"]), str(data["model"]), path.parent))
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-        return found
+        return self._unfinished.read()
 
     def discard(self, name: str) -> None:
         """Forget an unfinished job; what it has finished stays. Raises StoreError."""
         self._check_not_running(name)
-        shutil.rmtree(self._unfinished(name).folder)
+        self._unfinished.get(name)
+        with self._unfinished.claimed(name):
+            self._unfinished.forget(name)
 
     def rename(self, name: str, new_name: str) -> str:
         """Rename a result, and the unfinished job that makes it; returns the name it has then. Raises StoreError."""
         self._check_not_running(name)
-        others = {each.name: each for each in self.unfinished()}
-        if new_name in others:
+        if new_name in self._unfinished.names():
             raise StoreError(f"name must be a new one; an unfinished job is named {new_name!r}")
-        new_name = self._rename_result(name, new_name)
-        if name in others:
-            left = others[name]
-            _write_config(left.folder, self.config_of({**_values(left.config), "name": new_name}), left.model)
+        with self._unfinished.claimed(name):
+            new_name = self._rename_result(name, new_name)
+            self._unfinished.rename(name, new_name)
         return new_name
 
     def delete(self, name: str) -> None:
         """Delete a result, and the unfinished job that makes it. Raises StoreError."""
         self._check_not_running(name)
-        self._delete_result(name)
-        for each in self.unfinished():
-            if each.name == name:
-                shutil.rmtree(each.folder)
-
-    @property
-    def _unfinished_folder(self) -> Path:
-        return self.folder / "unfinished"
-
-    def _unfinished(self, name: str) -> UnfinishedJob[C]:
-        for each in self.unfinished():
-            if each.name == name:
-                return each
-        listed = ", ".join(each.name for each in self.unfinished()) or "none"
-        raise StoreError(f"nothing unfinished is named {name!r}; there are: {listed}")
+        with self._unfinished.claimed(name):
+            self._delete_result(name)
+            self._unfinished.forget(name)
 
     def _check_free(self) -> None:
         if self.running:
@@ -380,36 +338,45 @@ class JobRunner(ABC, Generic[C]):
         if self.running and self._config is not None and self._config.name == name:
             raise StoreError(f"{name!r} is under way; stop it first")
 
-    def _launch(self, config: C, after: Optional[JobRunner[Any]]) -> None:
+    def _launch(self, config: C, after: Optional[JobRunner[Any]], fresh: bool = False) -> None:
         self._timed = self.timed
         self._config, self._job, self._stopping = config, None, False
         self._after, self._began = after, time.monotonic()
         self._state, self._message = RUNNING, "Waiting for the model."
-        self._thread = threading.Thread(target=self._work, args=(config,), name=f"HP Sampler {self.kind}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._work, args=(config, fresh), name=f"HP Sampler {self.kind}", daemon=True
+        )
         self._thread.start()
 
-    def _work(self, config: C) -> None:
+    def _work(self, config: C, fresh: bool) -> None:
         exclusively = self._queue()
         try:
             source = exclusively(lambda: self._source(config))
             self._model = source.model_name
-            folder = self._folder_of(config, source)
+            begun = self._unfinished.begin(config, source.model_name, self.names, fresh)
+            self._config = config = begun.config
             if self._after is not None:
                 self._wait_for(self._after)
-            self._job, do = self._prepare(config, source, folder, exclusively)
-            if self._stopping:
-                self._job.cancel()
-            self._message = f"Making {self.kind} of {source.model_name}."
-            made = do()
-            shutil.rmtree(folder)
+            with self._unfinished.claimed(config.name):
+                self._job, do = self._prepare(config, source, begun.folder, exclusively)
+                if self._stopping:
+                    self._job.cancel()
+                self._message = f"Making {self.kind} of {source.model_name}."
+                made = do()
+                self._unfinished.forget(config.name)
             self._end(FINISHED, f"{config.name} is ready: {made}.")
         except Cancelled:
             self._end(STOPPED, f"{config.name} was stopped; what is finished is kept, the rest can be resumed.")
         except StoreError as error:
             self._end(FAILED, f"{config.name}: {error}.")
+        except CannotWrite as error:
+            self._end(FAILED, f"{config.name} failed: {error}.{self._resumable(config)}")
         except Exception as error:
             traceback.print_exc()
-            self._end(FAILED, f"{config.name} failed: {error} ({type(error).__name__}). It can be resumed.")
+            self._end(FAILED, f"{config.name} failed: {error} ({type(error).__name__}).{self._resumable(config)}")
+
+    def _resumable(self, config: C) -> str:
+        return " It can be resumed." if config.name in self._unfinished.names() else ""
 
     def _wait_for(self, other: JobRunner[Any]) -> None:
         """Wait for the job of another runner. Raises Cancelled: it did not finish, or this one is to stop."""
@@ -422,33 +389,3 @@ class JobRunner(ABC, Generic[C]):
 
     def _end(self, state: str, message: str) -> None:
         self._state, self._message = state, message
-
-    def _folder_of(self, config: C, source: ModelSource) -> Path:
-        """The folder of a job, made where it is new. Raises StoreError: it was begun with another model."""
-        for each in self.unfinished():
-            if each.name == config.name:
-                if each.model != source.model_name:
-                    raise started_with_another_model(each.model, source)
-                return each.folder
-        stem = re.sub(r"[^A-Za-z0-9]+", "-", config.name).strip("-").lower() or "job"
-        taken = {path.name for path in self._unfinished_folder.glob("*")}
-        folder = self._unfinished_folder / Store.free_name(stem, taken, "-")
-        folder.mkdir(parents=True)
-        _write_config(folder, config, source.model_name)
-        return folder
-
-
-def started_with_another_model(model: str, source: ModelSource) -> StoreError:
-    return StoreError(
-        f"it was begun with the model {model}, and {source.model_name} is loaded now; load the first again, then resume"
-    )
-
-
-def _values(config: JobConfig) -> dict[str, Any]:
-    found = asdict(config)
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
-
-
-def _write_config(folder: Path, config: JobConfig, model: str) -> None:
-    text = json.dumps({"order": _values(config), "model": model}, indent=1)
-    write_atomically(folder / "order.json", text + "\n")

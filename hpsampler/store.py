@@ -1,17 +1,14 @@
 """A folder of named items that users save, each in a small JSON file.
 
-There is no other state, so changes by another process are seen at once. An interrupted write leaves the file as it was.
+There is no other state, so changes by another process are seen at once. Only one process writes at a time, so that none
+overwrites what another has saved. An interrupted write leaves the file as it was.
 A file that cannot be read is reported and left as it is; it is never overwritten.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import threading
-import time
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
@@ -20,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Optional, Protocol, TypeVar
 
 from .checks import abbreviated
+from .files import locked, write_atomically
 
 __all__ = [
     "MAX_FILE",
@@ -31,7 +29,6 @@ __all__ = [
     "StoreError",
     "abbreviated",
     "clean_name",
-    "write_atomically",
 ]
 
 MAX_FILE = 4 * 2**20
@@ -220,21 +217,25 @@ class Store(ABC, Generic[T]):
             StoreError: a name or a value that could not be read back.
             OSError: the folder cannot be written.
         """
-        with _WRITING:
-            name = clean_name(item.name, self.reserved)
-            if not replacing:
-                name = self.free_name(name, self.names())
-            item = replace(item, name=name)
-            text = item.to_json()
-            self.parse(text)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path_of(name) or self._new_path(name), text)
-        return item
+        name = clean_name(item.name, self.reserved)
+        # before the folder is made
+        self.parse(replace(item, name=name).to_json())
+        with locked(self.folder):
+            while True:
+                item = replace(item, name=name if replacing else self.free_name(name, self.names()))
+                path = self._path_of(item.name)
+                try:
+                    write_atomically(path or self._new_path(item.name), item.to_json(), new=path is None)
+                except FileExistsError:
+                    continue  # a program that knows nothing of locks was quicker
+                return item
 
     def rename(self, name: str, new_name: str) -> T:
         """Rename an item. Raises StoreError: there is no such item, or the new name is taken or not allowed."""
-        with _WRITING:
-            item, new_name = self.get(name), clean_name(new_name, self.reserved)
+        new_name = clean_name(new_name, self.reserved)
+        self.get(name)
+        with locked(self.folder):
+            item = self.get(name)
             if new_name != name and new_name in self.names():
                 raise StoreError(f"name must be a new one; there is a {self.kind} named {new_name!r} already")
             item = replace(item, name=new_name)
@@ -243,7 +244,8 @@ class Store(ABC, Generic[T]):
 
     def delete(self, name: str) -> None:
         """Delete an item. Raises StoreError: there is no such item."""
-        with _WRITING:
+        self.get(name)
+        with locked(self.folder):
             self.get(name)
             path = self._path_of(name)
             if path is not None:
@@ -279,11 +281,18 @@ class Store(ABC, Generic[T]):
         return self.folder / f"{self.free_name(stem, taken, '-')}.json"
 
     @staticmethod
-    def free_name(name: str, taken: Collection[str], joint: str = " ") -> str:
-        """``name``, or if it is taken, ``name`` with the first free number, shortened to MAX_NAME characters."""
-        numbers = (f"{joint}{number}" for number in range(2, len(taken) + 3))
+    def free_name(name: str, taken: Collection[str], joint: str = " ", folded: bool = False) -> str:
+        """``name``, or if it is taken, ``name`` with the first free number, shortened to MAX_NAME characters.
+
+        Args:
+            folded: whether a name that differs from another only in case counts as taken, as it does for names of files
+                on some systems.
+        """
+        form: Callable[[str], str] = str.casefold if folded else str
+        used = {form(each) for each in taken}
+        numbers = (f"{joint}{number}" for number in range(2, len(used) + 3))
         numbered = (name[: MAX_NAME - len(number)].rstrip() + number for number in numbers)
-        return name if name not in taken else next(other for other in numbered if other not in taken)
+        return name if form(name) not in used else next(other for other in numbered if form(other) not in used)
 
 
 def _read_text(path: Path) -> str:
@@ -292,32 +301,3 @@ def _read_text(path: Path) -> str:
     if path.stat().st_size > MAX_FILE:
         raise StoreError(f"the file must be at most {MAX_FILE >> 20} MB")
     return path.read_text(encoding="utf-8")
-
-
-_WRITING = threading.RLock()
-"""Only one thread writes at a time, so that two never choose the same free name."""
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write to a temporary file first, so that an interrupted write leaves the file as it was. Raises OSError."""
-    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
-    try:
-        if isinstance(content, bytes):
-            part.write_bytes(content)
-        else:
-            part.write_text(content, encoding="utf-8")
-        _replace_file(part, path)
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
-def _replace_file(part: Path, path: Path, attempts: int = 10) -> None:
-    for attempts_left in reversed(range(attempts)):
-        try:
-            return os.replace(part, path)
-        except PermissionError:
-            # Windows refuses while another process reads the file
-            if not attempts_left:
-                raise
-            time.sleep(0.02)

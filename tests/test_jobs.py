@@ -15,6 +15,7 @@ from hpsampler.calibration.job import CalibrationJob, CalibrationRunner
 from hpsampler.calibration.profile import ProfileStore
 from hpsampler.jobs import Cancelled
 from hpsampler.store import StoreError
+from hpsampler.unfinished import UnfinishedJobs
 from tests.calibration.test_job import Exact, calibrated, config_of
 
 QUICK = {"steps": (4, 5), "runs": 40}
@@ -191,10 +192,77 @@ def test_a_broken_unfinished_folder_is_left_alone(tmp_path):
     shop = workshop(tmp_path)
     folder = tmp_path / "calibrations" / "unfinished" / "odd"
     folder.mkdir(parents=True)
-    for text in ("", "{", "[]", '{"order": 3}', '{"order": {"name": "x", "steps": "no"}, "model": "m"}'):
+    deep = "[" * 100_000
+    for text in ("", "{", "[]", '{"order": 3}', '{"order": {"name": "x", "steps": "no"}, "model": "m"}', deep):
         (folder / "order.json").write_text(text)
         assert shop.unfinished() == []
     assert folder.exists()
+
+
+def test_what_is_under_way_in_another_webui_is_left_to_it(tmp_path):
+    """Two runners on one folder are two programs: each holds its job by a lock that the other cannot enter."""
+    gate = Gate(6 * 100)
+    one, other = workshop(tmp_path, Exact(before=gate)), workshop(tmp_path)
+    one.start(config_of(**QUICK))
+    assert gate.reached.wait(900)
+    other.resume("exact")
+    assert "'exact' is under way in another WebUI" in ended(other, "failed").message
+    for act in (lambda: other.rename("exact", "new"), lambda: other.delete("exact"), lambda: other.discard("exact")):
+        with pytest.raises(StoreError, match="'exact' is under way in another WebUI"):
+            act()
+    gate.opened.set()
+    ended(one, "finished")
+    assert one.profiles.get("exact") == calibrated(**QUICK) and other.unfinished() == []
+
+
+def test_a_name_that_another_program_takes_meanwhile_is_not_shared(tmp_path):
+    """Both find the name free; the one that comes to its turn later gets the next."""
+    turn = threading.Event()
+
+    def wait(work):
+        assert turn.wait(900)
+        return work()
+
+    late, early = workshop(tmp_path, queue=lambda: wait), workshop(tmp_path)
+    small = config_of(steps=(4,), runs=30)
+    assert late.start(small).name == "exact" and early.start(small).name == "exact"
+    ended(early, "finished")
+    turn.set()
+    assert ended(late, "finished").config.name == "exact 2"
+    assert early.profiles.names() == ["exact", "exact 2"]
+
+
+def test_where_nothing_was_begun_nothing_is_said_to_be_resumable(tmp_path, capsys):
+    def broken(config):
+        raise RuntimeError("no such checkpoint")
+
+    shop = CalibrationRunner(ProfileStore(tmp_path / "calibrations"), broken)
+    shop.start(config_of(**QUICK))
+    assert ended(shop, "failed").message == "exact failed: no such checkpoint (RuntimeError)."
+
+
+def test_a_read_only_folder_is_named_in_plain_words(tmp_path, monkeypatch, capsys):
+    def read_only(self, *_, **__):
+        raise OSError(30, "Read-only file system", str(self))
+
+    shop = workshop(tmp_path)
+    monkeypatch.setattr("pathlib.Path.mkdir", read_only)
+    shop.start(config_of(**QUICK))
+    folder = tmp_path / "calibrations"
+    assert ended(shop, "failed").message == f"exact failed: {folder} cannot be written: Read-only file system."
+    assert capsys.readouterr().err == ""
+
+
+def test_a_job_is_begun_once_and_by_the_model_it_was_begun_with(tmp_path):
+    """The folder itself says so, before anything that was paid for is read."""
+    jobs = UnfinishedJobs(tmp_path / "calibrations", CalibrationRunner.config_of)
+    begun = jobs.begin(config_of(**QUICK), "first", list, fresh=True)
+    assert jobs.begin(config_of(**QUICK), "first", list, fresh=False) == begun
+    with pytest.raises(StoreError, match="it was begun with the model first, and other is loaded now"):
+        jobs.begin(config_of(**QUICK), "other", list, fresh=False)
+    second = jobs.begin(config_of(**QUICK), "other", lambda: ["EXACT 2"], fresh=True)
+    assert (second.name, second.model) == ("exact 3", "other") and second.folder != begun.folder
+    assert jobs.names() == ["exact", "exact 3"]
 
 
 # ---- on a GPU --------------------------------------------------------------------------------------------------------

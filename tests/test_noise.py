@@ -129,3 +129,10 @@ def test_a_bad_table_is_refused_with_a_message(table, words):
 def test_bad_sigmas_are_refused_with_a_message(table):
     with pytest.raises(ValueError, match="sigmas"):
         NoiseModel.from_sigmas(table)
+
+
+def test_a_last_zero_becomes_less_than_the_entry_before_it():
+    """Some tables fall below the usual floor before their last entry."""
+    for before in (0.5, 1e-3, 4e-8, 1e-12):
+        table = NoiseModel.from_alphas_cumprod([0.99, 0.7, before, 0.0]).alphas_cumprod
+        assert 0 < table[-1] < before and (before < 1e-7 or table[-1] == 4.8973451890853435e-08)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from bench.problems import PROBLEMS, reference_endpoint, relative_error
 from hpsampler.freeu import FreeUPlan
 from hpsampler.guidance import with_guidance
+from hpsampler.noise import NoiseModel
 from hpsampler.recipes import AUTO, ENDINGS, FAMILIES, MAX_STEPS, PRESETS, family_of, recipe_for
 from hpsampler.schedule import coupled_sigmas, insert_first_midpoint
 from hpsampler.solvers import SOLVERS
@@ -342,3 +343,14 @@ def test_extrapolation_reaches_the_solvers_that_can():
         recipe = replace(recipe_for("sd1", 5, 1.0), solver=solver)
         assert recipe.ending == "extrapolate" and recipe.options().get("extrapolate", False) == can
     assert not replace(recipe_for("sd1", 5, 1.0), solver="unipc", prediction="noise").options()["extrapolate"]
+
+
+def test_a_cut_below_a_zero_terminal_snr_table_ends_at_its_smallest_sigma():
+    """There the cut is a sigma of Stable Diffusion's own table, which another table may not have."""
+    table = NoiseModel.from_sigmas(np.geomspace(0.5, 5000, 200))
+    paper = PRESETS["SD1.5 6 steps"]
+    assert table.zero_terminal_snr and paper.cut_sigma() < table.sigma_min
+    assert float(paper.sigmas(table)[-1]) == pytest.approx(table.sigma_min, rel=1e-5)
+    assert float(paper.sigmas(NoiseModel.from_sigmas(np.geomspace(0.02, 5000, 200)))[-1]) == pytest.approx(
+        paper.cut_sigma(), rel=1e-3
+    )

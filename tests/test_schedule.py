@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hpsampler.noise import NoiseModel
-from hpsampler.schedule import base_karras, coupled_sigmas, insert_first_midpoint
+from hpsampler.schedule import base_karras, bent_towards_karras, coupled_sigmas, insert_first_midpoint
 from tests.conftest import sd_alphas_cumprod, zero_terminal_snr
 
 TABLES = {
@@ -186,3 +186,21 @@ GOOD = {"steps": 5, "base_steps": 8, "rho": 5.0, "truncation_index": 6}
 def test_a_bad_argument_is_named_with_its_value(noise, change, words):
     with pytest.raises(ValueError, match=words):
         coupled_sigmas(noise, **{**GOOD, **change})
+
+
+def test_the_smallest_sigma_is_taken_as_it_is_displayed(noise):
+    """Rounded to four digits it may be a little too small; what is smaller by more is none of the table's."""
+    shown = float(f"{noise.sigma_min:.4g}")
+    for end in (shown, noise.sigma_min * (1 - 9e-5)):
+        assert float(coupled_sigmas(noise, 5, end_sigma=end)[-1]) == pytest.approx(noise.sigma_min, rel=1e-4)
+    with pytest.raises(ValueError, match="end_sigma must be from"):
+        coupled_sigmas(noise, 5, end_sigma=noise.sigma_min * (1 - 2e-4))
+
+
+@pytest.mark.parametrize("bend", [0.1, 0.25, 0.7, 1.0])
+def test_a_bent_schedule_starts_exactly_where_it_did(noise, bend):
+    """To the bit: a host compares the first sigma with the noise that it has drawn."""
+    for steps in range(2, 12):
+        sigmas = coupled_sigmas(noise, steps, 12, 7.0, 9, finish="zero")
+        for high in (noise.sigma_max, float(sigmas[0]), 20.0):
+            assert bent_towards_karras(sigmas, bend, noise.sigma_min, high)[0] == sigmas[0]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hpsampler.noise import NoiseModel
 from hpsampler.recipes import MAX_STEPS, PRESETS, recipe_for
-from hpsampler.schedule import started_at_strength
+from hpsampler.schedule import coupled_sigmas, started_at_strength
 
 
 def started(steps, strength, noise, **own):
@@ -67,3 +67,14 @@ def test_a_wrong_start_is_named(noise):
     for strength in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match="strength must be a number from 0 to 1"):
             started_at_strength(noise, kept, 1, strength)
+
+
+@pytest.mark.parametrize("end", [0.03, 0.4, 3.0])
+@pytest.mark.parametrize("strength", [0.0, 1e-9, 1e-3, 0.02, 0.1])
+def test_a_strength_that_is_next_to_nothing_still_gives_a_schedule(noise, strength, end):
+    """Also where the schedule ends above the level that the strength means: it then ends below its own start."""
+    whole = coupled_sigmas(noise, 8, end_sigma=end)
+    for first in (0, 3, 7):
+        sigmas = started_at_strength(noise, whole, first, strength)
+        assert sigmas.shape == whole.shape and (sigmas.diff() < 0).all() and sigmas[-1] > 0
+        assert strength > 1e-3 or float(sigmas[first]) < 2 * noise.sigma_min, "nothing is changed"

@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.inside:
         if device.type == "cpu":
             torch.set_num_threads(1)
+        elif device.index is not None:
+            torch.cuda.set_device(device)
         (name,) = args.parts
         part = PARTS[name]
         setting = Setting(device, args.small, folder)
@@ -102,7 +104,7 @@ def _told(results: Sequence[Results], names: Sequence[str], ended: Sequence[str]
             else ""
         )
         words += f", {len(found.failed)} failed" if found.failed else ""
-        words += ", its process was ended" if name in ended else ""
+        words += ", its process did not end in order or in time (--seconds gives more)" if name in ended else ""
         print(f"{name:9} {words}; {found.seconds:.0f} s")
         for task, why in found.failed.items():
             print(f"          {task}: {why}")
@@ -113,7 +115,10 @@ def _told(results: Sequence[Results], names: Sequence[str], ended: Sequence[str]
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    listed = "; ".join(f"{part.name}: {part.title.lower()}, at most {part.seconds} s" for part in PARTS.values())
+    listed = "; ".join(
+        f"{part.name}: {part.title.lower()}, about {part.expected} s in all, at most {part.seconds} s a run"
+        for part in PARTS.values()
+    )
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu",
         description=f"Prove the package on a GPU and measure it there. The parts are {listed}.",

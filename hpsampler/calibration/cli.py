@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 from urllib.parse import quote
@@ -17,11 +18,17 @@ from ..client import (
     ClientError,
     add_commands,
     add_config_options,
+    line_in,
     make_parser,
     print_remarks,
     run_command,
+    run_with,
     start_job,
+    text_of,
 )
+from ..files import write_atomically
+from ..recipes import AUTO
+from ..store import Reader
 from .config import CalibrationConfig
 
 __all__ = ["main"]
@@ -32,10 +39,7 @@ JOBS, RESULTS = "/hpsampler/calibrate", "/hpsampler/calibrations"
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Run the command line. Raises SystemExit: with a sentence on what went wrong."""
     args = _options(argv)
-    try:
-        _run(Client(args.url, args.auth), args)
-    except ClientError as error:
-        raise SystemExit(str(error)) from None
+    run_with(args, lambda client: _run(client, args))
 
 
 def _run(client: Client, args: argparse.Namespace) -> None:
@@ -44,37 +48,65 @@ def _run(client: Client, args: argparse.Namespace) -> None:
     elif args.command == "list":
         _list(client)
     elif args.command == "export":
-        text = json.dumps(client.ask("GET", f"{RESULTS}/{quote(args.name)}"), indent=1)
-        args.file.write_text(text + "\n", encoding="utf-8")
+        found = client.ask("GET", f"{RESULTS}/{quote(args.name, safe='')}")
+        try:
+            write_atomically(args.file, json.dumps(found, indent=1) + "\n")
+        except OSError as error:
+            raise ClientError(f"{args.file}: {error.strerror or error}") from None
         print(f"Written: {args.file}")
     elif args.command == "import":
-        profile = json.loads(args.file.read_text(encoding="utf-8"))
-        print(f"Calibration: {client.ask('POST', RESULTS, profile)['name']}")
+        print(f"Calibration: {line_in(client.read('POST', RESULTS, _profile_in(args.file)).at('name'))}")
     else:
         run_command(client, args, JOBS, RESULTS)
 
 
+def _profile_in(path: Path) -> Any:
+    """The object in a calibration's file, which the WebUI checks. Raises ClientError: it cannot be read."""
+    text = text_of(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ClientError(f"{path}: not a JSON file: {str(error)[:80]}") from None
+
+
 def _list(client: Client) -> None:
-    answer = client.ask("GET", RESULTS)
-    for profile in answer["calibrations"]:
-        print(f"{profile['name']}: {profile['model']}, {profile['width']}x{profile['height']}")
-        for fitted in profile["fitted"]:
-            print(f"  CFG {fitted['cfg_scale']:g}, {fitted['steps']} steps: {_errors(fitted)}")
-        for joint in profile["joint"]:
-            print(f"  {joint['steps']} steps, CFG {joint['low']:g} to {joint['high']:g}:")
-            for measured in joint["measured"]:
-                print(f"    at CFG {measured['cfg_scale']:g} {_errors(measured)}")
-        for refused in profile["refused"]:
-            print(f"  CFG {refused['cfg_scale']:g}, {refused['steps']} steps: refused")
-    print_remarks(client, JOBS, answer["problems"])
+    answer = client.read("GET", RESULTS)
+    for lines in answer.items("calibrations", _lines_of):
+        print("\n".join(lines))
+    print_remarks(client, JOBS, answer)
 
 
-def _errors(row: Mapping[str, Any]) -> str:
+def _lines_of(profile: Reader) -> list[str]:
+    """What the list says of one calibration."""
+    size = f"{profile.whole('width', 1, 2**31)}x{profile.whole('height', 1, 2**31)}"
+    lines = [f"{line_in(profile.at('name'))}: {line_in(profile.at('model'))}, {size}"]
+    lines += profile.items("fitted", lambda row: f"  {_cell(row)}: {_errors(row)}")
+    for joint in profile.items("joint", _lines_of_joint):
+        lines += joint
+    return lines + profile.items("refused", lambda row: f"  {_cell(row)}: refused")
+
+
+def _lines_of_joint(row: Reader) -> list[str]:
+    low, high = row.number("low", 0, 1e6), row.number("high", 0, 1e6)
+    head = f"  {row.whole('steps', 1, 2**31)} steps, CFG {low:g} to {high:g}:"
+    return [
+        head,
+        *row.items("measured", lambda each: f"    at CFG {each.number('cfg_scale', 0, 1e6):g} {_errors(each)}"),
+    ]
+
+
+def _cell(row: Reader) -> str:
+    return f"CFG {row.number('cfg_scale', 0, 1e6):g}, {row.whole('steps', 1, 2**31)} steps"
+
+
+def _errors(row: Reader) -> str:
     """What a schedule reaches on held-out trajectories, beside what there is without it."""
-    errors = row["held_out"]
+    errors, most = row.at("held_out"), 1e12
+    calibrated = errors.number("calibrated", 0, most)
+    auto = errors.number(AUTO, 0, most) if isinstance(errors.data, dict) and AUTO in errors.data else math.nan
     return (
-        f"held-out error {errors['calibrated']:.4g}, Auto {errors.get('Auto', float('nan')):.4g}, "
-        f"20 steps of DPM++ 2M Karras {row['yardstick']:.4g}"
+        f"held-out error {calibrated:.4g}, Auto {auto:.4g}, "
+        f"20 steps of DPM++ 2M Karras {row.number('yardstick', 0, most):.4g}"
     )
 
 

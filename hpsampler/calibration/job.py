@@ -10,7 +10,6 @@ to draw that there are then on the held-out trajectories (:mod:`~hpsampler.calib
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, Optional
 import numpy as np
 import torch
 
+from ..files import part_beside
 from ..guidance import STATISTICS_SHARE, effective_guidance
 from ..jobs import (
     Exclusively,
@@ -27,13 +27,13 @@ from ..jobs import (
     ModelSource,
     Progress,
     at_once,
-    started_with_another_model,
 )
 from ..recipes import AUTO
 from ..schedule import base_karras
 from ..solvers import sample_dpmpp_2m
 from ..statistics.coefficients import Statistics
 from ..statistics.files import best_for
+from ..unfinished import started_with_another_model
 from .choice import AIMS, Comparison
 from .compare import Judge, draw, ways
 from .config import BASELINE_STEPS, REFERENCE_CALLS, CalibrationConfig
@@ -300,10 +300,9 @@ class CalibrationJob(Job):
             raise ValueError("the model's output is nothing but zeros; nothing can be calibrated to it")
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part_path = path.with_suffix(".part.npy")
-            # float64 represents every other precision exactly, so a resumed fit is identical
-            np.save(part_path, trajectories.endpoints.cpu().double().numpy())
-            os.replace(part_path, path)
+            with part_beside(path) as part_path, part_path.open("wb") as file:
+                # float64 represents every other precision exactly, so a resumed fit is identical
+                np.save(file, trajectories.endpoints.cpu().double().numpy())
         return trajectories
 
     def _unit_noise(self, seeds: Sequence[int]) -> torch.Tensor:
@@ -434,5 +433,5 @@ class CalibrationRunner(JobRunner[CalibrationConfig]):
             return None
         profile = self.profiles.get(config.name)
         if not set(profile.hashes) & set(source.hashes):
-            raise started_with_another_model(profile.model, source)
+            raise started_with_another_model(profile.model, source.model_name)
         return profile

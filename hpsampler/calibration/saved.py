@@ -7,13 +7,13 @@ file that is damaged, or of another fit, is as good as none.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 
+from ..files import part_beside
 from .fit import Attempt, FitState
 from .least_squares import Descent
 
@@ -46,9 +46,8 @@ def save_state(path: Path, state: FitState, fit: str) -> None:
         for kind, rows in (("residuals", each.descent.residuals), ("jacobians", each.descent.jacobians)):
             arrays.update({f"{index} {kind} {place}": values for place, values in enumerate(rows)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part.npz")
-    np.savez(part, **arrays)
-    os.replace(part, path)
+    with part_beside(path) as part, part.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def load_state(path: Path, fit: str) -> Optional[FitState]:

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-from ..client import ClientError, RequestRefused
-from ..store import write_atomically
+from ..client import ClientError, RequestRefused, printable
+from ..files import write_atomically
 from . import metrics
 from .configurations import NAMED, Configuration
 from .drawing import MANIFEST, Drawing, DrawingConfig, WebUI
@@ -29,10 +29,9 @@ __all__ = ["main"]
 
 
 def _draw_all(
-    args: argparse.Namespace, configurations: Sequence[Configuration], bar: ProgressBar
+    args: argparse.Namespace, config: DrawingConfig, configurations: Sequence[Configuration], bar: ProgressBar
 ) -> tuple[list[Path], list[str]]:
     """The folders that are complete, and sentences on failures. Raises EvaluationError: nothing can be drawn."""
-    config = _config_of(args)
     webui = WebUI(args.url, args.auth, args.timeout)
     host = webui.inspect()
     problems = [problem for problem in map(host.problem_with, configurations) if problem]
@@ -48,7 +47,7 @@ def _draw_all(
             drawing.draw(webui, bar)
         except RequestRefused as error:
             failed.append(f"{configuration}: {error}")
-            print(failed[-1], file=sys.stderr)
+            print(printable(failed[-1]), file=sys.stderr)
         else:
             finished.append(drawing.folder)
         finally:
@@ -92,7 +91,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return _run(args, bar)
     except (EvaluationError, ClientError, ScoreError) as error:
         bar.end()
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
     except OSError as error:
         bar.end()
         print(f"{error.filename or args.out}: {error.strerror or error}", file=sys.stderr)
@@ -105,19 +104,24 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _run(args: argparse.Namespace, bar: ProgressBar) -> int:
     configurations = _configurations(args)
-    # before hours of drawing, so that a missing library is reported at once
-    scorer = None if args.command == "draw" else Scorer(args)
     failed: list[str] = []
+    # what costs nothing to check comes before the networks, which take minutes to load
+    if args.command != "draw" and args.references is not None:
+        metrics.images_in(args.references)
     if args.command == "score":
         folders = sorted(path.parent for path in args.out.glob(f"*/{MANIFEST}"))
         if not folders:
             raise EvaluationError(f"{args.out} holds no drawn configurations")
+        scorer: Optional[Scorer] = Scorer(args)
     else:
         if not configurations:
             raise EvaluationError(
                 f"no configurations: --config sampler/schedule/steps/cfg, or --named {', '.join(NAMED)}"
             )
-        folders, failed = _draw_all(args, configurations, bar)
+        config = _config_of(args)
+        # before hours of drawing, so that a missing library is reported at once
+        scorer = None if args.command == "draw" else Scorer(args)
+        folders, failed = _draw_all(args, config, configurations, bar)
         for folder in folders:
             print(f"Drawn: {folder}")
     if scorer is None:

@@ -9,15 +9,16 @@ import re
 import struct
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..client import Client, RequestRefused
+from ..client import Client, ClientError, RequestRefused, line_in
+from ..files import write_atomically
 from ..recipes import AUTO
 from ..settings import ENABLED
-from ..store import write_atomically
+from ..store import Reader, StoreError
 from .configurations import Configuration
 from .progress import ProgressBar
 from .prompts import EvaluationError, literal
@@ -51,13 +52,12 @@ class WebUI(Client):
             EvaluationError: it does not answer with PNG files.
             ClientError: as :meth:`Client.ask`.
         """
-        samplers = tuple(sampler["name"] for sampler in self.ask("GET", "/sdapi/v1/samplers"))
-        schedulers = tuple(
-            name
-            for scheduler in self.ask("GET", "/sdapi/v1/schedulers")
-            for name in (scheduler["label"], scheduler["name"])
-        )
+        samplers = tuple(self._rows("samplers", lambda row: line_in(row.at("name"))))
+        pairs = self._rows("schedulers", lambda row: (line_in(row.at("label")), line_in(row.at("name"))))
+        schedulers = tuple(name for pair in pairs for name in pair)
         all_options = self.ask("GET", "/sdapi/v1/options")
+        if not isinstance(all_options, dict):
+            raise ClientError(f"{self.url} answered with no settings; is it a WebUI?")
         form = str(all_options.get("samples_format", "png"))
         if form.lower() != "png":
             raise EvaluationError(
@@ -71,8 +71,18 @@ class WebUI(Client):
 
     def interrupted(self) -> bool:
         """Whether the last request was interrupted; the WebUI answers with an unfinished picture then."""
-        state = self.ask("GET", "/sdapi/v1/progress?skip_current_image=true").get("state", {})
+        progress = self.ask("GET", "/sdapi/v1/progress?skip_current_image=true")
+        state = progress.get("state") if isinstance(progress, dict) else None
+        if not isinstance(state, dict):
+            raise ClientError(f"{self.url} does not say whether the request was interrupted")
         return any(state.get(name) for name in ("interrupted", "skipped", "stopping_generation"))
+
+    def _rows(self, name: str, read: Callable[[Reader], Any]) -> list[Any]:
+        """The rows of one of the WebUI's lists. Raises ClientError: it is none."""
+        try:
+            return Reader({name: self.ask("GET", f"/sdapi/v1/{name}")}).items(name, read)
+        except StoreError as error:
+            raise ClientError(f"{self.url} answered what no WebUI does: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -270,12 +280,28 @@ class Drawing:
             # the pictures may be preceded by a grid of the batch
             start = int(info.get("index_of_first_image", 0))
             pictures = [base64.b64decode(image) for image in answer["images"][start : start + self.config.batch]]
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
             raise RequestRefused("the WebUI's answer holds no pictures") from None
         if len(pictures) != self.config.batch or not all(map(is_whole_png, pictures)):
             raise RequestRefused(f"the WebUI's answer must have {self.config.batch} PNG files")
+        self._check_as_asked(pictures, info, body["seed"])
         self._check_unchanged(_identity_of(info))
         return pictures, seconds
+
+    def _check_as_asked(self, pictures: Sequence[bytes], info: Mapping[str, Any], seed: int) -> None:
+        """Pictures of another size or seed are none of this configuration's."""
+        asked = (self.config.width, self.config.height)
+        for picture in pictures:
+            size = struct.unpack_from(">II", picture, 16)
+            if size != asked:
+                raise RequestRefused(
+                    f"the WebUI drew {size[0]}x{size[1]} where {asked[0]}x{asked[1]} was asked for; "
+                    "another extension may change the size, and sides must be multiples of 8"
+                )
+        seeds = info.get("all_seeds", [info.get("seed", seed)])
+        expected = list(range(seed, seed + len(pictures)))[: len(seeds) if "all_seeds" not in info else None]
+        if seeds != expected:
+            raise RequestRefused(f"the WebUI drew with the seeds {seeds} where {expected} were asked for")
 
     def _check_unchanged(self, drawn: dict[str, Any]) -> None:
         """The model, calibration and so on must be the same as for the pictures that already exist."""
@@ -297,7 +323,8 @@ class Drawing:
 
 def _identity_of(info: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a picture's info that must be equal for all pictures of a configuration."""
-    extra = info.get("extra_generation_params") or {}
+    extra = info.get("extra_generation_params")
+    extra = extra if isinstance(extra, dict) else {}
     identity = {name: info.get(name) for name in ("sd_model_hash", "sd_model_name", "sd_vae_hash", "version")}
     identity.update({name: extra[name] for name in extra if name.startswith("HP ") or name == "Schedule type"})
     return {name: value for name, value in identity.items() if value is not None}
@@ -315,7 +342,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         known = manifest["format"] == FORMAT and manifest["version"] == VERSION
         if known and isinstance(manifest["asked"]["request"], dict):
             return dict(manifest)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     raise EvaluationError(f"{path} cannot be read; delete the folder or move it")
 

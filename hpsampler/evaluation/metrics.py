@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,8 @@ from typing import Any, Optional
 
 import numpy as np
 import torch
+
+from ..files import part_beside
 
 __all__ = [
     "CLIP",
@@ -284,12 +285,8 @@ def reference_of(
     features = features_of(files, extract, size, on_done)
     reference = Reference.of(features)
     if path is not None:
-        part = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
-        try:
-            np.savez(part, mean=reference.moments.mean, covariance=reference.moments.covariance)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with part_beside(path) as part, part.open("wb") as written:
+            np.savez(written, mean=reference.moments.mean, covariance=reference.moments.covariance)
     return reference
 
 

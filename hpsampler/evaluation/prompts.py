@@ -25,7 +25,7 @@ def captions_of_coco(text: str) -> list[str]:
             image, caption = entry["image_id"], (entry["id"], " ".join(entry["caption"].split()))
             chosen[image] = min(chosen.get(image, caption), caption)
         return [chosen[image][1] for image in sorted(chosen)]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError("not COCO captions: annotations with image_id, id and caption are required") from None
 
 

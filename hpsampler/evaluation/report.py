@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import html
 import importlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from ..store import write_atomically
+from ..files import part_beside, write_atomically
 from .metrics import Estimate
 
 __all__ = ["Row", "write_report"]
@@ -74,9 +73,8 @@ def _shown(estimate: Optional[Estimate], digits: int) -> str:
 
 def _write_csv(rows: Sequence[Row], measured: Sequence[str], path: Path) -> None:
     columns = ["configuration", *rows[0].conditions, *(part for name in measured for part in (name, f"{name}_error"))]
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     # without the byte order mark some spreadsheets assume another encoding
-    with part.open("w", encoding="utf-8-sig", newline="") as file:
+    with part_beside(path) as part, part.open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*columns, "folder"])
         for row in rows:
@@ -85,7 +83,6 @@ def _write_csv(rows: Sequence[Row], measured: Sequence[str], path: Path) -> None
                 figure = row.figures.get(name)
                 cells += ["", ""] if figure is None else [figure.value, figure.error]
             writer.writerow([*cells, row.folder])
-    os.replace(part, path)
 
 
 def _plot(rows: Sequence[Row], measured: Sequence[str], folder: Path) -> Path:
@@ -110,9 +107,8 @@ def _plot(rows: Sequence[Row], measured: Sequence[str], folder: Path) -> Path:
         axes.grid(True, axis="x", color="#e5e7eb")
         axes.spines[["top", "right"]].set_visible(False)
     path = folder / "plot.png"
-    part = path.with_name(f"plot.{os.getpid()}.part")
-    figure.savefig(part, format="png")
-    os.replace(part, path)
+    with part_beside(path) as part:
+        figure.savefig(part, format="png")
     return path
 
 

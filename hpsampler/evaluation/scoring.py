@@ -131,5 +131,5 @@ def _read_prompts(out: Path, digest: str) -> list[str]:
     path = prompts_path(out, digest)
     try:
         return [str(prompt) for prompt in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         raise ScoreError(f"{path}, which has the prompts, cannot be read; leave CLIP out with --no-clip") from None

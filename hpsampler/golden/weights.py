@@ -6,10 +6,7 @@ once, with ``python -m hpsampler.npnet convert in.pth out.safetensors``; only sa
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import threading
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,7 +14,8 @@ from typing import Any, BinaryIO, Optional
 
 import torch
 
-from ..store import abbreviated
+from ..checks import abbreviated
+from ..files import part_beside, sweep
 from .npnet import CHANNELS, SIZE, TOKENS, GoldenNoiseError, NPNet, models_of_width
 
 __all__ = ["convert", "load_npnet", "weights_label"]
@@ -183,8 +181,14 @@ def _read_archive(file: BinaryIO, path: Path) -> Any:
                 raise GoldenNoiseError(f"{path.name} is a TorchScript program, not weights; it was not opened")
             if names.count("data.pkl") != 1:
                 raise GoldenNoiseError(f"{path.name} is an archive, but not one that PyTorch wrote")
-            if sum(entry.file_size for entry in entries) > MAX_BYTES:
+            unpacked = sum(entry.file_size for entry in entries)
+            if unpacked > MAX_BYTES:
                 raise GoldenNoiseError(f"{path.name} is not an NPNet: it unpacks to more than {MAX_BYTES >> 20} MB")
+            # PyTorch stores tensors as they are, so an archive that grows is none of its own
+            if unpacked > path.stat().st_size:
+                raise GoldenNoiseError(
+                    f"{path.name} is not an NPNet: it unpacks to {unpacked:,} bytes, more than it has"
+                )
             damaged = archive.testzip()
     except GoldenNoiseError:
         raise
@@ -300,12 +304,10 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    sweep(path.parent)
     try:
-        save_file(tensors, str(part), metadata)
-        os.replace(part, path)
+        with part_beside(path) as part:
+            save_file(tensors, str(part), metadata)
     except (SafetensorError, OSError) as error:
-        raise GoldenNoiseError(f"{path.name} cannot be written: {str(error)[:80]}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error)
+        raise GoldenNoiseError(f"{path.name} cannot be written: {reason[:80]}") from None

@@ -151,7 +151,7 @@ def sample_dpm_v3(
 
     def weigh() -> list[Operations]:
         steps = dpm_v3_steps(run.sigmas, order, statistics, corrector, pseudo_order, share > 0)
-        return _like(_operations(steps, share > 0), x)
+        return _like(_operations(steps), x)
 
     # on the device before the first call, as a copy between calls would wait for it
     key = (tuple(run.sigmas), order, bool(corrector), pseudo_order, share > 0, x.dtype, x.device)
@@ -165,8 +165,8 @@ def sample_dpm_v3(
         if step.predictor is None:
             # the model may overwrite what it returned
             return denoised.clone()
-        # the analytical first step's f, which is assumed, serves that step alone
-        past = [step.minus_f(x, denoised), *(past[:order] if i != 1 or not share else ())]
+        # the analytical first step's f, which is assumed, serves that step alone: no later one has weights for it
+        past = [step.minus_f(x, denoised), *past[:order]]
         if corrected is not None:
             # f keeps its value at the predicted point: the model is not called again at the corrected one
             x = corrected(start, past)
@@ -318,12 +318,12 @@ def _as_weight(weight: np.ndarray) -> Weight:
     return float(weight.reshape(())) if weight.size == 1 else weight
 
 
-def _operations(steps: list[StepV3], analytical: bool) -> list[Operations]:
+def _operations(steps: list[StepV3]) -> list[Operations]:
     """The steps with weights of -f, past values of which stay as they are: what carries them is in the weights."""
     found: list[Operations] = []
     origins = [Carry(1.0, 0.0)]
     for i, step in enumerate(steps):
-        before = steps[i - 1].carry if i > analytical else None
+        before = steps[i - 1].carry if i > 0 else None
         wanted = len(step.predictor.outputs) - 1 if step.predictor is not None else 0
         carried = [
             Carry(before.scale * each.scale, before.scale * each.shift + before.shift)

@@ -16,16 +16,19 @@ import numpy as np
 
 from ..client import (
     Client,
-    ClientError,
     add_commands,
     add_config_options,
+    line_in,
     make_parser,
     print_remarks,
+    printable,
     run_command,
+    run_with,
     start_job,
 )
 from ..noise import NoiseModel
 from ..recipes import FAMILIES
+from ..store import Reader
 from .coefficients import Provenance, StatisticsError
 from .config import StatisticsConfig
 from .files import convert_published, load_statistics
@@ -42,24 +45,31 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         return _convert(args)
     if args.command == "publish":
         return _publish(args)
-    client = Client(args.url, args.auth)
-    try:
-        if args.command == "start":
-            start_job(client, JOBS, args, _FIELDS)
-        elif args.command == "list":
-            _list(client)
-        else:
-            run_command(client, args, JOBS, RESULTS)
-    except ClientError as error:
-        raise SystemExit(str(error)) from None
+    run_with(args, lambda client: _run(client, args))
+
+
+def _run(client: Client, args: argparse.Namespace) -> None:
+    if args.command == "start":
+        start_job(client, JOBS, args, _FIELDS)
+    elif args.command == "list":
+        _list(client)
+    else:
+        run_command(client, args, JOBS, RESULTS)
 
 
 def _list(client: Client) -> None:
-    answer = client.ask("GET", RESULTS)
-    for statistics in answer["statistics"]:
-        source = ", ".join(f"{name} {value}" for name, value in statistics["source"].items())
-        print(f"{statistics['name']}: {source or 'in the published layout, of an unknown model'}")
-    print_remarks(client, JOBS, answer["problems"])
+    answer = client.read("GET", RESULTS)
+    for line in answer.items("statistics", _line_of):
+        print(line)
+    print_remarks(client, JOBS, answer)
+
+
+def _line_of(row: Reader) -> str:
+    source = row.at("source")
+    if not isinstance(source.data, dict):
+        raise source.error("an object")
+    told = ", ".join(f"{name} {value}" for name, value in source.data.items())
+    return f"{line_in(row.at('name'))}: {printable(told) or 'in the published layout, of an unknown model'}"
 
 
 def _convert(args: argparse.Namespace) -> None:

@@ -17,9 +17,12 @@ import torch
 from ..solvers.dpm_v3 import interpolated
 from ..store import Reader, abbreviated
 
-__all__ = ["Provenance", "Statistics", "StatisticsError"]
+__all__ = ["Provenance", "Statistics", "StatisticsError", "check_form"]
 
 MAX_GRID = 4096
+MAX_CHANNELS, MAX_SIDE = 64, 1024
+"""Of latents: more than any model has, and 8192 pixels."""
+
 MAX_VALUE = 1e4
 """Largest absolute value of l, s and b; larger ones are wrong, and their exponentials would overflow."""
 
@@ -163,13 +166,31 @@ def checked_grid(lambdas: Any) -> np.ndarray:
     return grid
 
 
+def check_form(name: str, dtype: Any, shape: tuple[int, ...]) -> None:
+    """Check dtype and shape of l, s or b, which can be done before there is such an array.
+
+    Raises:
+        StatisticsError: no model can use one like that.
+    """
+    if dtype not in (np.float32, np.float64):
+        raise StatisticsError(f"{name} must be float32 or float64, got {dtype}")
+    points, *latent = (*shape, 1, 1, 1) if len(shape) == 1 else (shape or (0,))
+    if len(latent) != 3 or 0 in shape:
+        raise StatisticsError(
+            f"{name} must have shape (points, channels, height, width), the first being the grid's, got {shape}"
+        )
+    for what, size, most in zip(("grid points", "channels", "rows", "columns"), (points, *latent),
+                                (MAX_GRID, MAX_CHANNELS, MAX_SIDE, MAX_SIDE)):  # fmt: skip
+        if size > most:
+            raise StatisticsError(f"{name} must have at most {most} {what}, got shape {shape}")
+
+
 def _checked_values(name: str, values: Any, points: int) -> np.ndarray:
     array = np.array(values, order="C")
-    if array.dtype not in (np.float32, np.float64):
-        raise StatisticsError(f"{name} must be float32 or float64, got {array.dtype}")
+    check_form(name, array.dtype, array.shape)
     if array.ndim == 1:
         array = array[:, None, None, None]
-    if array.ndim != 4 or len(array) != points or array.size == 0:
+    if len(array) != points:
         raise StatisticsError(
             f"{name} must have shape ({points}, channels, height, width), the first being the grid's, got {array.shape}"
         )

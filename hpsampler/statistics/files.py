@@ -16,11 +16,14 @@ from typing import Any, Optional
 
 import numpy as np
 
+from ..checks import abbreviated
+from ..files import locked, rename_new, write_atomically
 from ..noise import NoiseModel
-from ..store import Reader, StoreError, abbreviated, parse_json, write_atomically
-from .coefficients import MAX_GRID, Provenance, Statistics, StatisticsError
+from ..store import Reader, Store, StoreError, parse_json
+from .coefficients import MAX_GRID, Provenance, Statistics, StatisticsError, check_form
 
 __all__ = [
+    "add_statistics",
     "best_for",
     "convert_published",
     "find_statistics",
@@ -29,6 +32,7 @@ __all__ = [
     "open_statistics",
     "provenances_of_model",
     "read_provenance",
+    "rename_statistics",
     "save_statistics",
     "statistics_files",
     "statistics_label",
@@ -39,21 +43,70 @@ FORMAT, VERSION = "hpsampler-statistics", 1
 MAX_BYTES = 2**31
 """Largest size of a file, and of an unpacked array, that is read."""
 
+LARGE, MOST_UNFOLDED = 2**24, 20
+"""An array of more bytes than that may unfold to so many times its size in the file. Measured numbers hardly do."""
+
 PUBLISHED_NAME = re.compile(r"(\d+(?:\.\d+)?)_(\d+)_(\d+)")
 """Names of folders in the paper's repository: guidance scale, grid intervals, samples."""
 
 
-def save_statistics(statistics: Statistics, path: Path) -> None:
+def save_statistics(statistics: Statistics, path: Path, new: bool = False) -> None:
     """Write our format, a safetensors file with lambdas, l, s, b and their provenance.
 
     An interrupted write leaves an existing file as it was.
 
+    Args:
+        new: whether there may be no such file yet.
+
     Raises:
+        FileExistsError: there is one although it should be new.
         OSError: the file cannot be written.
     """
     metadata = {"format": FORMAT, "version": VERSION, "source": statistics.source.known()}
     arrays = {"lambdas": statistics.lambdas, "l": statistics.l, "s": statistics.s, "b": statistics.b}
-    write_arrays(path, arrays, metadata)
+    write_arrays(path, arrays, metadata, new)
+
+
+def add_statistics(statistics: Statistics, folder: Path, name: str) -> str:
+    """Write statistics into a folder of them, under that name or, where it is taken, with the next free number.
+
+    Returns:
+        The name that they have.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    with locked(folder):
+        taken = set(statistics_files(folder))
+        while True:
+            free = Store.free_name(name, taken, folded=True)
+            try:
+                save_statistics(statistics, folder / f"{free}.safetensors", new=True)
+            except FileExistsError:
+                taken.add(free)  # a program that knows nothing of locks was quicker, or it is a folder
+            else:
+                return free
+
+
+def rename_statistics(folder: Path, name: str, new_name: str) -> None:
+    """Rename statistics in a folder of them.
+
+    Raises:
+        StoreError: there are none of that name, or the new one is taken, in upper or lower case.
+        OSError: the folder cannot be written.
+    """
+    with locked(folder):
+        paths = statistics_files(folder)
+        if name not in paths:
+            raise StoreError(f"there are no statistics named {name!r}; there are: {', '.join(paths) or 'none yet'}")
+        path = paths.pop(name)
+        same = next((each for each in paths if each.casefold() == new_name.casefold()), None)
+        if same is not None:
+            raise StoreError(f"name must be a new one; there are statistics named {same!r} already")
+        try:
+            rename_new(path, folder / (new_name if path.is_dir() else f"{new_name}.safetensors"))
+        except FileExistsError:
+            raise StoreError(f"name must be a new one; there is a file named {new_name!r} already") from None
 
 
 def load_statistics(path: Path) -> Statistics:
@@ -147,15 +200,14 @@ def naming_file(path: Path) -> Iterator[None]:
 
 def _load_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
-        with naming_file(path):
+        # what it unfolds to is checked before it is unfolded
+        with zipfile.ZipFile(path) as archive, naming_file(path):
+            members = {entry.filename: entry for entry in archive.infolist()}
             for name in names:
-                if f"{name}.npy" not in sizes:
-                    listed = ", ".join(abbreviated(entry) for entry in list(sizes)[:5]) or "nothing"
+                if f"{name}.npy" not in members:
+                    listed = ", ".join(abbreviated(entry) for entry in list(members)[:5]) or "nothing"
                     raise StatisticsError(f"it must hold an array {name}, it holds {listed}")
-                if sizes[f"{name}.npy"] > MAX_BYTES:
-                    raise StatisticsError(f"{name} must be at most {MAX_BYTES >> 30} GB")
+                _check_member(archive, members[f"{name}.npy"], name)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in names}
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):  # numpy returns other members as bytes
@@ -171,13 +223,41 @@ def _load_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         raise StatisticsError(f"{path.name}: not an .npz file of plain arrays: {str(error)[:120]}") from None
 
 
-def write_arrays(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
-    """Write a safetensors file; an interrupted write leaves an existing file as it was. Raises OSError."""
+def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> None:
+    """Check what an array in an archive is, by its header, and what memory it would take.
+
+    Raises:
+        StatisticsError: it is none that a model can use, or unfolds to much more than measured numbers do.
+        ValueError, OSError, ...: it is no array; see :func:`_load_npz`.
+    """
+    size, packed = member.file_size, max(member.compress_size, 1)
+    if size > MAX_BYTES:
+        raise StatisticsError(f"{name} must be at most {MAX_BYTES >> 30} GB")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        reads = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in reads:
+            raise ValueError(f"{name} must be in NumPy's own format")
+        shape, _, dtype = reads[version](file)
+        begun = file.tell()
+    if dtype.hasobject:
+        return  # numpy refuses it, and says why
+    if math.prod(shape) * dtype.itemsize != size - begun:
+        raise ValueError(f"{name} is cut short")
+    if not shape:
+        raise StatisticsError(f"{name} must have 2 to {MAX_GRID} grid points, got shape ()")
+    check_form(name, dtype, shape)
+    if size > LARGE and size > MOST_UNFOLDED * packed:
+        raise StatisticsError(f"{name} unfolds to {size // packed} times its size in the file, measured numbers do not")
+
+
+def write_arrays(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, Any], new: bool = False) -> None:
+    """Write a safetensors file; arguments and errors as :func:`~hpsampler.files.write_atomically`."""
     from safetensors.numpy import save
 
     data = save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, {"about": json.dumps(metadata)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, data)
+    write_atomically(path, data, new)
 
 
 def read_arrays(

@@ -15,12 +15,14 @@ from typing import Any, Optional
 import numpy as np
 import torch
 
-from ..jobs import Exclusively, Job, JobRunner, ModelSource, Progress, at_once, started_with_another_model
+from ..files import locked
+from ..jobs import Exclusively, Job, JobRunner, ModelSource, Progress, at_once
 from ..store import RESERVED, StoreError, clean_name
+from ..unfinished import started_with_another_model
 from .coefficients import Provenance, Statistics, StatisticsError
 from .config import StatisticsConfig, calls_needed
 from .estimator import Estimator
-from .files import read_provenance, save_statistics, statistics_files
+from .files import add_statistics, read_provenance, rename_statistics, statistics_files
 
 __all__ = ["StatisticsJob", "StatisticsRunner"]
 
@@ -96,7 +98,7 @@ class StatisticsJob(Job):
         except StatisticsError:
             return None  # truncated or damaged: the job starts again
         if estimator.source.model_hash not in self.source.hashes:
-            raise started_with_another_model(estimator.source.model_name, self.source)
+            raise started_with_another_model(estimator.source.model_name, self.source.model_name)
         return estimator
 
     def _new_estimator(self, noise: torch.Tensor) -> Estimator:
@@ -132,8 +134,9 @@ class StatisticsRunner(JobRunner[StatisticsConfig]):
 
         def run() -> str:
             statistics = job.run()
-            save_statistics(statistics, self._path_of(config.name))
-            return f"{statistics.source.samples} pictures' trajectories, {len(statistics.lambdas)} grid points"
+            name = add_statistics(statistics, self.folder, config.name)
+            told = f"{statistics.source.samples} pictures' trajectories, {len(statistics.lambdas)} grid points"
+            return told if name == config.name else f"{told}, kept as {name}"
 
         return job, run
 
@@ -144,21 +147,19 @@ class StatisticsRunner(JobRunner[StatisticsConfig]):
         except StatisticsError as error:
             raise StoreError(str(error)) from None
 
-    def _path_of(self, name: str) -> Path:
-        return self.folder / f"{name}.safetensors"
-
     def _rename_result(self, name: str, new_name: str) -> str:
-        path, new_name = self._existing_path(name), clean_name(new_name, RESERVED)
-        if new_name != name and new_name in self.names():
-            raise StoreError(f"name must be a new one; there are statistics named {new_name!r} already")
-        path.rename(self.folder / new_name if path.is_dir() else self._path_of(new_name))
+        self._existing_path(name)
+        new_name = clean_name(new_name, RESERVED)
+        rename_statistics(self.folder, name, new_name)
         return new_name
 
     def _delete_result(self, name: str) -> None:
-        path = self._existing_path(name)
-        if path.is_dir():
-            raise StoreError(f"{name!r} is a folder in the published layout; delete it where it lies: {path}")
-        path.unlink()
+        self._existing_path(name)
+        with locked(self.folder):
+            path = self._existing_path(name)
+            if path.is_dir():
+                raise StoreError(f"{name!r} is a folder in the published layout; delete it where it lies: {path}")
+            path.unlink(missing_ok=True)
 
     def _existing_path(self, name: str) -> Path:
         paths = statistics_files(self.folder)

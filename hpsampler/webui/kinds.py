@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..calibration.config import CalibrationConfig
 from ..jobs import JobRunner
 from ..statistics.config import StatisticsConfig
-from ..store import RESERVED, Store, StoreError, abbreviated, clean_name
+from ..store import RESERVED, StoreError, abbreviated, clean_name
 from .files import text_of
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class _Statistics(Kind):
 
     def take(self, runners: Runners, path: Path) -> tuple[str, str]:
         from ..statistics.coefficients import StatisticsError
-        from ..statistics.files import load_statistics, save_statistics, statistics_files, statistics_label
+        from ..statistics.files import add_statistics, load_statistics, statistics_files, statistics_label
 
         try:
             given = load_statistics(path)
@@ -174,8 +174,7 @@ class _Statistics(Kind):
             except (StoreError, StatisticsError):
                 continue
         wanted = clean_name(path.stem, RESERVED)
-        name = Store.free_name(wanted, runners.statistics.names())
-        save_statistics(given, folder / f"{name}.safetensors")
+        name = add_statistics(given, folder, wanted)
         return name, _under_another_name(self, wanted, name)
 
 

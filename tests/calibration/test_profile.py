@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from bench.problems import PROBLEMS
 from bench.schedules import stable_diffusion_noise
-from hpsampler import store as shelf
+from hpsampler import files
 from hpsampler.calibration.joint import rounded
 from hpsampler.calibration.profile import (
     AREA_REACH,
@@ -30,10 +30,11 @@ from hpsampler.calibration.profile import (
     Target,
 )
 from hpsampler.calibration.trajectories import MultistepSchedule
+from hpsampler.files import write_atomically
 from hpsampler.noise import NoiseModel
 from hpsampler.recipes import recipe_for
 from hpsampler.solvers import SOLVERS
-from hpsampler.store import MAX_FILE, StoreError, clean_name, write_atomically
+from hpsampler.store import MAX_FILE, StoreError, clean_name
 
 TABLE = stable_diffusion_noise()
 
@@ -681,7 +682,7 @@ def test_replacing_a_file_that_is_being_read_is_tried_again(tmp_path, monkeypatc
         own(*paths)
 
     monkeypatch.setattr(os, "replace", stubborn)
-    monkeypatch.setattr(shelf.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
     write_atomically(path, "new")
     assert path.read_text() == "new" and not refusals
     refusals += [PermissionError()] * 100

@@ -403,3 +403,21 @@ class TestPage:
 def test_a_named_calibration_is_refused_here():
     with pytest.raises(SettingsError, match="must be Auto or Off on this page, got 'mine'"):
         Request("a red star", settings=Settings.of([{"calibration": "mine"}]))
+
+
+def test_a_busy_or_impossible_port_is_said_before_the_page_is_built(monkeypatch, capsys):
+    ui = pytest.importorskip("demo.ui")
+    monkeypatch.setattr(ui, "page", lambda *_: pytest.fail("the page was built"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for given, words in {
+            str(port): f"--port {port}: another program uses it; choose another one",
+            "0": "must be a whole number from 1 to 65535, got 0",
+            "70000": "must be a whole number from 1 to 65535, got 70000",
+            "x": "must be a whole number from 1 to 65535, got x",
+        }.items():
+            with pytest.raises(SystemExit) as stopped:
+                ui.main(["--port", given])
+            assert stopped.value.code == 2 and words in capsys.readouterr().err

@@ -89,6 +89,7 @@ class Fake:
         self.requests, self.fail, self.state, self.info, self.auth = [], {}, {}, {}, None
         self.options = {"samples_format": "png", "sd_model_checkpoint": "tiny.safetensors [abc123]", "sd_vae": "None"}
         self.samplers = ["DPM++ 2M", "Euler", "HP Auto"]
+        self.lies, self.info_text, self.size = {}, None, None
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -113,6 +114,7 @@ class Fake:
                     "options": fake.options,
                     "progress": {"progress": 0, "state": fake.state},
                 }
+                answers.update(fake.lies)
                 self.answer(200, answers[name]) if name in answers else self.answer(404, {"detail": "Not Found"})
 
             def do_POST(self):
@@ -127,13 +129,13 @@ class Fake:
                     self.end_headers()
                     self.wfile.write(b'{"images": [')
                     return None
-                size = (body["width"], body["height"])
+                size = fake.size or (body["width"], body["height"])
                 images = [png(body["seed"] + 31 * body["steps"] + number, size) for number in range(body["batch_size"])]
                 info = {"sd_model_hash": "abc123", "index_of_first_image": 0, **fake.info}
                 if body["batch_size"] > 1:
                     images, info["index_of_first_image"] = [png(-5, size), *images], 1
                 images = [base64.b64encode(image).decode() for image in images]
-                return self.answer(200, {"images": images, "info": json.dumps(info)})
+                return self.answer(200, {"images": images, "info": fake.info_text or json.dumps(info)})
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -460,6 +462,56 @@ class TestErrors:
         assert result.status == 1 and not fake.requests
         assert "no sampler 'HP Otto'; it has: DPM++ 2M, Euler, HP Auto" in result.err
         assert "no schedule type 'Kerras'; it has: Karras, Automatic, HP" in result.err
+
+    @pytest.mark.parametrize("lie", [None, [], 5, "x", [None], [{"name": 3}], {"name": "x"}, [[]]], ids=str)
+    @pytest.mark.parametrize("route", ["samplers", "schedulers", "options", "progress"])
+    def test_a_webui_that_answers_something_else(self, run, fake, route, lie):
+        if (route, lie) in (("samplers", []), ("schedulers", []), ("options", {"name": "x"})):
+            pytest.skip("a WebUI may have none, or others")
+        fake.lies[route] = lie
+        result = run(command="draw")
+        assert result.status == 1 and fake.url in result.err and result.err.count("\n") == 1, result.err
+
+    @pytest.mark.parametrize("info", ["[]", "null", "5", "[" * 100_000, '{"index_of_first_image": Infinity}', "{"])
+    def test_a_picture_s_info_that_is_none(self, run, fake, info):
+        fake.info_text = info
+        result = run(command="draw")
+        assert result.status == 1 and "the WebUI's answer holds no pictures" in result.err
+
+    def test_pictures_of_another_size_are_none(self, run, fake):
+        fake.size = (24, 16)
+        result = run(command="draw")
+        assert result.status == 1 and "the WebUI drew 24x16 where 16x16 was asked for" in result.err
+        assert not pictures(result.folders[0])
+
+    @pytest.mark.parametrize("info", [{"all_seeds": [7]}, {"seed": 7}, {"all_seeds": []}, {"all_seeds": [0, 1]}])
+    def test_pictures_of_other_seeds_are_none(self, run, fake, info):
+        fake.info = info
+        result = run(command="draw")
+        assert result.status == 1 and "where [0] were asked for" in result.err and not pictures(result.folders[0])
+
+    def test_seeds_as_asked_are_taken(self, run, fake):
+        fake.info = {"all_seeds": [0, 1], "seed": 0}
+        assert run("--batch", "2", command="draw", count=2).status == 0
+        fake.info = {"seed": 0}
+        assert run("--batch", "2", "--negative", "blurry", command="draw", count=2).status == 0
+
+    def test_what_a_webui_says_is_not_carried_out_by_the_terminal(self, run, fake):
+        fake.samplers = ["\x1b[2JEuler"]
+        assert r"\x1b[2JEuler" in run(command="draw").err
+
+    @pytest.mark.parametrize("command", ["run", "score"])
+    def test_what_is_missing_is_said_before_a_network_is_loaded(self, run, tmp_path, monkeypatch, capsys, command):
+        monkeypatch.setattr(metrics, "clip_scorer", lambda *_: pytest.fail("CLIP was loaded"))
+        line = [command, "--out", str(tmp_path / "out"), "--quiet"]
+        for args, words in (
+            ([], "no configurations" if command == "run" else "holds no drawn configurations"),
+            (["--config", AUTO_6], "no prompts" if command == "run" else "holds no drawn configurations"),
+            (["--config", AUTO_6, "--prompts", str(tmp_path / "none")], "none" if command == "run" else "holds no"),
+            (["--references", str(tmp_path / "nowhere")], "nowhere"),
+        ):
+            assert main([*line, *args]) == 1
+            assert words in capsys.readouterr().err
 
     def test_an_error_stops_its_configuration_alone(self, run, fake):
         fake.fail["HP Auto"] = (500, {"error": "SettingsError", "detail": "", "errors": "HP Sampler: Rho is wrong"})

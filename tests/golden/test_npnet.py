@@ -425,6 +425,16 @@ def test_an_archive_that_unpacks_to_too_much_is_not_unpacked(tmp_path, capsys, m
     refused(path, "the file must be at most 1 MB", capsys)
 
 
+def test_an_archive_that_unpacks_to_more_than_it_has_is_not_unpacked(tmp_path, capsys, monkeypatch):
+    """PyTorch never compresses, and a few kB of zeros would become a GB."""
+    path = tmp_path / "sdxl.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("sdxl/data.pkl", b"\x80\x02.")
+        archive.writestr("sdxl/data/0", bytes(2**20))
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda self: pytest.fail("it was unpacked"))
+    refused(path, "it unpacks to 1,048,579 bytes, more than it has", capsys)
+
+
 def test_a_truncated_or_damaged_archive_is_refused(tmp_path, capsys):
     path = tmp_path / "sdxl.pth"
     torch.save({"unet_svd": {"a": torch.ones(500)}}, path)

@@ -26,9 +26,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CODE = sorted((ROOT / "hpsampler").rglob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ROOMS = (
-    "checks", "devices", "noise", "schedule", "freeu", "solvers", "guidance", "recipes", "store", "client", "golden",
-    "job_config", "jobs", "statistics", "calibration", "fields", "settings", "presets", "effects", "plan", "panel",
-    "evaluation", "webui",
+    "checks", "files", "devices", "noise", "schedule", "freeu", "solvers", "guidance", "recipes", "store", "client",
+    "golden", "job_config", "unfinished", "jobs", "statistics", "calibration", "fields", "settings", "presets",
+    "effects", "plan", "panel", "evaluation", "webui",
 )  # fmt: skip
 """The way imports run: a room of hpsampler/ knows those before it, and the version in hpsampler itself."""
 

@@ -35,7 +35,10 @@ class Reusing:
 V3_CASES = [pytest.param(sample_dpm_v3, case.values[0], id=f"v3-{case.id}") for case in CASES]
 
 
-@pytest.mark.parametrize("levels", SCHEDULES.values(), ids=SCHEDULES)
+LEVELS = {**SCHEDULES, "equal neighbours": [14.6, 5.0, 5.0, 2.0, 2.0, 0.5], "rising": [14.6, 5.0, 6.0, 2.0, 0.0]}
+
+
+@pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
 @pytest.mark.parametrize(("sample", "options"), [*SOLVER_CASES, *V3_CASES])
 def test_a_reused_buffer_changes_nothing(sample, options, levels):
     if options.get("extrapolate") and options.get("prediction") == "noise":

@@ -40,6 +40,10 @@ SCHEDULES = {
 }
 
 
+NO_CORRECTOR = {sample_unipc: {"corrector": False}}
+"""UniPC corrects its second point even where the first output is assumed."""
+
+
 def start(sigmas, shape=(2, 4, 6, 5), dtype=torch.float64, seed=0):
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return (noise * float(sigmas[0])).to(dtype)
@@ -263,6 +267,22 @@ def test_without_a_step_to_zero_or_a_step_before_it_there_is_nothing_to_extrapol
     sigmas = torch.tensor(levels, dtype=torch.float64)
     plain, extrapolated = (sample(mixture_denoiser, start(sigmas), sigmas, extrapolate=on) for on in (False, True))
     assert torch.equal(plain, extrapolated)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.975])
+@pytest.mark.parametrize(
+    ("sample", "options"), [(sample_dpmpp_2m, {}), *((sample_unipc, {"order": order}) for order in (1, 2, 3))]
+)
+def test_after_an_analytical_first_step_it_runs_as_from_the_second_point(sample, options, share):
+    """Its output enters no history, so the rest is a run of its own with one call less."""
+    levels = SCHEDULES["kept"]
+    sigmas = torch.tensor(levels, dtype=torch.float64)
+    x = start(levels)
+    ours = sample(mixture_denoiser, x, sigmas, **options, analytical_first_step=share, **NO_CORRECTOR.get(sample, {}))
+    assumed = x * (1 - share * levels[0] / math.sqrt(1 + levels[0] ** 2))
+    second = x * levels[1] / levels[0] + (1 - levels[1] / levels[0]) * assumed
+    expected = sample(mixture_denoiser, second, sigmas[1:], **options, **NO_CORRECTOR.get(sample, {}))
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_a_run_can_be_cut_anywhere_in_first_order():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from hpsampler.noise import NoiseModel
 from hpsampler.schedule import coupled_sigmas, insert_first_midpoint
 from hpsampler.solvers import sample_dpmpp_1s, sample_dpmpp_2m, sample_unipc
-from hpsampler.solvers.unipc import unipc_steps
+from hpsampler.solvers.unipc import phi, unipc_steps
 from tests.conftest import sd_alphas_cumprod
 from tests.oracles import mixture_denoiser
 
@@ -353,6 +354,19 @@ class TestStochasticCorrector:
         correlation = float(torch.corrcoef(torch.stack([plain.flatten(), noisy.flatten()]))[0, 1])
         assert correlation < {0.1: 0.999, 0.3: 0.95, 1.0: 0.5}[level]
 
+    def test_the_noise_is_drawn_in_any_dtype_and_on_any_device(self):
+        """A host draws on the CPU in float32, for a latent elsewhere in half precision."""
+        sigmas, shape = torch.tensor([14.6, 5.0, 2.0, 0.7, 0.0]), (1, 4, 32, 32)
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).half() * 14.6
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+        def draw(x, noise):
+            return sample_unipc(lambda x, sigma: x * 0.5, x, sigmas, noise_level=0.7, noise_sampler=lambda *_: noise)
+
+        assert draw(x, noise).dtype == torch.float16
+        assert torch.equal(draw(x, noise), draw(x, noise.half()))
+        assert draw(x.to("meta"), noise).device.type == "meta"
+
     def test_a_level_of_zero_needs_no_noise_sampler_and_changes_nothing(self):
         sigmas = torch.tensor([14.6, 3.0, 0.5, 0.0])
         x = torch.randn(2, 4) * 14.6
@@ -396,3 +410,11 @@ def test_the_analytical_first_step_in_every_multistep_solver(sample, share):
         # from there on it is the solver begun anew, as there is no past
         assert torch.allclose(drawn, sample(model, second, sigmas[1:]), rtol=1e-12)
     assert torch.equal(sample(model, x, sigmas, analytical_first_step=0.0), sample(model, x, sigmas))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+@pytest.mark.parametrize("h", [1e-12, -1e-12, 1e-6, -1e-3, 0.1, 0.999, -0.999, 1.001, -1.001, 3.0, -6.0])
+def test_phi_is_exact_also_where_its_recursion_cancels(k, h):
+    """phi_k(h) = sum_j h^j / (j + k)!, here in whole fractions; the recursion loses all digits near 0."""
+    exact = sum(Fraction(h) ** j / math.factorial(j + k) for j in range(60))
+    assert phi(k, h) == pytest.approx(float(exact), rel=1e-12)

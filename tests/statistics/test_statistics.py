@@ -573,3 +573,37 @@ def test_a_bad_file_of_sums_is_refused(tmp_path, changes, metadata, words):
     save_file(tensors, path, metadata_of(**{**facts, **metadata}))
     with pytest.raises(StatisticsError, match=f"bad.safetensors: .*{words}"):
         Estimator.load(path)
+
+
+# ---- what a file may unfold to ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((36_000_000,), "l must have at most 4096 grid points"),
+        ((5000, 1, 1, 1), "l must have at most 4096 grid points"),
+        ((11, 65, 8, 8), "l must have at most 64 channels"),
+        ((11, 1, 1025, 8), "l must have at most 1024 rows"),
+        ((11, 1, 8, 1025), "l must have at most 1024 columns"),
+        ((11, 48), "l must have shape"),
+        ((251, 4, 150, 150), "l unfolds to .* times its size in the file"),
+    ],
+)
+def test_an_archive_is_not_unfolded_to_more_than_a_model_can_use(tmp_path, monkeypatch, noise, shape, words):
+    """Zeros of 290 MB take 290 kB in an archive."""
+    folder = tmp_path / "7.5_10_16"
+    folder.mkdir()
+    np.savez_compressed(folder / "l.npz", l=np.zeros(shape))
+    np.savez_compressed(folder / "sb.npz", s=np.zeros((11, 1, 1, 1)), b=np.zeros((11, 1, 1, 1)))
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("it was unfolded"))
+    with pytest.raises(StatisticsError, match=words):
+        load_published(folder, noise)
+
+
+def test_measured_statistics_may_be_compressed(tmp_path, noise):
+    folder, values = tmp_path / "mine", np.random.default_rng(0).standard_normal((251, 4, 64, 64)).clip(-1, 1)
+    folder.mkdir()
+    np.savez_compressed(folder / "l.npz", l=values)
+    np.savez_compressed(folder / "sb.npz", s=values, b=values)
+    np.testing.assert_array_equal(load_published(folder, noise).l, values)

@@ -23,7 +23,6 @@ CIRCLE = Picture("red", "circle", "large", "plain", "grey", "middle")
 
 @pytest.fixture(scope="module")
 def model():
-    torch.set_num_threads(2)
     return TinyModel.load()
 
 

@@ -28,12 +28,15 @@ from hpsampler.solvers import SOLVERS
 ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
 
+SMALL = ("--device", "cpu", "--small", "--seconds", "3600")
+"""With time enough for a busy machine."""
+
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """The whole command, small, as CI runs it."""
     folder = tmp_path_factory.mktemp("gpu")
-    line = [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--small", "--out", str(folder)]
+    line = [sys.executable, "-m", "bench.gpu", *SMALL, "--out", str(folder)]
     done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT)
     return SimpleNamespace(folder=folder, done=done, page=(folder / "gpu.md").read_text(encoding="utf-8"))
 
@@ -85,7 +88,7 @@ def test_what_was_measured_makes_sense(small):
 
 def test_a_second_run_repeats_nothing(small):
     names = ["freeu", "overhead"]
-    line = [sys.executable, "-m", "bench.gpu", *names, "--device", "cpu", "--small", "--out", str(small.folder)]
+    line = [sys.executable, "-m", "bench.gpu", *names, *SMALL, "--out", str(small.folder)]
     (kept,) = [path for path in small.folder.iterdir() if path.is_dir() and path.name != "gpu"]
     before = [Results.read(kept / f"{name}.json") for name in names]
     done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT)
@@ -117,7 +120,7 @@ def test_torch_and_numpy_are_enough(name, left_out, bare, tmp_path):
     """What needs more is left out, with the packages named."""
     environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(bare)]), "OMP_NUM_THREADS": "1"}
     # -S: no packages but those of PYTHONPATH
-    line = [sys.executable, "-S", "-m", "bench.gpu", name, "--inside", "--device", "cpu", "--small"]
+    line = [sys.executable, "-S", "-m", "bench.gpu", name, "--inside", *SMALL]
     done = subprocess.run(
         [*line, "--out", str(tmp_path)], capture_output=True, text=True, cwd=tmp_path, env=environment
     )
