@@ -97,7 +97,8 @@ def test_start_sends_what_was_given_and_follows_to_the_end(server, run, tmp_path
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\ufeffa red moon\nein grünes Haus\n", encoding="utf-8")
     server.tell("POST /hpsampler/calibrate", {"name": "mine 2"})
-    server.tell("GET /hpsampler/calibrate", RUNNING, {**RUNNING, "seconds_left": None}, IDLE)
+    logged = {**RUNNING, "seconds_left": None, "log": IDLE["log"][:1]}
+    server.tell("GET /hpsampler/calibrate", RUNNING, logged, {**IDLE, "log": [*IDLE["log"], "5 steps: refused"]})
     out, err, code = run("start", "mine", "--steps", 4, 5, "--cfg", 3, 7.5, "--prompts", prompts, "--seed", 3)
     assert code is None
     assert server.requests[0] == (
@@ -112,7 +113,8 @@ def test_start_sends_what_was_given_and_follows_to_the_end(server, run, tmp_path
         None,
     )  # fmt: skip
     lines = [line.strip() for line in out.splitlines() if line.strip()]
-    assert lines == ["Started: mine 2", "4 steps: held-out errors", "mine is ready: 1 calibrated."]
+    told = ["4 steps: held-out errors", "5 steps: refused"]
+    assert lines == ["Started: mine 2", *told, "mine is ready: 1 calibrated."], "each line once"
     assert "4 of at most 10 UNet calls, at most 1.5 min of drawing left" in err and err.count("UNet calls") == 2
 
 

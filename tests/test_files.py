@@ -256,3 +256,19 @@ def test_the_message_names_the_folder_and_not_the_temporary_file(tmp_path, monke
         write_atomically(tmp_path / "x.json", "text" if method == "write_text" else b"bytes")
     assert str(caught.value) == f"{tmp_path} cannot be written: Read-only file system"
     assert json.dumps(str(caught.value)).count("part") == str(tmp_path).count("part")
+
+
+def test_threads_are_kept_apart_where_the_file_system_knows_no_locks(tmp_path, monkeypatch):
+    monkeypatch.setattr("hpsampler.files._lock", lambda file: True)
+    entered = threading.Event()
+
+    def enter():
+        with locked(tmp_path / "x"):
+            entered.set()
+
+    other = threading.Thread(target=enter)
+    with locked(tmp_path / "x"):
+        other.start()
+        assert not entered.wait(0.2)
+    other.join(300)
+    assert entered.is_set()

@@ -278,3 +278,38 @@ def test_a_call_is_timed_until_the_device_has_done_it(monkeypatch):
         job._counted(lambda x, sigma: x * 2)(x, x.new_ones(2))
     began, ended = told
     assert ended == began + 1 and job.progress.calls == 2
+
+
+def test_while_one_is_under_way_the_others_can_be_renamed_and_deleted(tmp_path):
+    shop = workshop(tmp_path)
+    shop.start(config_of(name="made", steps=(4,), runs=30))
+    ended(shop, "finished")
+    gate = Gate(0)
+    busy = workshop(tmp_path, Exact(before=gate))
+    busy.start(config_of(**QUICK))
+    assert gate.reached.wait(900)
+    assert busy.rename("made", "kept") == "kept"
+    busy.delete("kept")
+    assert busy.profiles.names() == []
+    busy.stop()
+    gate.opened.set()
+    ended(busy, "stopped")
+
+
+@pytest.mark.parametrize("how", ["stopped", "failed"])
+def test_what_waits_for_another_job_is_not_begun_unless_that_one_finishes(tmp_path, how, capsys):
+    def fail(calls):
+        raise RuntimeError("out of memory")
+
+    gate, source = Gate(0), Exact()
+    first = workshop(tmp_path / "one", Exact(before=gate if how == "stopped" else fail))
+    second = workshop(tmp_path / "two", source)
+    first.start(config_of(**QUICK))
+    second.start(config_of(**QUICK), after=first)
+    if how == "stopped":
+        assert gate.reached.wait(900)
+        first.stop()
+        gate.opened.set()
+    ended(first, how)
+    assert "can be resumed" in ended(second, "stopped").message and source.calls == 0
+    assert [each.name for each in second.unfinished()] == ["exact"]

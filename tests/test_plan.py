@@ -48,6 +48,17 @@ def test_img2img_gets_the_factors_of_the_steps_that_it_runs(plan, noise):
         assert run.options["factors"] == FIVE.factors[first:] and len(run.options["factors"]) == len(run.sigmas) - 1
 
 
+def test_img2img_takes_a_calibration_only_where_it_is_asked_for(plan):
+    """It was fitted from pure noise; the end of it is a schedule that somebody must want."""
+    this, told = plan(from_noise=False)
+    assert this.schedule(5).tolist() != pytest.approx(FIVE.sigmas) and not this.recipe.calibration and not told
+    for asked in ({"calibration": "mine"}, {"schedule": "HP calibrated"}):
+        this, told = plan(from_noise=False, **asked)
+        assert this.schedule(5, calibrated="schedule" in asked).tolist() == pytest.approx(FIVE.sigmas) and not told
+    this, _ = plan()
+    assert this.schedule(5).tolist() == pytest.approx(FIVE.sigmas)
+
+
 def test_own_ends_are_ends_that_differ_from_the_table_s(plan, noise):
     """A host that asks for the table's own, rounded, gets the calibrated schedule; any other end is the person's."""
     for low, high in ((None, None), (noise.sigma_min * (1 + 5e-5), noise.sigma_max * (1 - 5e-5))):

@@ -251,3 +251,11 @@ def test_guidance_that_was_set_stands_in_place_of_the_fitted(store):
     store.save(with_joint("x"))
     this, sigmas, *_ = planned(store, 7.0, guidance="As set")
     assert this.solve(None, sigmas).guidance == () and this.recipe.calibration
+
+
+@pytest.mark.parametrize("gains", [(1.5, 3.0), (3.0, 1.5)])
+def test_of_several_for_the_same_steps_the_one_that_gains_most_is_used(gains):
+    """Within one profile, whatever their order; gains where the picture is drawn count."""
+    rows = tuple(joint(gain=gain, scales=(2.0, 5.0, 10.0 + number)) for number, gain in enumerate(gains))
+    found = with_joint("x", *rows).find(5, target(7.0))
+    assert found == rows[gains.index(3.0)]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from hpsampler.solvers import sample_dpm_v3
+from hpsampler.solvers import sample_dpm_v3, sample_dpmpp_2m
 from hpsampler.statistics.coefficients import Provenance, Statistics, StatisticsError
 from hpsampler.statistics.config import calls_needed
 from hpsampler.statistics.estimator import SUMS, Estimator
@@ -66,6 +66,7 @@ def test_one_number_per_grid_point_is_enough():
         ({"s": np.ones((3, 2, 2))}, "s must have shape"),
         ({"b": np.full((3, 1, 2, 2), np.inf)}, "b must be finite, got inf"),
         ({"b": np.full((3, 1, 2, 2), 1e30)}, "b must be from -10000 to 10000, got 1e\\+30"),
+        ({"s": np.full((3, 1, 2, 2), -2e4)}, "s must be from -10000 to 10000, got 20000"),
         ({"l": np.ones((3, 1, 2, 2), np.float16)}, "l must be float32 or float64, got float16"),
         ({"l": np.ones((3, 1, 2, 2), np.int64)}, "l must be float32 or float64, got int64"),
         ({"l": np.ones((3, 0, 2, 2))}, "l must have shape"),
@@ -607,3 +608,39 @@ def test_measured_statistics_may_be_compressed(tmp_path, noise):
     np.savez_compressed(folder / "l.npz", l=values)
     np.savez_compressed(folder / "sb.npz", s=values, b=values)
     np.testing.assert_array_equal(load_published(folder, noise).l, values)
+
+
+def test_the_trajectories_that_are_measured_are_those_of_dpmpp_2m():
+    """First-order ones would be off by much more than the statistics, which are for where sampling passes."""
+    estimator = Estimator(np.linspace(-2.6, 2.0, 12), (4, 1, 1))
+    x = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * estimator.sigmas[0]
+    measured, sampled = [], []
+
+    def model(seen):
+        def denoise(x, sigma, **_):
+            seen.append(x.clone())
+            return torch.tanh(x) / (1 + sigma.view(-1, 1, 1, 1))
+
+        return denoise
+
+    estimator.add(model(measured), x)
+    sample_dpmpp_2m(model(sampled), x, torch.tensor([*estimator.sigmas, 0.0], dtype=torch.float64))
+    # every second call is the probe beside the trajectory
+    torch.testing.assert_close(torch.stack(measured[::2]), torch.stack(sampled), rtol=1e-9, atol=1e-9)
+
+
+def test_every_batch_is_probed_in_directions_of_its_own():
+    """The same ones again would add pictures, but no directions; the same job again has the same ones."""
+
+    def signs_of(batches):
+        estimator = Estimator(np.linspace(-2.6, 2.0, 5), (4, 1, 1), seed=3)
+        x, found = torch.ones(2, 4, 4, 4, dtype=torch.float64), []
+        for _ in range(batches):
+            seen = []
+            estimator.add(lambda x, sigma, seen=seen: seen.append(x.clone()) or x * 0.5, x)
+            found.append(torch.stack([(probe - point).sign() for point, probe in zip(seen[::2], seen[1::2])]))
+        return found
+
+    first, second = signs_of(2)
+    assert set(first.unique().tolist()) == {-1.0, 1.0} and 0.3 < float((first == second).double().mean()) < 0.7
+    assert all(torch.equal(*pair) for pair in zip((first, second), signs_of(2)))

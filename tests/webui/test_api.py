@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hpsampler.settings import FIELDS
-from tests.webui.harness import decode, encode
+from tests.webui.harness import PATIENCE, decode, encode
 from tests.webui.hosts import refusal
 
 SAMPLERS = ["HP Auto", "HP DPM++ 1S", "HP DPM++ 2M", "HP UniPC", "HP DPM-v3"]
@@ -221,7 +221,7 @@ def test_interrupt_and_skip(server, action, images):
             assert not running.done(), running.result()
             time.sleep(0.05)
         server.post(f"/sdapi/v1/{action}", {})
-        drawn, _ = running.result(timeout=120)
+        drawn, _ = running.result(timeout=PATIENCE)
     assert len(drawn) in (images, images + 1), "a grid may come first"
     assert all(image.std() > 5 for image in drawn)
     assert server.get("/hps-probe/state")["hooks"] == 0
