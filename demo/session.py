@@ -29,7 +29,8 @@ from hpsampler.golden.search import CALLS as GOLDEN_CALLS
 from hpsampler.golden.search import GoldenForm, golden_latent, sigma_below
 from hpsampler.guidance import with_guidance
 from hpsampler.noise import NoiseModel
-from hpsampler.plan import VERSION_KEY, LoadedModel, Pass, misfit_note, parameters
+from hpsampler.notes import VERSION_KEY, misfit, parameters
+from hpsampler.plan import LoadedModel, Pass
 from hpsampler.recipes import AUTO
 from hpsampler.settings import OFF, Settings
 from hpsampler.solvers import SOLVERS
@@ -182,7 +183,7 @@ def plan(request: Request, noise: NoiseModel) -> Plan:
     """
     notes: list[str] = []
     this, sampler = _pass_of(request, noise, notes), request.sampler
-    notes += filter(None, [misfit_note(request.settings, this.request.use, request.steps)])
+    notes += filter(None, [misfit(request.settings, this.request.use, request.steps)])
     this.begin()
     if request.schedule_used == HP:
         sigmas = this.schedule(request.steps)

@@ -5,6 +5,7 @@ Each kind of job has a dataclass of its own (``CalibrationConfig``, ``Statistics
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -19,6 +20,9 @@ DEFAULT_PROMPTS = tuple(
 )
 
 MAX_PROMPTS = 4096
+
+_EXTRA_NETWORK = re.compile(r"<\w+:[^>]+>")
+"""How prompts of the WebUI call a LoRA and the like."""
 
 
 def checked_fields(
@@ -57,7 +61,18 @@ def checked_fields(
         if not isinstance(values["negative"], str):
             raise StoreError(f"negative must be a text, got {abbreviated(values['negative'])}")
         checked["negative"] = values["negative"].strip()
+    for name in ("prompts", "negative"):
+        _check_networks(name, checked.get(name, ()))
     return checked
+
+
+def _check_networks(name: str, prompts: str | Sequence[str]) -> None:
+    for prompt in [prompts] if isinstance(prompts, str) else prompts:
+        if _EXTRA_NETWORK.search(prompt):
+            raise StoreError(
+                f"{name} must not call extra networks, as what is made is of the checkpoint alone; got "
+                f"{abbreviated(prompt)}"
+            )
 
 
 def number(name: str, value: Any, low: float, high: float, whole: bool = False) -> Any:

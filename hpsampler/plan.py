@@ -19,7 +19,7 @@ from typing import Any, Optional, Protocol
 
 import torch
 
-from . import __version__
+from . import notes
 from .calibration.choice import PICTURES, WithStatistics
 from .calibration.lookup import find_drawing
 from .calibration.profile import ProfileStore, Target
@@ -29,19 +29,14 @@ from .freeu import FreeUPlan, Waves
 from .golden.search import GoldenForm
 from .guidance import STATISTICS_REACH, STATISTICS_SHARE, effective_guidance
 from .noise import NoiseModel
-from .recipes import AUTO, PRESETS, Recipe, measured_form, recipe_for, shifted
+from .recipes import AUTO, Recipe, measured_form, shifted
 from .schedule import insert_first_midpoint
 from .settings import AS_RECIPE, NO_STATISTICS, OFF, SCHEDULE_FIELDS, Settings
 from .statistics.coefficients import Statistics, StatisticsError
 from .statistics.files import best_for, find_statistics
 from .store import StoreError
 
-__all__ = ["VERSION_KEY", "LoadedModel", "Model", "Pass", "Request", "Run", "followed", "misfit_note", "parameters"]
-
-VERSION_KEY = "HP version"
-
-EXACT_FIELDS = SCHEDULE_FIELDS | {"analytical_first_step"}
-"""Settings that say what the schedule is, so that no calibration stands in its place."""
+__all__ = ["LoadedModel", "Model", "Pass", "Request", "Run"]
 
 
 class Model(Protocol):
@@ -183,17 +178,18 @@ class Pass:
             if use.runs(recipe) == "dpm_v3":
                 self.find_statistics(settings.statistics)
         if use.coupled and not takes_schedule:
-            self.tell(f"the sampler {use.sampler} makes its own schedule and ignored the type {use.schedule}")
-        unused = settings.changed(EXACT_FIELDS)
-        if unused and use.own and not use.coupled:
-            labels = ", ".join(field.label for field in unused)
-            self.tell(f"{labels} had no effect, as the schedule type was {use.schedule} and not HP")
-        if not self.request.second:
+            self.tell(f"the sampler {use.sampler} makes its own schedule and ignores the type {use.schedule}")
+        self._tell_if(notes.off_schedule(settings, use))
+        if self.request.second:
+            self._tell_if(notes.of_second_pass(use))
+        else:
             left_out = settings.golden_idle(use.own, use.from_noise)
-            if left_out:
-                self.tell(left_out)
-            else:
-                self.golden = settings.golden_form
+            self._tell_if(left_out)
+            self.golden = None if left_out else settings.golden_form
+
+    def _tell_if(self, note: str) -> None:
+        if note:
+            self.tell(note)
 
     def _check_calibration(self) -> None:
         try:
@@ -230,7 +226,7 @@ class Pass:
         else:
             self.statistics, problems = best_for(folder, self.model.hashes, drawn_at, self.model.noise)
             for problem in problems:
-                self.tell(f"statistics that cannot be read were left out: {problem}")
+                self.tell(f"statistics that cannot be read are left out: {problem}")
         if self.statistics is None:
             self.record("statistics", OFF)
             if wanted != OFF:
@@ -258,6 +254,9 @@ class Pass:
             calibrated: whether the schedule type asks for a calibrated one.
             sigma_min, sigma_max: ends that the host asks for; None are the table's own.
         """
+        if steps < 1:
+            # strength 0 with an exact number of steps: the picture stays as it is
+            return torch.zeros(1)
         self.recipe = self.resolve(steps)
         noise, settings = self.model.noise, self.settings
         low = None if sigma_min is None or abs(sigma_min / noise.sigma_min - 1) < 1e-4 else sigma_min
@@ -266,7 +265,7 @@ class Pass:
             if low is None and high is None:
                 self.recipe = self._calibrated(self.recipe, calibrated)
             elif calibrated or settings.names_calibration:
-                self.tell("no calibration was used, as the settings change the schedule's smallest or largest sigma")
+                self.tell("no calibration is used, as the settings change the schedule's smallest or largest sigma")
             # guidance that was set stands in place of that of a calibration too
             self.recipe = replace(self.recipe, guidance=settings.guidance_scales(self.recipe, self.request.cfg_scale))
             first, strength = self.request.start or (0, 1.0)
@@ -298,7 +297,7 @@ class Pass:
         demanded = calibrated or settings.names_calibration
         if not self.asks_calibration(calibrated):
             if demanded:
-                self.tell("the schedule type HP calibrated followed the recipe, as the settings say what it is")
+                self.tell("the schedule type HP calibrated follows the recipe, as the settings say what it is")
             return recipe
         store, target = self.calibrations, self.target()
         found, reason = None, ""
@@ -312,12 +311,12 @@ class Pass:
             if demanded:
                 name = f"the calibration {settings.calibration}" if settings.names_calibration else "HP calibrated"
                 nothing = f"none fits this model at {recipe.steps} steps, CFG {target.cfg_scale:g} and this size"
-                self.tell(f"{name} was not used: {reason or nothing}; the schedule is the recipe's")
+                self.tell(f"{name} is not used: {reason or nothing}; the schedule is the recipe's")
             return recipe
         profile, drawing = found
         misfit = profile.mismatch(target)
         if misfit:
-            self.tell(f"the calibration {profile.label(drawing)} was used although {misfit}")
+            self.tell(f"the calibration {profile.label(drawing)} is used although {misfit}")
         self.record("calibration", profile.label(drawing))
         self.form = drawing if isinstance(drawing, WithStatistics) else None
         return profile.recipe(drawing, recipe, self.request.cfg_scale)
@@ -366,7 +365,7 @@ class Pass:
             sigmas = insert_first_midpoint(self.model.noise, sigmas)
         elif analytical:
             options["analytical_first_step"], analytical = 0.0, False
-            self.tell("the analytical first step starts from pure noise; it was left out here")
+            self.tell("the analytical first step starts from pure noise; it is left out here")
         if recipe.solver == "dpm_v3":
             options.update(self._statistics_options(*latent))
         return Run(recipe, options, sigmas, analytical, guidance)
@@ -420,6 +419,8 @@ class Pass:
         two calls a step. What a person set is counted in the calls they see.
         """
         settings = self.settings
+        more = self.recipe is not None and self.recipe.ending == "extra_call"
+        self._tell_if(notes.window_passed(settings, total + more * (1 if self.request.use.own else 2)))
         if self.recipe is not None and (self.follows_recipe or settings.freeu == "On"):
             plans = self.recipe.freeu
             return plans if settings.counts_calls else shifted(plans, total - self.recipe.steps)
@@ -433,43 +434,3 @@ class Pass:
         if self.quiet:
             return None
         return next((plan for plan in self.freeu_plans(total) if plan.covers(call)), None)
-
-
-def followed(settings: Settings, family: str, tell: Callable[[str], object]) -> Settings:
-    """``settings`` with presets of another family replaced by their counterparts, which is told.
-
-    Raises:
-        SettingsError: as :meth:`Settings.following`.
-    """
-    found = settings.following(family)
-    for before, after in ((settings.recipe, found.recipe), (settings.hires_recipe, found.hires_recipe)):
-        if before != after:
-            tell(f"the preset {before} stood for {after}, as presets follow the model")
-    return found
-
-
-def misfit_note(settings: Settings, use: Use, steps: int) -> str:
-    """That a preset runs with other steps than its own; empty where it does not."""
-    preset = PRESETS.get(settings.recipe)
-    if not settings.enabled or preset is None or not use.coupled or preset.steps == steps:
-        return ""
-    return f"the recipe {preset.name} is made for {preset.steps} steps; it ran with {steps}"
-
-
-def parameters(settings: Settings, uses: Sequence[Use]) -> dict[str, Any]:
-    """What the passes of a picture write into its infotext of what was set; empty where nothing of ours is used.
-
-    Args:
-        uses: of the first pass, and of hires. fix's second where there is one.
-    """
-    schedule, own = any(use.coupled for use in uses), any(use.own for use in uses)
-    if not (settings.freeu == "On" or settings.npnet or schedule or own):
-        return {}
-    if not settings.enabled:
-        return {VERSION_KEY: __version__}
-    recipes = [PRESETS.get(each.recipe) for each in (settings, settings.of_second_pass())]
-    # Auto's is DPM++ 2M whatever the steps and the guidance
-    solvers = {use.runs(recipe or recipe_for("sd1", 1, 7.0)) for use, recipe in zip(uses, recipes)}
-    hires = len(uses) > 1 and (uses[1].own or uses[1].coupled)
-    freeu = settings.freeu == "On" or schedule
-    return {**settings.infotext(schedule, freeu, solvers, hires), VERSION_KEY: __version__}

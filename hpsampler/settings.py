@@ -28,7 +28,7 @@ OFF = "Off"
 SAME = "Same"
 GOLDEN_FORMS = tuple(form.value for form in GoldenForm)
 
-NO_STATISTICS = "there are no statistics of this model, so DPM-v3 ran without them, as a plain multistep solver"
+NO_STATISTICS = "there are no statistics of this model, so DPM-v3 runs without them, as a plain multistep solver"
 
 ENDING_LABELS = MappingProxyType(
     {
@@ -165,7 +165,9 @@ class Settings:
 
     @classmethod
     def of(cls, args: Sequence[Any]) -> Settings:
-        """From the positional values of page or API, or from one dict of named values (which implies enabled).
+        """From the positional values of page or API, or from a dict of named values (which implies enabled).
+
+        What follows the dict are the values by position, in place of which it stands.
 
         Raises:
             SettingsError: unknown name, wrong type, out of range, or settings that contradict each other.
@@ -174,13 +176,14 @@ class Settings:
 
     @staticmethod
     def named(args: Sequence[Any]) -> dict[str, Any]:
-        """The values of :meth:`of` by name, not validated yet. Raises SettingsError: too many."""
-        if args and isinstance(args[0], Mapping):
-            return {ENABLED.name: True, **args[0]}
+        """The values of :meth:`of` by name, not validated yet. Raises SettingsError: too many, or a second dict."""
         names = [ENABLED.name, *(each.name for each in FIELDS)]
         if len(args) > len(names):
             raise SettingsError(f"HP Sampler: args takes at most {len(names)} values, got {len(args)}")
-        return dict(zip(names, args))
+        if any(isinstance(each, Mapping) for each in args[1:]):
+            raise SettingsError("HP Sampler: args takes one dict of names, and only as its first value")
+        values = dict(zip(names, args))
+        return {**values, ENABLED.name: True, **args[0]} if args and isinstance(args[0], Mapping) else values
 
     @classmethod
     def of_names(cls, values: Mapping[str, Any]) -> Settings:
@@ -340,9 +343,9 @@ class Settings:
         if self.golden_noise == OFF:
             return ""
         if not from_noise:
-            return "golden noise is for pure noise, as in txt2img; it was left out here"
+            return "golden noise is for pure noise, as in txt2img; it is left out here"
         if self.golden_form and not own:
-            return f"golden noise {self.golden_noise} needs an HP sampler; it was left out here"
+            return f"golden noise {self.golden_noise} needs an HP sampler; it is left out here"
         return ""
 
     def ending_unmet(self, recipe: Recipe) -> str:
@@ -357,7 +360,7 @@ class Settings:
             return ""
         return (
             "the ending Extrapolated needs HP DPM++ 2M or HP UniPC with data prediction; "
-            "the schedule ended at zero instead"
+            "the schedule ends at zero instead"
         )
 
     def changed(self, names: Collection[str]) -> list[Field]:

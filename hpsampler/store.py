@@ -251,9 +251,25 @@ class Store(ABC, Generic[T]):
             if path is not None:
                 path.unlink(missing_ok=True)
 
-    def import_json(self, text: str) -> T:
-        """Add the item in the text of a file. Raises StoreError: see :meth:`parse`."""
-        return self.save(self.parse(text))
+    def import_json(self, text: str) -> tuple[T, str]:
+        """Add the item in the text of a file, unless it is here already under whatever name.
+
+        Returns:
+            The item as it is kept, and what must be said of that: that it was here, or that it got another name.
+
+        Raises:
+            StoreError: see :meth:`parse`.
+        """
+        given = self.parse(text)
+        for kept in self.read()[0]:
+            if replace(kept, name=given.name) == given:
+                return kept, f"the {self.kind} in that file is here already, as {kept.name!r}; nothing was added"
+        kept = self.save(given)
+        if kept.name == given.name:
+            return kept, ""
+        return kept, (
+            f"the {self.kind} in that file is kept as {kept.name!r}, as {given.name!r} is the name of another one here"
+        )
 
     def _files(self) -> Iterator[tuple[Path, T | StoreError]]:
         """Every file with its item, or with the error that says why it cannot be read."""

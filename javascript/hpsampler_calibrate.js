@@ -1,6 +1,9 @@
 // Keeps the Calibrate tab's status fresh: once when the tab is opened, then for as long as something is under way.
 // What is started comes into view, as on a narrow page its progress is far below the button.
 (() => {
+    // the page loads the scripts of a second copy of the extension too
+    if (window.hpsamplerCalibrate) return;
+    window.hpsamplerCalibrate = true;
     const EVERY_MS = 1500;
     const find = (name) => gradioApp().querySelector(`#hpsampler_calibrate_${name}`);
     let opened = false;
@@ -25,6 +28,36 @@
         }
     }
 
+    // Where the keyboard goes on when the button that was pressed is gone: the first of them that is there.
+    const GO_ON = {
+        rename: ["new_name textarea", "new_name input"], delete: ["cancel"],
+        start: ["stop"], resume: ["stop"], stop: ["start"],
+        "cancel rename": ["rename"], "cancel delete": ["delete"], "do rename": ["rename", "import"],
+        "do delete": ["chosen input:checked", "import"],
+    };
+    let [pressed, question] = ["", ""];
+
+    function press({target}) {
+        const buttons = ["rename", "delete", "do", "cancel", "start", "resume", "stop"];
+        const name = buttons.find((each) => find(each)?.contains(target));
+        if (!name) return;
+        pressed = name;
+        if (["rename", "delete"].includes(name)) question = name;
+    }
+
+    const isThere = (element) => element && element.offsetParent !== null && !element.disabled;
+
+    function goOn() {
+        if (!pressed || isThere(find(pressed))) return;
+        const next = (GO_ON[pressed] || GO_ON[`${pressed} ${question}`] || []).map(find).find(isThere);
+        if (!next) return;
+        pressed = "";
+        // somebody who has gone elsewhere meanwhile stays there
+        if (document.activeElement !== document.body && isThere(document.activeElement)) return;
+        next.focus();
+        next.select?.();
+    }
+
     function intoView({target}) {
         if (!target.closest?.("#hpsampler_calibrate_start, #hpsampler_calibrate_resume")) return;
         find("status")?.scrollIntoView({block: "nearest", behavior: "smooth"});
@@ -32,7 +65,9 @@
 
     onUiLoaded(() => {
         gradioApp().addEventListener("click", intoView);
+        gradioApp().addEventListener("click", press);
         onUiUpdate(sayWhatTheAccordionsName);
+        onUiUpdate(goOn);
         setInterval(refresh, EVERY_MS);
     });
 })();

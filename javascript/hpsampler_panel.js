@@ -5,6 +5,9 @@
 // after it. Frameworks tell no script of a menu or a pasted picture that changes a control, so it also looks several
 // times a second.
 (() => {
+    // the page loads the scripts of a second copy of the extension too
+    if (window.hpsamplerPanel) return;
+    window.hpsamplerPanel = true;
     const [LOOK_MS, FRAME_MS] = [150, 8];
     // from when an answer is late, and from when there is none
     const [LATE_MS, SILENT_MS] = [400, 15000];

@@ -118,6 +118,7 @@ def webui(monkeypatch, tmp_path, face):
     names = ("shared", "sd_samplers", "sd_schedulers", "sd_samplers_kdiffusion", "script_callbacks", "scripts")
     host = SimpleNamespace(**{name: importlib.import_module(f"modules.{name}") for name in names})
     importlib.import_module("modules.paths").models_path = str(tmp_path / "models")
+    host.shared.cmd_opts.ui_config_file = str(tmp_path / "ui-config.json")
     table = torch.tensor(sd_alphas_cumprod(), dtype=torch.float32)
     host.face = host.shared.face = face
     face.put_on(host)

@@ -132,6 +132,27 @@ def test_another_model_cannot_go_on_with_it(tmp_path):
     assert [each.name for each in later.unfinished()] == ["exact"]
 
 
+@pytest.mark.parametrize(("name", "hashes"), [("another", ("feedbeef",)), ("exact", ("0ther",))])
+def test_neither_its_name_alone_nor_its_hash_makes_it_the_same_model(tmp_path, name, hashes):
+    """After a number of steps is done, so that there is a profile which names the model too."""
+    store = ProfileStore(tmp_path / "calibrations")
+    gate = Gate(0)
+    shop = workshop(tmp_path, Exact(before=lambda calls: store.names() and gate(calls)))
+    shop.start(config_of(**QUICK))
+    assert gate.reached.wait(900)
+    shop.stop()
+    gate.opened.set()
+    ended(shop, "stopped")
+    before = store.get("exact")
+    other = Exact()
+    other.model_name, other.hashes = name, hashes
+    later = workshop(tmp_path, other)
+    later.resume("exact")
+    status = ended(later, "failed")
+    assert f"begun with the model exact, and {name} is loaded now" in status.message and other.calls == 0
+    assert store.get("exact") == before
+
+
 @pytest.mark.parametrize(
     ("error", "state", "words"),
     [

@@ -313,7 +313,7 @@ def test_samplers_of_the_host_that_take_a_schedule_in_their_own_way():
     expected = recipe_for("sd1", 6, 7).sigmas(SD).tolist()
     assert look(sampler="DPM2", schedule="HP").first.sigmas == pytest.approx([*expected[:-2], 0], rel=1e-6)
     first = look({"end_sigma": 0.001}, sampler="DDIM", schedule="HP").first
-    assert first.notes == ["the sampler DDIM makes its own schedule and ignored the type HP"]
+    assert first.notes == ["the sampler DDIM makes its own schedule and ignores the type HP"]
     assert not first.asked and not first.error
 
 
@@ -508,14 +508,14 @@ def test_a_calibration_is_chosen_as_the_library_chooses(kept, calibrated):
             used += 1
             assert first.base == [] and first.sigmas == pytest.approx(found[1].sigmas, rel=1e-6)
         elif demanded and first.use.coupled:
-            assert any("was not used" in note or "followed the recipe" in note for note in first.notes)
+            assert any("is not used" in note or "follows the recipe" in note for note in first.notes)
     assert 50 < used < 350
 
 
 def test_a_calibration_of_another_model_is_told(calibrated):
     first = look({"calibration": "foreign"}, calibrated).first
     assert first.error == "" and first.calibration == ""
-    assert "foreign was not used: it was made for the model" in first.notes[0]
+    assert "foreign is not used: it was made for the model" in first.notes[0]
     missing = look({"calibration": "nobody's"}, calibrated).first
     assert "must be Auto, Off or one that is here" in missing.error and missing.wrong == ("calibration",)
 
@@ -565,7 +565,7 @@ def test_statistics_are_known_by_their_names(tmp_path):
 
 def test_presets_of_another_family_are_followed_where_the_settings_say_so():
     followed = look({"recipe": "SDXL 8 steps"}, replace(MODEL, follow=True), steps=8).first
-    assert followed.recipe.name == "SD1.5 8 steps" and "stood for SD1.5 8 steps" in followed.notes[0]
+    assert followed.recipe.name == "SD1.5 8 steps" and "stands for SD1.5 8 steps" in followed.notes[0]
     assert look({"recipe": "SDXL 8 steps"}, steps=8).first.recipe.name == "SDXL 8 steps"
 
 

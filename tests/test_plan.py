@@ -72,7 +72,7 @@ def test_own_ends_are_ends_that_differ_from_the_table_s(plan, noise):
         assert torch.equal(sigmas, expected)
         this, told = plan()
         this.schedule(5, calibrated=True, **ends)
-        assert told == ["no calibration was used, as the settings change the schedule's smallest or largest sigma"]
+        assert told == ["no calibration is used, as the settings change the schedule's smallest or largest sigma"]
     this, _ = plan(rho=5.0)
     assert float(this.schedule(5, sigma_max=noise.sigma_max * 0.95)[0]) == pytest.approx(
         noise.sigma_max * 0.95, rel=1e-3

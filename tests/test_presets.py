@@ -83,6 +83,10 @@ def file_of(**changes):
         ({"settings": {"order": True}}, "UniPC order (order) must be a whole number"),
         ({"settings": {"recipe": {}}}, "Recipe (recipe) must be one of"),
         ({"settings": {"calibration": "half \ud800"}}, "settings.calibration must be a text of printable characters"),
+        ({"sampler": "HP\nAuto"}, "sampler must be a text of at most 400 characters"),
+        ({"sampler": "half \ud800"}, "sampler must be a text of at most 400 characters"),
+        ({"schedule": "HP\x07"}, "schedule must be a text of at most 400 characters"),
+        ({"schedule": "H\u200bP"}, "schedule must be a text of at most 400 characters"),
         ({"settings": {"calibration": "two\nlines"}}, "got 'two\\nlines'"),
         ({"settings": {"enabled": False}}, "settings.enabled must not be there"),
         ({"settings": {"rho": 5, "end_sigma": 0.2}}, "both say where the schedule ends"),
@@ -164,7 +168,11 @@ def test_saving_replacing_renaming_deleting(shelf):
     assert shelf.names() == ["Mine"] and shelf.get("Mine") == mine("Mine")
     with pytest.raises(StoreError, match="no preset named 'mine'; there are: Mine"):
         shelf.delete("mine")
-    assert shelf.import_json(mine("Mine").to_json()).name == "Mine 2"
+    kept, said = shelf.import_json(mine("other").to_json())
+    assert kept.name == "Mine" and said == "the preset in that file is here already, as 'Mine'; nothing was added"
+    kept, said = shelf.import_json(Preset.of("Mine", {"rho": 3}).to_json())
+    assert kept.name == "Mine 2" and "kept as 'Mine 2', as 'Mine' is the name of another one here" in said
+    assert shelf.import_json(Preset.of("third", {"rho": 4}).to_json())[1] == ""
 
 
 def test_two_at_once_do_not_write_over_each_other(shelf):

@@ -55,7 +55,9 @@ def _run(client: Client, args: argparse.Namespace) -> None:
             raise ClientError(f"{args.file}: {error.strerror or error}") from None
         print(f"Written: {args.file}")
     elif args.command == "import":
-        print(f"Calibration: {line_in(client.read('POST', RESULTS, _profile_in(args.file)).at('name'))}")
+        answer = client.read("POST", RESULTS, _profile_in(args.file))
+        note = f" ({line_in(answer.at('note'))})" if "note" in answer.data else ""
+        print(f"Calibration: {line_in(answer.at('name'))}{note}")
     else:
         run_command(client, args, JOBS, RESULTS)
 

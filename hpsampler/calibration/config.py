@@ -60,6 +60,11 @@ class CalibrationConfig:
             StoreError: naming the field, its value and what is allowed.
         """
         checked = checked_fields(cls, values, RESERVED, _WHOLE_NUMBERS)
+        if len(set(checked.get("prompts", DEFAULT_PROMPTS))) < 2:
+            raise StoreError(
+                "prompts must be two at least that differ, as every second one judges the fit to the others; got "
+                f"{abbreviated(checked['prompts'][0])}"
+            )
         if "steps" in values:
             steps = _several("steps", values["steps"])
             checked["steps"] = tuple(sorted({int(number("steps", value, 2, 20, whole=True)) for value in steps}))

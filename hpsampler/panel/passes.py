@@ -10,7 +10,8 @@ import torch
 from ..fields import SettingsError
 from ..golden.search import CALLS as GOLDEN_CALLS
 from ..noise import NoiseModel
-from ..plan import LoadedModel, Pass, Request, misfit_note
+from ..notes import misfit
+from ..plan import LoadedModel, Pass, Request
 from ..recipes import AUTO, Recipe
 from ..schedule import base_karras
 from ..settings import FIELDS, NO_STATISTICS, OFF, SCHEDULE_FIELDS, Settings
@@ -87,8 +88,11 @@ def look_at(shown: PassView, settings: Settings, page: Page, known: Known, secon
     shown.named = named_recipe(settings, page, known)
     shown.karras = [*base_karras(steps, KARRAS_RHO, noise.sigma_min, noise.sigma_max).tolist(), 0.0]
     shown.asked = use.coupled and page.sampler not in OWN_SCHEDULE
-    shown.tell(misfit_note(settings, use, steps))
+    shown.tell(misfit(settings, use, steps))
     this.begin(shown.asked or not use.coupled)
+    shown.unchanged = page.denoising <= 0 and (second or (page.img2img and page.exact_steps))
+    if shown.unchanged:
+        return
     extra = page.sampler in ONE_POINT_MORE
     if shown.asked:
         sigmas = this.schedule(steps + extra, use.calibrated)

@@ -154,6 +154,7 @@ class PassView:
         calibration: the label of the one in use.
         auto_is_best: that a calibration found Auto's own recipe the best way to draw, in words; else empty.
         guidance: the guidance scale of each call, where it is another than the CFG scale.
+        unchanged: whether strength 0 leaves the picture as it is, at no call.
     """
 
     use: Use
@@ -176,6 +177,7 @@ class PassView:
     calibration: str = ""
     auto_is_best: str = ""
     guidance: tuple[float, ...] = ()
+    unchanged: bool = False
 
     @property
     def is_cut(self) -> bool:

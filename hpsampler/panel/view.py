@@ -10,7 +10,8 @@ from ..calibration.profile import Drawing, Profile
 from ..calibration.rows import Fitted, Joint
 from ..effects import Use, idle
 from ..fields import Field, SettingsError
-from ..plan import LoadedModel, Pass, Request, followed
+from ..notes import followed
+from ..plan import LoadedModel, Pass, Request
 from ..recipes import AUTO, PRESETS
 from ..settings import ANALYTICAL, AS_RECIPE, ENDING_LABELS, FIELDS, OFF, SCHEDULE_FIELDS, Settings
 from ..store import StoreError

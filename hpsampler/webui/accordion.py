@@ -73,6 +73,7 @@ class PageContext:
         begin_with: values to begin with, by name of field; None is every field's default, and the switch off.
         preset: the name of the preset that those are.
         tab: title of the page's tab where calibrations are made; empty where there is none.
+        saved: values that a person saved as the page's defaults, by name, which its menus must know as they are built.
         trouble: what of ours failed, which the panel says.
     """
 
@@ -83,6 +84,7 @@ class PageContext:
     begin_with: Optional[Mapping[str, Any]] = field(default=None)
     preset: str = AUTO
     tab: str = ""
+    saved: Mapping[str, Any] = field(default_factory=dict)
     trouble: Trouble = field(default_factory=Trouble)
 
 
@@ -116,10 +118,9 @@ _QUIET: dict[str, Any] = {"show_progress": "hidden"}
 def build(prefix: str, container: Container, around: PageContext) -> Accordion:
     """Build the accordion where the page now stands; every ``elem_id`` starts with ``prefix``."""
     made: dict[str, Any] = {}
-    begin = around.begin_with or {}
 
     def add(names: Sequence[str]) -> None:
-        made.update({name: _component(_FIELDS[name], prefix, begin) for name in names if name in _FIELDS})
+        made.update({name: _component(_FIELDS[name], prefix, around) for name in names if name in _FIELDS})
 
     with container(around.begin_with is not None, label=TITLE, elem_id=prefix) as enabled:
         gr.HTML(skeleton(prefix, around.page), elem_id=f"{prefix}_panel")
@@ -212,12 +213,13 @@ def _by_name(values: Sequence[Any]) -> dict[str, Any]:
     return dict(zip([ENABLED.name, *(each.name for each in FIELDS)], values))
 
 
-def _component(field: Field, prefix: str, begin: Mapping[str, Any]) -> Any:
-    value = begin.get(field.name, field.default)
+def _component(field: Field, prefix: str, around: PageContext) -> Any:
+    value = (around.begin_with or {}).get(field.name, field.default)
     common = {"label": field.label, "value": value, "elem_id": f"{prefix}_{field.name}", "info": field.help}
     if field.words:
-        # it also takes what a picture says; its names come as the page opens
-        return gr.Dropdown(choices=[*field.words, *field.suggestions], allow_custom_value=True, **common)
+        # it also takes what a picture says; its names come as the page opens, but for a default that was saved
+        offered = dict.fromkeys([*field.words, *field.suggestions, str(around.saved.get(field.name, value))])
+        return gr.Dropdown(choices=[*offered], allow_custom_value=True, **common)
     if field.choices:
         return gr.Dropdown(choices=list(field.choices), **common)
     low = field.low if field.neutral is None else min(field.low, field.neutral)

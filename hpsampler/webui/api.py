@@ -52,7 +52,8 @@ def add_routes(app: FastAPI, runners: Runners, auth: Optional[str]) -> None:
 
     async def take(request: Request) -> dict[str, Any]:
         text = (await request.body()).decode("utf-8", errors="replace")
-        return {"name": _tried(lambda: runners.calibrations.profiles.import_json(text)).name}
+        kept, said = _tried(lambda: runners.calibrations.profiles.import_json(text))
+        return {"name": kept.name, **({"note": said} if said else {})}
 
     def measured() -> dict[str, Any]:
         rows, problems = [], []

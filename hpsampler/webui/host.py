@@ -166,7 +166,7 @@ def freeu(plan: Optional[FreeUPlan], waves: Optional[Waves] = None) -> str:
         waves: keeps what Free-U's filter needs from one call to the next.
 
     Returns:
-        Why Free-U cannot act, as the end of "Free-U had no effect, as ..."; empty where it can.
+        Why Free-U cannot act, as the end of "Free-U has no effect, as ..."; empty where it can.
     """
     model = loaded()
     backend = _backend(model)

@@ -111,15 +111,8 @@ class _Calibration(Kind):
         return _export(f"{name}.json", profile.to_json().encode(), "application/json") + profile_html(profile)
 
     def take(self, runners: Runners, path: Path) -> tuple[str, str]:
-        from ..calibration.profile import Profile
-
-        profiles, text = runners.calibrations.profiles, text_of(str(path))
-        given = Profile.from_json(text)
-        for kept in profiles.read()[0]:
-            if replace(kept, name=given.name) == given:
-                return kept.name, _here_already(self, kept.name)
-        name = profiles.import_json(text).name
-        return name, _under_another_name(self, given.name, name)
+        kept, said = runners.calibrations.profiles.import_json(text_of(str(path)))
+        return kept.name, said
 
 
 class _Statistics(Kind):
@@ -170,12 +163,14 @@ class _Statistics(Kind):
                 if source != given.source or shape != given.l.shape or kept.is_dir():
                     continue
                 if statistics_label("", load_statistics(kept)) == statistics_label("", given):
-                    return name, _here_already(self, name)
+                    return name, f"the statistics in that file are here already, as {name!r}; nothing was added"
             except (StoreError, StatisticsError):
                 continue
         wanted = clean_name(path.stem, RESERVED)
         name = add_statistics(given, folder, wanted)
-        return name, _under_another_name(self, wanted, name)
+        if name == wanted:
+            return name, ""
+        return name, (f"the statistics in that file are kept as {name!r}, as {wanted!r} is the name of other ones here")
 
 
 CALIBRATION, STATISTICS = _Calibration(), _Statistics()
@@ -244,20 +239,6 @@ def _middle(scales: Any) -> Any:
     if len(given) == 1:
         return given[0]
     return min(max(StatisticsConfig.cfg_scale, given[0]), given[-1])
-
-
-def _here_already(kind: Kind, name: str) -> str:
-    return f"the {kind.word} in that file {_be(kind)} here already, as {name!r}; nothing was added"
-
-
-def _under_another_name(kind: Kind, wanted: str, name: str) -> str:
-    if name == wanted:
-        return ""
-    return f"the {kind.word} in that file {_be(kind)} kept as {name!r}, as {wanted!r} is the name of another one here"
-
-
-def _be(kind: Kind) -> str:
-    return "are" if kind is STATISTICS else "is"
 
 
 def _export(name: str, data: bytes, media: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
@@ -10,9 +12,13 @@ from modules import shared
 from ..calibration.choice import AIMS, PICTURES
 from ..effects import SAMPLERS, SCHEDULES
 from ..settings import OFF, Settings
+from ..store import abbreviated
 from .folders import presets
 
-__all__ = ["NO_PRESET", "aim", "default_preset", "follows_model", "hidden", "plots", "register", "settings_when_off"]
+__all__ = [
+    "NO_PRESET", "aim", "default_preset", "follows_model", "hidden", "plots", "problems", "register",
+    "settings_when_off",
+]  # fmt: skip
 
 PLACE: dict[str, Any] = {"section": ("hpsampler", "HP Sampler"), "category_id": "sd"}
 """The page, and the host's category "Stable Diffusion"; without one it stands under "Uncategorized"."""
@@ -65,35 +71,60 @@ def register() -> None:
     )
 
 
-def _get(name: str, default: Any) -> Any:
-    """An option's value; before the page was ever built it has none."""
-    return shared.opts.data.get(name, default)
+_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {HIDDEN: [], PRESET: NO_PRESET, FOLLOW: False, WHEN_OFF: True, PLOT: True, AIM: PICTURES}
+)
+
+
+def _is_right(name: str, value: Any) -> bool:
+    """Whether it is of its default's type. The host saves whatever a program or an edited file says."""
+    if name == HIDDEN:
+        return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    if name == AIM:
+        return value in AIMS
+    # None is what the host itself saves of a menu in which nothing is chosen
+    return isinstance(value, type(_DEFAULTS[name])) or (name == PRESET and value is None)
+
+
+def _get(name: str) -> Any:
+    """An option's value; its default where it has none yet, or one that cannot be used."""
+    value = shared.opts.data.get(name, _DEFAULTS[name])
+    return value if _is_right(name, value) else _DEFAULTS[name]
+
+
+def problems() -> list[str]:
+    """A sentence for every option whose value cannot be used."""
+    given = {name: shared.opts.data.get(name, default) for name, default in _DEFAULTS.items()}
+    return [
+        f"the option {name} is {abbreviated(value)}, which it cannot be; its default {_DEFAULTS[name]!r} is used"
+        for name, value in given.items()
+        if not _is_right(name, value)
+    ]
 
 
 def hidden() -> frozenset[str]:
-    return frozenset(_get(HIDDEN, []))
+    return frozenset(_get(HIDDEN))
 
 
 def default_preset() -> str:
     """Name of the preset to begin with; empty for none."""
-    name = _get(PRESET, NO_PRESET)
+    name = _get(PRESET)
     return "" if name in (NO_PRESET, None) else str(name)
 
 
 def follows_model() -> bool:
-    return bool(_get(FOLLOW, False))
+    return bool(_get(FOLLOW))
 
 
 def settings_when_off() -> Settings:
     """What a request is drawn with while the accordion is off."""
-    return Settings() if _get(WHEN_OFF, True) else Settings(calibration=OFF)
+    return Settings() if _get(WHEN_OFF) else Settings(calibration=OFF)
 
 
 def aim() -> str:
-    """What Auto aims at; what is none of it stands for the default."""
-    found = _get(AIM, PICTURES)
-    return found if found in AIMS else PICTURES
+    """What Auto aims at."""
+    return str(_get(AIM))
 
 
 def plots() -> bool:
-    return bool(_get(PLOT, True))
+    return bool(_get(PLOT))

@@ -17,6 +17,7 @@ __all__ = ["answer"]
 
 _BY_NAME = {each.name: each for each in FIELDS}
 LONGEST_LIST = 4
+UNCHANGED = "Denoising strength 0 leaves the picture as it is, at no UNet call."
 
 
 def answer(shown: View, groups: Sequence[tuple[str, Sequence[str]]], width: float, tab: str) -> dict[str, Any]:
@@ -56,13 +57,15 @@ def _summary(shown: View) -> str:
     parts = []
     if first.error:
         parts.append("The generation would stop:")
+    elif first.unchanged:
+        parts.append(UNCHANGED)
     elif not first.asked:
         parts.append(f"{first.use.sampler} on {first.use.schedule} does not use this schedule.")
     else:
         parts.append(_of_pass(first, shown.page.cfg))
     second = shown.second
     if second is not None and not second.error:
-        own = second.asked or second.use.own
+        own = second.asked or second.use.own or second.unchanged
         parts.append(
             "Hires. fix: "
             + (_of_pass(second, shown.page.second.cfg) if own else f"{second.use.sampler} uses nothing of it.")
@@ -82,18 +85,23 @@ def _summary(shown: View) -> str:
 
 
 def _of_pass(shown: PassView, cfg_scale: float) -> str:
+    if shown.unchanged:
+        return UNCHANGED
     recipe = shown.recipe
     assert recipe is not None
+    calls = _counted(shown.calls or 0, "UNet call")
     if not shown.asked:
-        return f"{shown.use.sampler} on {shown.use.schedule} does not use this schedule."
+        return f"{shown.use.sampler} on the schedule type {shown.use.schedule}, {calls}."
     what = f"calibration {shown.calibration}" if shown.calibration else recipe.name
-    end = f"{short(shown.sigmas[-1])}, left for the VAE" if shown.sigmas[-1] > 0 else "0"
+    end = f"{short(shown.sigmas[-1])}, left for the VAE"
+    if shown.sigmas[-1] == 0:
+        # the last level before it is where most of what can be set shows
+        end = f"{short(shown.sigmas[-2])}, then 0" if len(shown.sigmas) - shown.skipped > 2 else "0"
     noise = f"sigma {short(shown.sigmas[shown.skipped])} to {end}"
     if shown.calls is None:
         steps = len(shown.sigmas) - 1 - shown.skipped
         return f"{what}, {_counted(steps, 'step')}, {noise}."
     golden = f", {shown.golden} of them for golden noise" if shown.golden else ""
-    calls = _counted(shown.calls, "UNet call")
     return f"{what}: {SOLVER_LABELS[recipe.solver]}, {calls}{golden}, {noise}.{_guidance(shown, cfg_scale)}"
 
 

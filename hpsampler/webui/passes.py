@@ -18,7 +18,7 @@ from ..settings import OFF, Settings
 from . import checkpoint, options
 from .folders import library, statistics_folder
 
-__all__ = ["attach", "find", "foreseen", "pass_of", "planned"]
+__all__ = ["attach", "find", "foreseen", "planned", "unknown"]
 
 ATTRIBUTE = "hpsampler_pass"
 
@@ -52,12 +52,10 @@ def find(model_wrap: Any) -> Optional[Pass]:
     return getattr(model_wrap, ATTRIBUTE, None)
 
 
-def pass_of(model_wrap: Any) -> Pass:
-    """The pass of a denoiser wrapper; a default one where another script samples past our hooks."""
-    found = find(model_wrap)
-    if found is None:
-        # 7 is the host's default guidance scale; the scheduler of such a caller cannot know the real one
-        request = Request(Use.of("", ""), 7.0, from_noise=False)
-        found = planned(Settings(), request, model_wrap, tell=print, record=lambda name, label: print(label))
-        attach(model_wrap, found)
+def unknown(model_wrap: Any) -> Pass:
+    """A default one, where another script samples past our hooks."""
+    # 7 is the host's default guidance scale; the scheduler of such a caller cannot know the real one
+    request = Request(Use.of("", ""), 7.0, from_noise=False)
+    found = planned(Settings(), request, model_wrap, tell=print, record=lambda name, label: print(label))
+    attach(model_wrap, found)
     return found

@@ -137,8 +137,9 @@ def _delete(done: Done, store: PresetStore, asked: _Asked) -> None:
 
 
 def _import(done: Done, store: PresetStore, asked: _Asked) -> None:
-    kept = store.import_json(asked.text)
-    done.said = _done(store, f"Preset {kept.name} imported{_made_for(kept)}; choose it to load it.")
+    kept, told = store.import_json(asked.text)
+    what = f"{told[0].upper()}{told[1:]}." if told else f"Preset {kept.name} imported{_made_for(kept)}."
+    done.said = _done(store, f"{what} Choose it to load it.")
 
 
 def _export(done: Done, store: PresetStore, asked: _Asked) -> None:

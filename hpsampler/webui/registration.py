@@ -14,7 +14,7 @@ from ..guidance import with_guidance
 from ..plan import Pass
 from ..solvers import SOLVERS, Callback
 from . import host
-from .passes import pass_of
+from .request import OWN, pass_of
 
 __all__ = ["CALIBRATED_NAME", "SAMPLERS", "SCHEDULES", "SCHEDULE_NAME", "register", "unregister"]
 
@@ -30,7 +30,9 @@ def register(hidden: Collection[str] = ()) -> None:
     """
     unregister()
     for name, solver in SAMPLERS.items():
-        data = sd_samplers_common.SamplerData(name, _constructor(solver), [], {"scheduler": SCHEDULE_NAME})
+        data = sd_samplers_common.SamplerData(
+            name, _constructor(name, solver), [], {"scheduler": SCHEDULE_NAME, OWN: name}
+        )
         if name not in hidden:
             sd_samplers.all_samplers.append(data)
         sd_samplers.all_samplers_map[name] = data
@@ -68,7 +70,7 @@ def _schedule(schedule: str) -> Callable[..., torch.Tensor]:
     return sigmas
 
 
-def _constructor(solver: Optional[str]) -> Callable[[Any], Any]:
+def _constructor(name: str, solver: Optional[str]) -> Callable[[Any], Any]:
     def sample(
         model: Any,
         x: torch.Tensor,
@@ -79,6 +81,7 @@ def _constructor(solver: Optional[str]) -> Callable[[Any], Any]:
     ) -> torch.Tensor:
         return _sample(solver, model, x, sigmas, extra_args, callback)
 
+    setattr(sample, OWN, name)
     return lambda sd_model: sd_samplers_kdiffusion.KDiffusionSampler(sample, sd_model)
 
 
@@ -91,7 +94,9 @@ def _sample(
     callback: Optional[Callback],
 ) -> torch.Tensor:
     """Run ``solver``, or the recipe's, with what the recipe couples to it. ``denoiser`` is the host's CFGDenoiser."""
-    this = pass_of(denoiser.sampler.model_wrap)
+    if len(sigmas) < 2:
+        return x  # strength 0 with an exact number of steps
+    this = pass_of(denoiser.sampler.model_wrap, denoiser.sampler)
     run = this.solve(solver, sigmas, x.shape[1:])
     options = run.options
     if options.get("noise_level"):

@@ -10,7 +10,6 @@ import torch
 from modules import (
     call_queue,
     devices,
-    extra_networks,
     processing,
     rng,
     sd_samplers_common,
@@ -72,7 +71,7 @@ class Checkpoint:
     """The checkpoint that is loaded now, a :class:`~hpsampler.jobs.ModelSource`; calls must be made in a turn.
 
     Raises:
-        StoreError: a model that the method does not cover, or prompts that it cannot be calibrated with.
+        StoreError: a model that the method does not cover.
     """
 
     def __init__(self, config: Asked) -> None:
@@ -82,13 +81,6 @@ class Checkpoint:
             self.family = model.family()
             self.hashes = model.hashes()
             self.model_name = model.title()
-            for prompt in (*config.prompts, config.negative):
-                _, networks = extra_networks.parse_prompt(prompt)
-                if networks:
-                    raise StoreError(
-                        "prompts must not call extra networks, as what is made is of the checkpoint alone; "
-                        f"got {prompt!r}"
-                    )
             with host.ready_to_call():
                 self.noise = model.noise_model(_Batch(config.prompts[:1], config, 1.0).sampler.model_wrap)
         except SettingsError as error:

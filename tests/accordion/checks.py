@@ -208,7 +208,7 @@ def check_what_it_is_made_for_is_one_click_away(at: AccordionPage) -> None:
     assert len(at.sigmas()) == 9 and at.offers()[2] == "✓ 8 steps"
     at.set("recipe", "SD1.5 5 steps")
     at.settle()
-    assert at.offers() == ["5 steps"] and "is made for 5 steps; it ran with 8" in at.words()
+    assert at.offers() == ["5 steps"] and "is made for 5 steps; it runs with 8" in at.words()
     at.panel.get_by_role("button", name="5 steps", exact=True).click()
     at.settle()
     assert at.words() == "" and at.number_at(at.controls["steps"]).input_value() == "5"
@@ -332,7 +332,10 @@ def check_presets_are_kept(at: AccordionPage) -> None:
     assert Preset.from_json(text).name == "my six" and Preset.from_json(text).settings == {**ours, "rho": 7.0}
 
     file = {"name": "x.json", "mimeType": "application/json", "buffer": text.encode()}
-    assert "my six 2 imported" in at.acted(lambda: at.panel.locator("input[type=file]").set_input_files([file]))
+    take = at.panel.locator("input[type=file]").set_input_files
+    assert "is here already, as 'my six'; nothing was added" in at.acted(lambda: take([file]))
+    other = Preset.of("my six", {"rho": 3}).to_json().encode()
+    assert "is kept as 'my six 2'" in at.acted(lambda: take([{**file, "buffer": other}]))
     assert "tick Confirm first" in at.press("delete")
     for name in ("my six 2", "my six"):
         at.load(name)

@@ -15,6 +15,7 @@ from hpsampler.presets import Preset, built_in
 from hpsampler.recipes import preset_family, recipe_for
 from hpsampler.settings import FIELDS
 from tests.adapter.host.processing import Host, Img2Img, Txt2Img
+from tests.adapter.test_requests import OURS
 
 
 class AxisOption(SimpleNamespace):
@@ -155,8 +156,8 @@ class TestPresets:
         followed = host.run(p, xl)
         assert torch.equal(followed, host.run(Txt2Img(steps=8), {"recipe": "SD1.5 8 steps"}))
         assert not torch.equal(followed, named) and p.extra_generation_params["HP Recipe"] == "SD1.5 8 steps"
-        assert "the preset SDXL 8 steps stood for SD1.5 8 steps" in p.extra_generation_params["HP note"]
-        assert "SDXL 5 steps UniPC stood for SD1.5 5 steps UniPC" in p.extra_generation_params["HP note"]
+        assert "the preset SDXL 8 steps stands for SD1.5 8 steps" in p.extra_generation_params["HP note"]
+        assert "SDXL 5 steps UniPC stands for SD1.5 5 steps UniPC" in p.extra_generation_params["HP note"]
         webui.shared.sd_model = webui.checkpoint("is_sdxl")
         p = Txt2Img(steps=8)
         host.run(p, xl)
@@ -197,7 +198,7 @@ class TestSecondPass:
 
     def test_a_preset_for_other_steps_is_told_for_its_pass(self, webui, host):
         _, written = self.sigmas(webui, host, {"hires_recipe": "SD1.5 6 steps"})
-        assert "the recipe SD1.5 6 steps is made for 6 steps; it ran with 8" in written["HP note"]
+        assert "the recipe SD1.5 6 steps is made for 6 steps; it runs with 8" in written["HP note"]
         _, written = self.sigmas(webui, host, {"hires_recipe": "SD1.5 8 steps"})
         assert "HP note" not in written
 
@@ -229,6 +230,27 @@ class TestSettingsPage:
         webui.shared.opts.hpsampler_hidden = ["HP"]
         webui.load()
         assert torch.isfinite(host.run(Txt2Img(steps=5))).all()
+
+    @pytest.mark.parametrize("value", [None, 5, "HP UniPC", [None], {"a": 1}])
+    @pytest.mark.parametrize("name", ["hidden", "preset", "follow", "calibration_when_off", "plot", "aim"])
+    def test_one_that_cannot_be_used_is_told_and_its_default_used(self, webui, host, capsys, name, value):
+        """The host saves whatever its file or a program says."""
+        usual = host.run(Txt2Img(steps=5))
+        setattr(webui.shared.opts, f"hpsampler_{name}", value)
+        capsys.readouterr()
+        webui.script = webui.load()
+        said = capsys.readouterr().out
+        assert [each.name for each in webui.sd_samplers.all_samplers][1:] == OURS, "it loads, and hides nothing"
+        host.script = webui.script.HPSamplerScript()
+        with gr.Blocks():
+            enabled, *_ = host.script.ui(False)
+        p = Txt2Img(steps=5)
+        assert torch.equal(host.run(p), usual) and not host.printed
+        assert importlib.import_module("hpsampler.webui.page").known().plot is True and enabled.value is False
+        # a menu in which nothing is chosen is saved as null, and a text may be a preset's name that is gone
+        fine = name == "preset" and (value is None or isinstance(value, str))
+        told = f"the option hpsampler_{name} is {value!r}, which it cannot be; its default "
+        assert (told in said) != fine and (told in p.extra_generation_params.get("HP note", "")) != fine
 
     def test_the_accordion_begins_with_a_preset(self, webui, shelf, capsys):
         shelf.save(Preset.of("mine", {"rho": 6.5}))

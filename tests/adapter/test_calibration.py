@@ -61,7 +61,7 @@ def test_another_checkpoint_does_not_get_it(webui, host, made):
     assert not is_calibrated(sigmas_of(webui, host, Txt2Img(steps=5)))
     p = Txt2Img(steps=5)
     assert is_calibrated(sigmas_of(webui, host, p, {"calibration": f"mine {FIVE.hash}"})), "a picture's name is exact"
-    assert "was used although it was made for the model tiny" in p.extra_generation_params["HP note"]
+    assert "is used although it was made for the model tiny" in p.extra_generation_params["HP note"]
 
 
 @pytest.mark.parametrize("values", [{"calibration": "Off"}, {"rho": 4.0}, {"recipe": "SD1.5 5 steps"}], ids=str)
@@ -71,7 +71,7 @@ def test_what_was_set_is_not_replaced(webui, host, made, values):
     assert "HP Calibration" not in p.extra_generation_params
     p = Txt2Img(steps=5, scheduler="HP calibrated")
     assert not is_calibrated(sigmas_of(webui, host, p, values))
-    assert "followed the recipe" in p.extra_generation_params["HP note"]
+    assert "follows the recipe" in p.extra_generation_params["HP note"]
 
 
 @pytest.mark.parametrize("sampler", ["Euler", "HP UniPC", "HP Auto"])
@@ -81,7 +81,7 @@ def test_the_schedule_type_gives_it_to_any_sampler(webui, host, made, sampler):
     assert p.extra_generation_params["HP Calibration"] == f"mine {FIVE.hash}"
     p = Txt2Img(steps=7, sampler_name=sampler, scheduler="HP calibrated")
     assert len(sigmas_of(webui, host, p)) == 7
-    assert "HP calibrated was not used: none fits" in p.extra_generation_params["HP note"] and len(p.comments) == 1
+    assert "HP calibrated is not used: none fits" in p.extra_generation_params["HP note"] and len(p.comments) == 1
 
 
 def test_the_end_of_it_in_img2img_with_the_factors_of_those_steps(webui, host, made):
@@ -89,6 +89,23 @@ def test_the_end_of_it_in_img2img_with_the_factors_of_those_steps(webui, host, m
     assert sigmas_of(webui, host, p) == pytest.approx(FIVE.sigmas[2:-1], rel=1e-5)
     plain = Img2Img(steps=5, denoising_strength=0.5, init_latent=torch.zeros(1, 4, 8, 8))
     assert sigmas_of(webui, host, plain)[0] != pytest.approx(FIVE.sigmas[2], rel=1e-3)
+
+
+@pytest.mark.parametrize(("strength", "steps"), [(1.0, 5), (0.99, 5), (0.5, 3), (0.3, 2), (0.0, 1)])
+def test_the_factors_are_those_of_the_steps_that_run(webui, host, made, monkeypatch, strength, steps):
+    """A schedule of five steps has four factors between them and a first without one; img2img runs its last part."""
+    given = []
+    registration = importlib.import_module("hpsampler.webui.registration")
+    solver = registration.SOLVERS["dpmpp_2m"]
+
+    def spy(model, x, sigmas, *args, **own):
+        given.append((len(sigmas) - 1, own["factors"]))
+        return solver(model, x, sigmas, *args, **own)
+
+    monkeypatch.setattr(registration, "SOLVERS", {**registration.SOLVERS, "dpmpp_2m": spy})
+    p = Img2Img(steps=5, denoising_strength=strength, init_latent=torch.zeros(1, 4, 8, 8), scheduler="HP calibrated")
+    host.run(p)
+    assert given == [(steps, FIVE.factors[-steps:])]
 
 
 def test_a_second_pass_is_another_size(webui, host, made, library):
@@ -139,12 +156,27 @@ def test_a_name_that_is_not_here_is_refused_before_the_first_call(webui, host, m
     assert seen == []
 
 
+@pytest.mark.parametrize(("option", "value"), [("sigma_max", 14.5), ("sigma_max", 14.8), ("sigma_min", 0.0295)])
+def test_ends_that_differ_by_a_hundredth_are_other_ends(webui, host, made, option, value):
+    setattr(webui.shared.opts, option, value)
+    try:
+        p = Txt2Img(steps=5, scheduler="HP calibrated")
+        seen = sigmas_of(webui, host, p)
+        assert not is_calibrated(seen) and "no calibration is used" in p.extra_generation_params["HP note"]
+        assert option == "sigma_min" or seen[0] == pytest.approx(min(value, 14.614641), rel=1e-5)
+        own = Txt2Img(steps=5, scheduler="HP calibrated")
+        setattr(webui.shared.opts, option, {"sigma_max": 14.6147, "sigma_min": 0.029168}[option])
+        assert is_calibrated(sigmas_of(webui, host, own)), "the model's own, as the host rounds them"
+    finally:
+        setattr(webui.shared.opts, option, 0)
+
+
 def test_changed_ends_of_the_schedule_are_told(webui, host, made):
     webui.shared.opts.sigma_max = 10.0
     try:
         p = Txt2Img(steps=5, scheduler="HP calibrated")
         assert not is_calibrated(sigmas_of(webui, host, p))
-        assert "no calibration was used" in p.extra_generation_params["HP note"]
+        assert "no calibration is used" in p.extra_generation_params["HP note"]
     finally:
         webui.shared.opts.sigma_max = 0
 
@@ -180,14 +212,6 @@ class TestCheckpoint:
         before = len(networks.activated)
         checkpoint.denoiser(["a"], "", 6.0)(checkpoint.start([1], 64, 64), torch.ones(1))
         assert networks.activated[before:] == [{}]
-
-    @pytest.mark.parametrize(
-        ("values", "words"),
-        [({"prompts": "a <lora:b:1>"}, "must not call extra networks"), ({"negative": "<x:y>"}, "<x:y>")],
-    )
-    def test_what_it_cannot_be_calibrated_with_is_said(self, source, values, words):
-        with pytest.raises(ValueError, match=words):
-            source.Checkpoint(self.order(**values))
 
     def test_a_model_that_is_not_covered_is_refused(self, webui, source):
         webui.shared.sd_model.is_sd1 = False
@@ -247,7 +271,10 @@ class TestRoutes:
         assert row["name"] == "mine" and row["fitted"][0]["hash"] == FIVE.hash
         text = client("GET", "calibrations/mine").json()
         assert Profile.from_json(json.dumps(text)).fitted == (FIVE,)
-        assert client("POST", "calibrations", json=text).json() == {"name": "mine 2"}
+        again = "the calibration in that file is here already, as 'mine'; nothing was added"
+        assert client("POST", "calibrations", json=text).json() == {"name": "mine", "note": again}
+        other = client("POST", "calibrations", json={**text, "seed": text["seed"] + 1}).json()
+        assert other["name"] == "mine 2" and "'mine' is the name of another one here" in other["note"]
         assert client("PATCH", "calibrations/mine", json={"name": "other"}).json() == {"name": "other"}
         assert client("DELETE", "calibrations/mine 2").status_code == 200
         names = [each["name"] for each in client("GET", "calibrations").json()["calibrations"]]
@@ -259,6 +286,9 @@ class TestRoutes:
             ("get", "calibrations/none", None, "no calibration named 'none'"),
             ("post", "calibrations", {"format": "x"}, "not a calibration of HP Sampler"),
             ("post", "calibrate", {"name": "a", "steps": [1]}, "steps must be"),
+            ("post", "calibrate", {"name": "a", "prompts": "a moon"}, "prompts must be two at least that differ"),
+            ("post", "calibrate", {"name": "a", "prompts": "a\nb <lora:c:1>"}, "must not call extra networks"),
+            ("post", "measure", {"name": "a", "negative": "<lora:c:1>"}, "negative must not call extra networks"),
             ("post", "calibrate/resume", {}, "name must be a text"),
             ("post", "calibrate/discard", {"name": "none"}, "nothing unfinished is named 'none'"),
             ("patch", "calibrations/mine", {"name": "Off"}, "name must be one"),

@@ -113,7 +113,7 @@ class TestFreeU:
             monkeypatch.setattr(boundary, "FreeU", SimpleNamespace(attach=fail, detach=lambda _: None))
         p = Txt2Img(**EULER)
         assert torch.equal(host.run(p, FREEU), plain)
-        assert "Free-U had no effect, as it could not be put on this UNet" in p.extra_generation_params["HP note"]
+        assert "Free-U has no effect, as it could not be put on this UNet" in p.extra_generation_params["HP note"]
         assert not webui.script_callbacks.reported
 
     def test_a_compiled_unet_is_told_of_where_it_cannot_act(self, webui, host):
@@ -128,7 +128,7 @@ class TestFreeU:
         else:
             torch.testing.assert_close(drawn, plain)
             assert p.extra_generation_params["HP note"] == (
-                "Free-U had no effect, as the UNet is compiled, and a compiled one does not see it"
+                "Free-U has no effect, as the UNet is compiled, and a compiled one does not see it"
             )
 
     def test_it_stays_on_for_calls_that_another_extension_makes_in_the_same_step(self, webui, host):

@@ -49,7 +49,7 @@ def test_the_same_request_can_be_sent_again(host, counted):
 
 
 def test_what_only_the_pass_finds_stops_it_there(webui, host, counted, monkeypatch):
-    monkeypatch.setattr(webui.script, "_check", lambda p, settings: None)
+    monkeypatch.setattr(webui.script.request, "_check", lambda p, settings: None)
     with pytest.raises(ValueError, match="end_sigma"):
         host.run(Txt2Img(steps=5), LATER)
     assert counted == ["conditions"]
@@ -59,7 +59,7 @@ def test_a_check_that_this_host_does_not_allow_is_left_to_the_pass(webui, host, 
     def fail(*_):
         raise KeyError("a host that knows less by now")
 
-    monkeypatch.setattr(webui.script, "foreseen", fail)
+    monkeypatch.setattr(webui.script.request.passes, "foreseen", fail)
     host.run(Txt2Img(steps=5))
     assert "call" in counted
 
@@ -111,7 +111,7 @@ def answer_of(host, args):
 def test_the_api_answers_with_the_message_whatever_the_version_of_anyio(webui, host, monkeypatch, early):
     """Newer ones wrap what passes a middleware in an ExceptionGroup, which says nothing."""
     if not early:
-        monkeypatch.setattr(webui.script, "_check", lambda p, settings: None)
+        monkeypatch.setattr(webui.script.request, "_check", lambda p, settings: None)
     answer = answer_of(host, LATER)
     told = answer.json()
     assert answer.status_code == 500 and told["error"] == "SettingsError"

@@ -55,7 +55,7 @@ class TestRegistration:
     def test_callbacks_are_added_by_our_file_from_a_short_call_stack(self, webui):
         """The host looks through all of it for each; from where it loads scripts that took most of our start."""
         names, depths = zip(*webui.script_callbacks.added)
-        assert len(names) == 7 and {Path(name).name for name in names} == {"script.py"}
+        assert len(names) == 9 and {Path(name).name for name in names} == {"script.py"}
         assert all("webui" in Path(name).parts for name in names) and max(depths) < 8
 
     def test_unload_leaves_the_host_as_it_was(self, webui):
@@ -289,7 +289,7 @@ class TestFreeU:
         monkeypatch.setitem(sys.modules, "modules.sd_unet", SimpleNamespace(current_unet=other))
         p = Txt2Img(steps=6)
         assert self.calls_with_freeu(webui, host, p, LATE) == []
-        said = "Free-U had no effect, as the UNet that runs is [TRT] tiny, which it cannot reach"
+        said = "Free-U has no effect, as the UNet that runs is [TRT] tiny, which it cannot reach"
         assert p.extra_generation_params["HP note"] == said
         p = Txt2Img(steps=6)
         host.run(p)
@@ -383,72 +383,13 @@ class TestMessages:
         p = Txt2Img(steps=5, sampler_name="HP UniPC", scheduler="Karras")
         host.run(p, {"rho": 7, "ending": "To zero", "order": 3})
         assert p.extra_generation_params["HP note"] == (
-            "Rho, Ending had no effect, as the schedule type was Karras and not HP"
+            "Rho and Ending have no effect, as the schedule type is Karras and not HP"
         )
 
     def test_a_preset_at_another_step_count_says_so(self, host):
         p = Txt2Img(steps=7)
         host.run(p, {"recipe": "SD1.5 5 steps"})
         assert any("made for 5 steps" in text for text in p.comments)
-
-
-class TestInfotext:
-    def test_only_what_was_used_is_written(self, host):
-        p = Txt2Img(steps=5)
-        host.run(p, {"rho": 7, "order": 3, "ending": "to zero", "b1": 1.3})
-        written = {key: value for key, value in p.extra_generation_params.items() if key.startswith("HP")}
-        assert set(written) == {"HP Recipe", "HP Rho", "HP Ending", "HP version"}
-
-    def test_unipc_s_settings_are_written_where_unipc_ran(self, host):
-        p = Txt2Img(steps=5, sampler_name="HP UniPC")
-        host.run(p, {"order": 3, "prediction": "noise"})
-        assert p.extra_generation_params["HP UniPC order"] == 3
-        assert p.extra_generation_params["HP UniPC prediction"] == "noise"
-
-    @pytest.mark.parametrize(
-        "values",
-        [
-            {"recipe": "SDXL 6 steps", "time_rho": 1.0},
-            {"base_steps": 12, "rho": 7.0, "truncation_index": 9, "freeu": "Off"},
-            {"end_sigma": 0.06, "ending": "To zero", "freeu": "On", "b1": 1.2, "s2": 0.5, "freeu_first": 3},
-        ],
-    )
-    def test_what_was_written_pastes_back_to_the_same_image(self, webui, host, values):
-        p = Txt2Img(steps=6)
-        image = host.run(p, {**values})
-        params = {key: str(value) for key, value in p.extra_generation_params.items()}
-        with gr.Blocks():
-            host.script.ui(False)
-        pasted = [field.function(params) for field in host.script.infotext_fields]
-        again = host.run(Txt2Img(steps=6), *pasted)
-        assert torch.equal(image, again)
-
-    @pytest.mark.parametrize("version", ["0.6.0", "0.3.0"])
-    def test_a_picture_of_an_older_version_is_drawn_as_it_was_then(self, host, version):
-        """Auto has lowered guidance and bent its schedule since version 0.7.0."""
-        then = host.run(Txt2Img(steps=6), {"guidance": "As set", "bend": 0})
-        with gr.Blocks():
-            host.script.ui(False)
-        for recipe in ({}, {"HP Recipe": "Auto"}):
-            pasted = [field.function({**recipe, "HP version": version}) for field in host.script.infotext_fields]
-            assert pasted[0] is True and torch.equal(host.run(Txt2Img(steps=6), *pasted), then)
-        now = [field.function({"HP Recipe": "Auto", "HP version": "0.7.0"}) for field in host.script.infotext_fields]
-        assert not torch.equal(host.run(Txt2Img(steps=6), *now), then)
-
-    def test_a_picture_without_our_keys_switches_the_accordion_off_and_touches_nothing_else(self, host):
-        with gr.Blocks():
-            host.script.ui(False)
-        pasted = [field.function({"Steps": "20"}) for field in host.script.infotext_fields]
-        assert pasted == [False] + [None] * len(FIELDS)
-
-    def test_a_broken_value_is_passed_on_so_that_it_stops_the_image_with_words(self, host):
-        with gr.Blocks():
-            host.script.ui(False)
-        params = {"HP Recipe": "Auto", "HP Rho": "nonsense"}
-        with pytest.warns(UserWarning, match="HP Sampler: Rho"):
-            pasted = [field.function(params) for field in host.script.infotext_fields]
-        with pytest.raises(ValueError, match="Rho"):
-            host.run(Txt2Img(), *pasted)
 
 
 class TestPage:

@@ -82,6 +82,17 @@ def test_auto_takes_those_of_the_model_nearest_in_guidance_and_names_them(webui,
     assert not torch.equal(host.run(plain, {"statistics": "Off"}), drawn[7.0])
 
 
+def test_nearest_is_meant_to_the_guidance_that_is_drawn_with_and_not_to_the_cfg_scale(host, folder, noise):
+    made = {name: statistics(noise, scale, seed=seed) for seed, (name, scale) in enumerate((("far", 7), ("near", 3)))}
+    for name, each in made.items():
+        save_statistics(each, folder / f"{name}.safetensors")
+    for settings, name in (({}, "near"), ({"guidance": "As set"}, "far"), ({"recipe": "SD1.5 5 steps"}, "far")):
+        # Auto's five calls are drawn at CFG 4.75, and at CFG 7 what is set is exact
+        p = request(cfg_scale=7.0)
+        host.run(p, settings)
+        assert p.extra_generation_params[KEY] == statistics_label(name, made[name]), settings
+
+
 def test_with_them_auto_is_what_was_measured_for_the_guidance(webui, host, kept, monkeypatch):
     ran = []
     registration = importlib.import_module("hpsampler.webui.registration")
@@ -208,7 +219,7 @@ def test_a_bad_file_is_refused_by_name_and_left_out_by_auto(webui, host, folder,
     p = request()
     host.run(p)
     assert p.extra_generation_params[KEY].startswith("good ")
-    assert "statistics that cannot be read were left out: bad.safetensors" in told(p)
+    assert "statistics that cannot be read are left out: bad.safetensors" in told(p)
     assert not (folder / "ran").exists(), "nothing in a file is run"
 
 

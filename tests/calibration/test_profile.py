@@ -585,8 +585,11 @@ def test_deleting(store):
 
 def test_importing_a_file(store):
     store.save(profile("x", fitted(last=0.1)))
-    taken = store.import_json(profile("x", fitted(last=0.2)).to_json())
-    assert taken.name == "x 2" and store.get("x").fitted[0].factors[-1] == 0.1
+    taken, said = store.import_json(profile("x", fitted(last=0.2)).to_json())
+    assert taken.name == "x 2" and "'x' is the name of another one here" in said
+    taken, said = store.import_json(profile("y", fitted(last=0.2)).to_json())
+    assert taken.name == "x 2" and said.endswith("is here already, as 'x 2'; nothing was added")
+    assert store.names() == ["x", "x 2"] and store.get("x").fitted[0].factors[-1] == 0.1
     before = files_of(store)
     for text in ("", "{}", json.dumps({**WHOLE, "name": "../x"}), json.dumps(put("fitted.0.calls", math.nan))):
         with pytest.raises(StoreError):

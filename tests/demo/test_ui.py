@@ -214,9 +214,9 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("values", "settings", "note"),
         [
-            ({"steps": 7}, {"recipe": "SD1.5 5 steps"}, "made for 5 steps; it ran with 7"),
-            ({"schedule": "Karras"}, {"rho": 7}, "Rho had no effect, as the schedule type was Karras"),
-            ({"sampler": "HP DPM++ 1S"}, {"ending": "Extrapolated"}, "ended at zero instead"),
+            ({"steps": 7}, {"recipe": "SD1.5 5 steps"}, "made for 5 steps; it runs with 7"),
+            ({"schedule": "Karras"}, {"rho": 7}, "Rho has no effect, as the schedule type is Karras"),
+            ({"sampler": "HP DPM++ 1S"}, {"ending": "Extrapolated"}, "ends at zero instead"),
         ],
     )
     def test_what_the_webui_notes_is_noted(self, model, values, settings, note):

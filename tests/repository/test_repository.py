@@ -28,7 +28,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 ROOMS = (
     "checks", "files", "devices", "noise", "schedule", "freeu", "solvers", "guidance", "recipes", "store", "client",
     "golden", "job_config", "unfinished", "jobs", "statistics", "calibration", "fields", "settings", "presets",
-    "effects", "plan", "panel", "evaluation", "webui",
+    "effects", "notes", "plan", "panel", "evaluation", "webui",
 )  # fmt: skip
 """The way imports run: a room of hpsampler/ knows those before it, and the version in hpsampler itself."""
 
@@ -128,14 +128,14 @@ def test_no_mutable_state_at_module_level():
 
 
 def test_the_script_door_forgets_the_package_of_an_earlier_load():
-    door = (ROOT / "scripts" / "hpsampler_webui.py").read_text(encoding="utf-8")
+    door = str(ROOT / "scripts" / "hpsampler_webui.py")
     code = (
-        "import sys, types\n"
+        "import runpy, sys, types\n"
         "old = types.ModuleType('hpsampler'); old.stale = True; sys.modules['hpsampler'] = old\n"
         "sys.modules['hpsampler.noise'] = types.ModuleType('hpsampler.noise')\n"
         f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests' / 'adapter' / 'host')!r}]\n"
-        + door
-        + "\nassert not hasattr(sys.modules['hpsampler'], 'stale') and HPSamplerScript\nprint('fresh')\n"
+        f"found = runpy.run_path({door!r})\n"
+        "assert not hasattr(sys.modules['hpsampler'], 'stale') and found['HPSamplerScript']\nprint('fresh')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
     assert done.stdout.strip().endswith("fresh"), done.stderr

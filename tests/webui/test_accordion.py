@@ -421,7 +421,7 @@ class TestSettingsPage:
         server.post("/sdapi/v1/options", {"hpsampler_follow": True})
         (followed,), info = server.txt2img(**AUTO, **xl)
         assert "HP Recipe: SD1.5 6 steps" in info["infotexts"][0]
-        assert "the preset SDXL 6 steps stood for SD1.5 6 steps" in info["infotexts"][0]
+        assert "the preset SDXL 6 steps stands for SD1.5 6 steps" in info["infotexts"][0]
         server.post("/sdapi/v1/options", {"hpsampler_follow": False})
         assert np.array_equal(followed, server.txt2img(**AUTO, **hp(recipe="SD1.5 6 steps"))[0][0])
         assert not np.array_equal(followed, as_named)

@@ -134,7 +134,7 @@ def test_the_schedule_type_serves_any_sampler_or_says_why_not(bench, painter, pr
     _, info = painter.txt2img(**chosen)
     assert "Schedule type: HP calibrated" in info["infotexts"][0] and "HP Calibration: made" in info["infotexts"][0]
     _, info = painter.txt2img(**{**chosen, "steps": 7})
-    assert "HP calibrated was not used: none fits this model at 7 steps" in info["infotexts"][0]
+    assert "HP calibrated is not used: none fits this model at 7 steps" in info["infotexts"][0]
     (image,), _ = painter.txt2img(**AUTO)
     (second,), info = painter.txt2img(**{**AUTO, "sampler_name": "HP DPM++ 2M", "scheduler": "HP calibrated"})
     assert np.array_equal(image, second)
@@ -285,6 +285,7 @@ class TestTab:
     def test_calibrate_stop_resume_use_and_paste_back(self, ui, painter, bench):
         tab = CalibrateTab(ui)
         tab.open()
+        tab.want("calibration")
         assert re.search(
             r"3 schedules to fit, at most [0-9,]+ UNet calls, as many as [0-9,]+ pictures", tab.text("cost")
         )
@@ -323,7 +324,7 @@ class TestTab:
         tab.wait_state("finished")
         tab.wait_chosen("Calibration: on the page")
         assert ui.locator("#hpsampler_calibrate_chosen input").count() == 1
-        ui.wait_for_function("() => document.querySelectorAll('.hpsampler-profile :is(tbody tr, li)').length == 2")
+        ui.wait_for_function("() => document.querySelectorAll('.hpsampler-profile :is(tbody tr, li)').length >= 2")
         assert ui.locator("#hpsampler_calibrate_details tbody tr").count() >= 1
         line = tab.line("Calibration: on the page")
         assert f"steps at CFG 5 · {SIDE}x{SIDE} · error 1." in line and "HP Auto and HP DPM++ 2M use it" in line
@@ -427,3 +428,44 @@ class TestTab:
         ui.wait_for_function(f"() => document.querySelectorAll('{options}').length == 3")
         names = ui.locator(options).all_inner_texts()
         assert [name.strip().lstrip("✓").strip() for name in names] == ["Auto", "Off", "other name"]
+
+    def test_the_keyboard_goes_on_where_a_button_is_gone(self, ui, bench, profile):
+        take(bench, profile)
+        take(bench, profile, name="second", seed=2)
+        tab = CalibrateTab(ui)
+        tab.open()
+        tab.choose("Calibration: made")
+        tab.wait_text("details", "fitted to 12 trajectories")
+
+        def focused(name):
+            at = f"#hpsampler_calibrate_{name}"
+            ui.wait_for_function("at => document.activeElement?.closest(at)", arg=at)
+
+        def press(name):
+            ui.locator(f"#hpsampler_calibrate_{name}").focus()
+            ui.keyboard.press("Enter")
+
+        press("rename")
+        focused("new_name")
+        ui.keyboard.type("third")  # the old name is selected
+        press("do")
+        tab.wait_chosen("Calibration: third")
+        focused("rename")
+        press("rename")
+        focused("new_name")
+        press("cancel")
+        focused("rename")
+        press("delete")
+        focused("cancel")
+        ui.keyboard.press("Enter")
+        focused("delete")
+        ui.keyboard.press("Enter")
+        focused("cancel")
+        press("do")
+        tab.wait_chosen("Calibration: second")
+        focused("chosen")
+        press("delete")
+        focused("cancel")
+        press("do")
+        tab.wait_chosen("")
+        focused("import")

@@ -166,7 +166,7 @@ def test_a_note_is_told_on_the_page(ui):
     for side in ("width", "height"):
         ui.locator(f"#txt2img_{side} input[type=number]").fill("64")
     answered(ui)
-    assert "ended at zero instead" in generate(ui)
+    assert "ends at zero instead" in generate(ui)
 
 
 def test_five_ui_reloads(server: WebUI, page):

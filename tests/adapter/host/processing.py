@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -43,6 +44,10 @@ class Txt2Img:
     def setup_conds(self) -> None:
         self.c = torch.stack([_noise(seed + 1000, (4, 32)) for seed in self.seeds])
 
+    def sample(self, host: Host, cond: Any, uncond: Any, args: tuple[Any, ...]) -> torch.Tensor:
+        """Scripts put their own in its place, on the request."""
+        return host.draw(self, uncond, args)
+
 
 @dataclass
 class Img2Img(Txt2Img):
@@ -52,8 +57,9 @@ class Img2Img(Txt2Img):
 class Host:
     """Runs requests through one script, as the WebUI does: hook exceptions are printed, sampler exceptions raised."""
 
-    def __init__(self, script: Any) -> None:
-        self.script = script
+    def __init__(self, script: Any, process_batch: Optional[Callable[[Any], None]] = None) -> None:
+        """``process_batch`` is another extension's, which may rename the sampler."""
+        self.script, self.process_batch = script, process_batch
         self.printed: list[str] = []
 
     def _hook(self, name: str, p: Any, args: tuple[Any, ...], **kwargs: Any) -> None:
@@ -68,32 +74,39 @@ class Host:
 
         base = shared.sd_model
         try:
+            self._hook("before_process", p, args)
             p.sampler_name, p.scheduler = sd_samplers.get_sampler_and_scheduler(
                 p.sampler_name, p.scheduler, convert_automatic=False
             )
             if shared.face.has_backend:
                 p.hr_cfg = getattr(p, "hr_cfg", p.cfg_scale)
             self._hook("process", p, args)
-            return self._draw(p, args) if p.n_iter else None
+            return self._batch(p, args) if p.n_iter else None
         finally:
             shared.sd_model = base
 
-    def _draw(self, p: Any, args: tuple[Any, ...]) -> torch.Tensor:
-        """One batch."""
-        from modules import sd_samplers, shared
+    def _batch(self, p: Any, args: tuple[Any, ...]) -> torch.Tensor:
+        from modules import shared
 
         shared.face.begin_batch(shared.sd_model)
+        if self.process_batch is not None:
+            self.process_batch(p)
         p.setup_conds()
-        uncond = shared.face.conditions(p.c, p.cfg_scale)
+        latent = p.sample(self, p.c, shared.face.conditions(p.c, p.cfg_scale), args)
+        self._hook("post_sample", p, (latent, *args))
+        return latent
+
+    def draw(self, p: Any, uncond: Any, args: tuple[Any, ...]) -> torch.Tensor:
+        """What a request does by itself."""
+        from modules import sd_samplers, shared
+
         p.sampler = sd_samplers.create_sampler(p.sampler_name, shared.sd_model)
         noise = self._noises(p, p.size)
         self._hook("process_before_every_sampling", p, args, x=noise, noise=noise, c=p.c, uc=uncond)
         if isinstance(p, Img2Img):
             return p.sampler.sample_img2img(p, p.init_latent, noise, p.c, uncond)
         latent = p.sampler.sample(p, noise, p.c, uncond)
-        if p.enable_hr:
-            latent = self._hires(p, latent, args)
-        return latent
+        return self._hires(p, latent, args) if p.enable_hr else latent
 
     def _hires(self, p: Any, latent: torch.Tensor, args: tuple[Any, ...]) -> torch.Tensor:
         from modules import sd_samplers, shared

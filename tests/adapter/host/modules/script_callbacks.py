@@ -13,6 +13,7 @@ callbacks_ui_tabs = []
 callbacks_app_started = []
 callbacks_before_ui = []
 callbacks_ui_settings = []
+callbacks_infotext_pasted = []
 reported = []
 added = []
 """File and depth of the call stack of every callback that was added."""
@@ -64,6 +65,7 @@ def clear_callbacks():
     for each in (
         callbacks_cfg_denoiser, callbacks_cfg_denoised, callbacks_cfg_after_cfg, callbacks_script_unloaded,
         callbacks_ui_tabs, callbacks_app_started, callbacks_before_ui, callbacks_ui_settings,
+        callbacks_infotext_pasted,
     ):  # fmt: skip
         each.clear()
 
@@ -73,6 +75,14 @@ def _add(callbacks, callback):
     stack = [frame for frame in inspect.stack() if frame.filename != __file__]
     added.append((stack[0].filename, len(stack)))
     callbacks.append(callback)
+
+
+def infotext_pasted_callback(infotext, params):
+    _call(callbacks_infotext_pasted, infotext, params)
+
+
+def on_infotext_pasted(callback, *, name=None):
+    _add(callbacks_infotext_pasted, callback)
 
 
 def on_cfg_denoiser(callback, *, name=None):

@@ -22,8 +22,14 @@ class Script:
     def on_after_component(self, callback, *, elem_id):
         self.after_component = {**getattr(self, "after_component", {}), elem_id: callback}
 
+    def before_process(self, p, *args):
+        pass
+
     def process(self, p, *args):
         pass
 
     def process_before_every_sampling(self, p, *args, **kwargs):
+        pass
+
+    def post_sample(self, p, ps, *args):
         pass

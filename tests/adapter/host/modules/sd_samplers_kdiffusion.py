@@ -73,7 +73,11 @@ class KDiffusionSampler:
         name = (p.hr_scheduler if p.is_hr_pass else p.scheduler) or "Automatic"
         if name == "Automatic":
             name = self.config.options.get("scheduler", "karras")
-        scheduler = sd_schedulers.schedulers_map[name]
+        scheduler = sd_schedulers.schedulers_map.get(name)
+        if scheduler is None or scheduler.function is None:
+            # one that it does not know by that spelling: evenly in time, and nothing is said
+            times = torch.linspace(len(self.model_wrap.sigmas) - 1, 0, steps).round().long()
+            return torch.cat([self.model_wrap.sigmas[times], torch.zeros(1)])
         kwargs = {"sigma_min": self.model_wrap.sigmas[0].item(), "sigma_max": self.model_wrap.sigmas[-1].item()}
         if shared.opts.sigma_min:
             kwargs["sigma_min"] = shared.opts.sigma_min

@@ -46,5 +46,5 @@ state = SimpleNamespace(
     time_start=None, interrupted=False, skipped=False, stopping_generation=False, job="", current_latent=None,
     sampling_step=0, sampling_steps=0,
 )  # fmt: skip
-cmd_opts = SimpleNamespace(api=True, api_auth=None)
+cmd_opts = SimpleNamespace(api=True, api_auth=None, ui_config_file="ui-config.json")
 sd_model = None
