@@ -17,7 +17,9 @@ PROMPT = captioned(1)[0].caption()
 HIRES = {"enable_hr": True, "denoising_strength": 0.6}
 FREEU = {"freeu": "On", "freeu_first": 1}
 SECOND = {**HIRES, "hr_second_pass_steps": 5, "hr_cfg": 5, "width": 64, "height": 64}
+OWN = "the host's own"
 REQUESTS = {
+    OWN: PLAIN,
     **{name: hp(sampler_name=name, steps=6) for name in SAMPLERS},
     "Free-U": hp(FREEU, steps=6),
     "DPM++ 2M on HP": {"sampler_name": "DPM++ 2M", "scheduler": "HP", "steps": 8},
@@ -60,6 +62,8 @@ def test_two_hosts_draw_the_same_pictures(host, reference, painted):
     }
     print(f"largest difference of {host.folder.name} and {reference.folder.name}, of 255: {apart}")
     assert all(looks_like_a_picture(pictures[0]) for pictures in ours.values())
+    if apart[OWN] > 1:
+        pytest.skip(f"without anything of ours the two hosts' pictures are {apart[OWN]} of 255 apart")
     assert max(apart.values()) <= 1, apart
 
 
