@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Optional, Union
 
@@ -221,14 +221,19 @@ class Profile:
             fitted=tuple(read.items("fitted", read_fitted)),
             refused=tuple(read.items("refused", read_refused)),
             decoder=tuple(read.items("decoder", _pair)),
-            joint=tuple(read.items("joint", read_joint)) if read.data["version"] > 1 and "joint" in read.data else (),
-            compared=tuple(read.items("compared", read_comparison)) if read.data["version"] > 2 else (),
+            joint=_rows(read, "joint", read_joint, since=2),
+            compared=_rows(read, "compared", read_comparison, since=3),
         )
         if not profile.hashes:
             raise StoreError("hashes must hold at least one hash of the model, got none")
         if not profile.sigma_min < profile.sigma_max:
             raise StoreError(f"sigma_max must be above sigma_min ({profile.sigma_min:g}), got {profile.sigma_max:g}")
         return profile
+
+
+def _rows(read: Reader, name: str, read_row: Callable[[Reader], Any], since: int) -> tuple[Any, ...]:
+    """The rows that files have since a version, and may leave out."""
+    return tuple(read.items(name, read_row)) if read.data["version"] >= since and name in read.data else ()
 
 
 def _family(name: str) -> str:
