@@ -141,7 +141,7 @@ NO_LIST = [None, True, 5, "ab", {}, {"0": 1}, [NESTED], [None], [True], [0] * 50
 
 WRONG = {
     "format": [None, True, 1, "", "hpsampler", NESTED, []],
-    "version": [None, True, 1.0, "1", 3, 0, -1, 10**400, NESTED, "x" * 10_000, math.nan],
+    "version": [None, True, 1.0, "1", 4, 0, -1, 10**400, NESTED, "x" * 10_000, math.nan],
     "name": [*NO_TEXT, "Auto", "off", "a,b", "../x", "x" * 61],
     "model": NO_TEXT,
     "hashes": [*NO_LIST, [], [5], [""], ["a", None]],
@@ -456,7 +456,7 @@ BROKEN = {
     "deep": b"[" * 100_000,
     "list": b"[]",
     "other": b'{"a": 1}',
-    "newer": json.dumps({**WHOLE, "version": 3}).encode(),
+    "newer": json.dumps({**WHOLE, "version": 4}).encode(),
     "nan": json.dumps(put("fitted.0.yardstick", math.nan)).encode(),
     "path": json.dumps({**WHOLE, "name": "../../x"}).encode(),
 }
