@@ -209,7 +209,7 @@ class TestSettingsPage:
         labels = webui.shared.opts.data_labels
         assert list(labels) == [
             "hpsampler_hidden", "hpsampler_preset", "hpsampler_follow", "hpsampler_calibration_when_off",
-            "hpsampler_plot",
+            "hpsampler_aim", "hpsampler_plot",
         ]  # fmt: skip
         assert all(each.section == ("hpsampler", "HP Sampler") for each in labels.values())
         assert all(each.category_id == "sd" for each in labels.values()), "not under Uncategorized"
