@@ -99,7 +99,9 @@ def test_start_sends_what_was_given_and_follows_to_the_end(server, run, tmp_path
     server.tell("POST /hpsampler/calibrate", {"name": "mine 2"})
     logged = {**RUNNING, "seconds_left": None, "log": IDLE["log"][:1]}
     server.tell("GET /hpsampler/calibrate", RUNNING, logged, {**IDLE, "log": [*IDLE["log"], "5 steps: refused"]})
-    out, err, code = run("start", "mine", "--steps", 4, 5, "--cfg", 3, 7.5, "--prompts", prompts, "--seed", 3)
+    out, err, code = run(
+        "start", "mine", "--steps", 4, 5, "--cfg", 3, 7.5, "--prompts", prompts, "--seed", 3, "--no-fit"
+    )  # fmt: skip
     assert code is None
     assert server.requests[0] == (
         "POST /hpsampler/calibrate",
@@ -108,6 +110,7 @@ def test_start_sends_what_was_given_and_follows_to_the_end(server, run, tmp_path
             "steps": [4, 5],
             "cfg_scales": [3.0, 7.5],
             "seed": 3,
+            "fit": False,
             "prompts": "a red moon\nein grünes Haus\n",
         },
         None,
@@ -178,6 +181,11 @@ def test_the_list_of_calibrations(server, run):
         }]}],
         "refused": [{"cfg_scale": 3, "steps": 4}],
     }  # fmt: skip
+    figures_of = {
+        "Auto": {"distance": 0.2, "pictures": 0.3},
+        "statistics, order 1": {"distance": 0.3, "pictures": -0.1},
+    }
+    mine["compared"] = [{"steps": 5, "cfg_scale": 7, "figures": figures_of, "statistics": "mine 0a1b2c3d"}]
     server.tell("GET /hpsampler/calibrations", {"calibrations": [mine], "problems": ["x.json: not a JSON file"]})
     server.tell("GET /hpsampler/calibrate", {**IDLE, "unfinished": ["half", "other"]})
     figures = "held-out error 0.01235, Auto 0.5, 20 steps of DPM++ 2M Karras 0.25"
@@ -188,6 +196,7 @@ def test_the_list_of_calibrations(server, run):
         f"    at CFG 2 {figures}",
         "    at CFG 10 held-out error 0.001, Auto nan, 20 steps of DPM++ 2M Karras 2",
         "  CFG 3, 4 steps: refused",
+        "  CFG 7, 5 steps: best pictures by statistics, order 1, nearest by Auto, of 2 ways compared",
         "x.json: not a JSON file",
         "Unfinished: half, other",
     ]

@@ -29,6 +29,7 @@ from ..client import (
 from ..files import write_atomically
 from ..recipes import AUTO
 from ..store import Reader
+from .choice import AIMS, read_comparison
 from .config import CalibrationConfig
 
 __all__ = ["main"]
@@ -85,7 +86,18 @@ def _lines_of(profile: Reader) -> list[str]:
     lines += profile.items("fitted", lambda row: f"  {_cell(row)}: {_errors(row)}")
     for joint in profile.items("joint", _lines_of_joint):
         lines += joint
-    return lines + profile.items("refused", lambda row: f"  {_cell(row)}: refused")
+    lines += profile.items("refused", lambda row: f"  {_cell(row)}: refused")
+    # a WebUI with an earlier version of the extension tells of none
+    return lines + (profile.items("compared", _best_of) if "compared" in profile.data else [])
+
+
+def _best_of(row: Reader) -> str:
+    """Which of the ways to draw came out best."""
+    compared = read_comparison(row)
+    pictures, nearest = (compared.ranked(aim)[0] for aim in AIMS)
+    return (
+        f"  {_cell(row)}: best pictures by {pictures}, nearest by {nearest}, of {len(compared.figures)} ways compared"
+    )
 
 
 def _lines_of_joint(row: Reader) -> list[str]:
@@ -112,7 +124,7 @@ def _errors(row: Reader) -> str:
     )
 
 
-_FIELDS = ("name", "steps", "cfg_scales", "width", "height", "negative", "trajectories", "runs", "batch", "seed")
+_FIELDS = ("name", "steps", "cfg_scales", "width", "height", "negative", "trajectories", "runs", "batch", "seed", "fit")
 
 
 def _options(argv: Optional[Sequence[str]]) -> argparse.Namespace:
@@ -142,6 +154,10 @@ def _options(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         type=float,
         help=f"guidance scales; one fit covers all from the smallest to the largest (default: {scales})",
     )
+    start.add_argument(
+        "--no-fit", dest="fit", action="store_const", const=False,
+        help="fit nothing, only compare ways to draw, some of which need statistics (default: schedules are fitted)",
+    )  # fmt: skip
     add_commands(commands)
     commands.add_parser("list", help="list all calibrations with their errors, and unfinished jobs")
     export = commands.add_parser("export", help="write a calibration to a JSON file")

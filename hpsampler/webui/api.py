@@ -42,6 +42,7 @@ def add_routes(app: FastAPI, runners: Runners, auth: Optional[str]) -> None:
                 **profile.to_dict(),
                 "fitted": [{**each.to_dict(), "hash": each.hash} for each in profile.fitted],
                 "joint": [{**each.to_dict(), "hash": each.hash} for each in profile.joint],
+                "compared": [each.to_dict() for each in profile.compared],
             }
             for profile in profiles
         ]
