@@ -227,10 +227,11 @@ def _exact_job(name: str, cfg_scale: float) -> list[exact.ExactScore]:
         return lambda x, sigma, **_: model(x.flatten(1), sigma).reshape(x.shape)
 
     def latents(noise: torch.Tensor) -> torch.Tensor:
-        return noise.reshape(*noise.shape, 1, 1)
+        # a problem's elements are no channels
+        return noise.reshape(len(noise), 1, -1, 1)
 
     points = np.linspace(-math.log(table.sigma_max), -math.log(table.sigma_min), defaults.points)
-    estimator = Estimator(points, (problem.dims, 1, 1))
+    estimator = Estimator(points, (1, problem.dims, 1))
     estimator.add(
         model_of(defaults.samples), latents(problem.noise(defaults.samples, exact.FIT_SEED)) * estimator.sigmas[0]
     )

@@ -87,8 +87,12 @@ def idle(settings: Settings, use: Use, recipe: Recipe) -> dict[str, str]:
         rest(SCHEDULE_FIELDS | {"calibration", "analytical_first_step"}, other)
         if use.solver in ("dpmpp_1s", "dpmpp_2m"):
             rest(frozenset({"recipe"}), other)
+    # what a picture names as its calibration may be DPM-v3 with statistics
+    may_be = (
+        use.own and use.coupled and use.solver is None and settings.takes_calibration and settings.names_calibration
+    )
     for name, owners in SOLVERS_OF.items():
-        if solver not in owners:
+        if solver not in owners and not (name == "statistics" and may_be):
             told = " and ".join(SOLVER_LABELS[each] for each in owners)
             whose = "HP samplers" if len(owners) == len(SOLVER_LABELS) else told
             rest(frozenset({name}), f"it belongs to {whose}, and another solver is in use")

@@ -232,8 +232,9 @@ class Profile:
 
 
 def _rows(read: Reader, name: str, read_row: Callable[[Reader], Any], since: int) -> tuple[Any, ...]:
-    """The rows that files have since a version, and may leave out."""
-    return tuple(read.items(name, read_row)) if read.data["version"] >= since and name in read.data else ()
+    """The rows that files of one version must have, and those of later ones may."""
+    version = read.data["version"]
+    return tuple(read.items(name, read_row)) if version == since or (version > since and name in read.data) else ()
 
 
 def _family(name: str) -> str:

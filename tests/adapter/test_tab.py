@@ -26,6 +26,9 @@ from hpsampler.statistics.files import load_statistics
 from tests.adapter.conftest import FIVE
 from tests.adapter.host.processing import Txt2Img
 
+# jobs take long, and what hosts do otherwise in them is tested in test_calibration.py and test_statistics.py
+pytestmark = pytest.mark.parametrize("face", ["a1111"], indirect=True)
+
 PATIENCE = 900
 """Seconds: far more than it takes, as the machine may be busy."""
 

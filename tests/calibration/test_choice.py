@@ -212,7 +212,7 @@ class Latents(Exact):
 
     def start(self, seeds, width, height):
         rows = super().start(seeds, width, height)
-        return rows.reshape(*rows.shape, 1, 1)
+        return rows.reshape(len(rows), 1, -1, 1)
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +259,7 @@ def test_a_stopped_comparison_goes_on_where_it_was(made, tmp_path):
 
 def passes(made, tmp_path, aim=PICTURES, compared=None, sampler="HP Auto", **settings):
     folder, _, _, profile, source = made
-    shape = (source.problem.dims, 1, 1)
+    shape = (1, source.problem.dims, 1)
     store, told, recorded = ProfileStore(tmp_path), [], {}
     store.save(replace(profile, compared=compared or profile.compared), replacing=True)
     this = Pass(

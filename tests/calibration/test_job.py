@@ -264,10 +264,7 @@ def test_a_job_gives_the_same_as_its_parts_by_hand():
     assert Profile.from_json(profile.to_json()) == profile
 
 
-def test_few_prompts_are_used_for_both_sets():
-    source = Exact()
-    calibrated(source, steps="2", prompts="class 3")
-    assert [prompts for prompts, *_ in source.requests] == [["class 3"] * COUNT] * 2
+def test_few_prompts_are_used_again_and_again():
     source = Exact()
     calibrated(source, steps="2", prompts="1\n2\n3")
     assert [prompts for prompts, *_ in source.requests] == [["1", "3"] * 3, ["2"] * COUNT]
