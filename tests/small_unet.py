@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from copy import deepcopy
+from functools import cache
 from types import SimpleNamespace
 
 import torch
@@ -10,6 +12,12 @@ from ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 
 def tiny_unet(seed: int = 0, model_channels: int = 32) -> UNetModel:
+    """One of its own for each test, copied, as making one takes longer than most tests."""
+    return deepcopy(_made(seed, model_channels))
+
+
+@cache
+def _made(seed: int, model_channels: int) -> UNetModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet = UNetModel(

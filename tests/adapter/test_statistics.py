@@ -291,7 +291,7 @@ def test_from_the_tab_s_values_to_a_picture(webui, host):
     """On the stand-in's checkpoint; another one loaded meanwhile stops it, with what is done kept."""
     tab, runners = tab_and_runners()
     runner = runners.statistics
-    small = {**ASKED, "prompts": "a\nb\nc", "samples": 8, "points": 21, "batch": 2}
+    small = {**ASKED, "prompts": "a\nb\nc", "samples": 8, "points": 21, "trajectories": 2, "batch": 2}
     assert "Statistics at CFG 7, 336 UNet calls; then ways to draw to compare" in cost_of(tab, "statistics", small)
     assert "samples must be a whole number" in cost_of(tab, "statistics", {**small, "samples": 0})
     assert "cfg_scales must be a number" in cost_of(tab, "statistics", {**small, "cfg": "99"})

@@ -229,9 +229,10 @@ def test_a_wrong_order_is_answered_in_words(bench, order, words):
 
 
 def test_prompts_that_call_networks_are_refused(bench):
-    bench.ask("POST", "/calibrate", {"name": "lora", **QUICK, "prompts": "a cat <lora:style:1>"})
-    status = bench.wait("failed")
-    assert "must not call extra networks" in status["message"] and status["unfinished"] == []
+    prompts = ["a cat", "a cat <lora:style:1>"]
+    status, answer = bench.ask("POST", "/calibrate", {"name": "lora", **QUICK, "prompts": prompts})
+    assert status == 422 and "must not call extra networks" in answer["detail"]
+    assert bench.status()["state"] != "running" and bench.status()["unfinished"] == []
 
 
 def test_a_broken_file_is_told_and_left(bench, painter, profile):
