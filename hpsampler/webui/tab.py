@@ -161,7 +161,7 @@ class Tab:
             )  # fmt: skip
             add(
                 gr.Slider, "runs", "Runs of a fit", value=fit.runs, minimum=25, maximum=200, step=1,
-                info="How often one fit may draw them, its reference included.",
+                visible=GOALS[USUAL].fits, info="How often one fit may draw them, its reference included.",
             )  # fmt: skip
             add(
                 gr.Slider, "samples", "Samples of the statistics", value=measure.samples, minimum=8, maximum=1024,

@@ -358,6 +358,8 @@ def test_the_tab_asks_every_field_once_and_has_what_its_script_presses(webui):
     assert len(ids) == len([each for each in page.blocks.values() if getattr(each, "elem_id", None)])
     form = {each: ids[f"{name}_{each}"].value for each in kinds().FORM}
     assert "as many as" in ids[f"{name}_cost"].value and ids[f"{name}_what"].value == "statistics"
+    shown = {each: ids[f"{name}_{each}"].visible for each in ("runs", "samples", "points")}
+    assert shown == {"runs": False, "samples": True, "points": True}, "as it begins, no schedule is fitted"
     for kind, config in ((kinds().CALIBRATION, CalibrationConfig), (kinds().STATISTICS, StatisticsConfig)):
         # statistics of every element are left to the command line; what it is for says whether there are fits
         left = {"per_pixel"} if config is StatisticsConfig else {"fit"}
