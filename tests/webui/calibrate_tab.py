@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tests.webui.harness import open_ui
@@ -9,6 +11,18 @@ from tests.webui.harness import open_ui
 PREFIX = "#hpsampler_calibrate"
 
 STATE = f"document.querySelector('{PREFIX}_status .hpsampler-status')?.dataset.state"
+
+
+@contextmanager
+def watched(page: Any, server: Any) -> Iterator[Any]:
+    """The WebUI's page, without a network beyond it; an error of ours in it fails the test."""
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(f"{error}\n{error.stack}"))
+    page.route(lambda url: not url.startswith(server.url), lambda route: route.abort())
+    open_ui(page, server)
+    yield page
+    # the host's page complains at its own controls, also without this extension
+    assert [error for error in errors if "hpsampler" in error] == []
 
 
 class CalibrateTab:

@@ -16,7 +16,7 @@ import pytest
 
 from hpsampler.calibration.profile import Profile
 from hpsampler.presets import Preset
-from tests.webui.calibrate_tab import CalibrateTab, has_value, pasted
+from tests.webui.calibrate_tab import CalibrateTab, has_value, pasted, watched
 from tests.webui.harness import PATIENCE, ROOT, open_ui, save_screenshot
 from tests.webui.test_page import choose, open_accordion
 from tiny_model.pictures import SIDE, captioned
@@ -275,13 +275,8 @@ class TestTab:
 
     @pytest.fixture
     def ui(self, page, painter, bench):
-        errors = []
-        page.on("pageerror", lambda error: errors.append(f"{error}\n{error.stack}"))
-        page.route(lambda url: not url.startswith(painter.url), lambda route: route.abort())
-        open_ui(page, painter)
-        yield page
-        # the host's page complains at its own controls, also without this extension
-        assert [error for error in errors if "hpsampler" in error] == []
+        with watched(page, painter) as found:
+            yield found
 
     def test_calibrate_stop_resume_use_and_paste_back(self, ui, painter, bench):
         tab = CalibrateTab(ui)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from hpsampler.calibration.choice import AIMS, FORMS
-from tests.webui.calibrate_tab import CalibrateTab, has_value, pasted
-from tests.webui.harness import open_ui, save_screenshot
+from tests.webui.calibrate_tab import CalibrateTab, has_value, pasted, watched
+from tests.webui.harness import save_screenshot
 from tests.webui.test_calibrate import AUTO, PROMPTS, Bench
 from tests.webui.test_page import choose, open_accordion
 from tiny_model.pictures import SIDE
@@ -29,12 +29,8 @@ def bench(painter):
 
 @pytest.fixture
 def ui(page, painter):
-    errors = []
-    page.on("pageerror", lambda error: errors.append(f"{error}\n{error.stack}"))
-    page.route(lambda url: not url.startswith(painter.url), lambda route: route.abort())
-    open_ui(page, painter)
-    yield page
-    assert [error for error in errors if "hpsampler" in error] == []
+    with watched(page, painter) as found:
+        yield found
 
 
 def test_pictures_are_what_the_tab_is_for_and_auto_draws_with_what_came_out_best(ui, painter, bench):

@@ -13,8 +13,8 @@ import torch
 
 from hpsampler.statistics.coefficients import Provenance, Statistics
 from hpsampler.statistics.files import load_statistics, save_statistics
-from tests.webui.calibrate_tab import CalibrateTab, has_value, pasted
-from tests.webui.harness import ROOT, WebUIError, open_ui, save_screenshot
+from tests.webui.calibrate_tab import CalibrateTab, has_value, pasted, watched
+from tests.webui.harness import ROOT, WebUIError, save_screenshot
 from tests.webui.test_calibrate import PROMPTS, Bench
 from tests.webui.test_page import choose, open_accordion
 from tiny_model.pictures import SIDE
@@ -193,13 +193,8 @@ class TestTab:
 
     @pytest.fixture
     def ui(self, page, painter, bench):
-        errors = []
-        page.on("pageerror", lambda error: errors.append(f"{error}\n{error.stack}"))
-        page.route(lambda url: not url.startswith(painter.url), lambda route: route.abort())
-        open_ui(page, painter)
-        yield page
-        # the host's page complains at its own controls, also without this extension
-        assert [error for error in errors if "hpsampler" in error] == []
+        with watched(page, painter) as found:
+            yield found
 
     def test_measure_stop_reload_resume_use_and_paste_back(self, ui, painter, bench):
         tab = CalibrateTab(ui)
