@@ -9,12 +9,11 @@ from pathlib import Path
 
 import torch
 
-from hpsampler.store import write_atomically
 from texture_model.model import TEXTURE
 from tiny_model.model import TinyModel
 from tiny_model.networks import TINY, WEIGHTS
 
-from .calibrate import calibrate_tiny
+from .calibrate import calibrate_small
 from .calibrated import made_for
 from .decoder import tolerance
 from .exact import ExactScore, geometric_mean, measure_exact
@@ -30,6 +29,9 @@ DOCS = Path(__file__).parents[1] / "docs"
 PARTS = ("exact", "decoder", "calibrate", "tiny", "texture", "reach", "further")
 DEFAULT = ("exact", "decoder", "tiny", "texture")
 """The other parts must be named, as these already take an hour."""
+
+CALIBRATIONS = {TINY.name: "calibration.json", TEXTURE.name: "texture_calibration.json"}
+"""By model the file of its calibration; the statistics lie beside it, in a file of the same name."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +59,20 @@ def main(argv: list[str] | None = None) -> None:
         write_csv(folder / "exact.csv", _means(scores_by_problem), merge)
         if fits:
             write_csv(folder / "exact_fits.csv", fits, merge)
+    weights = {TINY.name: args.weights, TEXTURE.name: TEXTURE.weights}
     if "calibrate" in args.parts:
-        write_atomically(folder / "calibration.json", calibrate_tiny(*drawing).to_json())
-    calibration = _calibration(folder, args.weights)
+        for name in weights:
+            made = (args.out / name, weights[name], args.device, args.workers)
+            calibrate_small(name, folder / CALIBRATIONS[name], *made)
+    calibrations = {name: _calibration(folder / CALIBRATIONS[name], weights[name]) for name in weights}
+    calibration = calibrations[TINY.name]
     if "decoder" in args.parts:
         write_csv(folder / "decoder.csv", tolerance(TinyModel.load(args.weights, args.device)))
     if "tiny" in args.parts:
         selection = Selection(TINY.name, args.full, calibration, tuple(args.only), tuple(args.cfg))
         write_csv(folder / "tiny.csv", _drawn(selection, *drawing), merge)
     if TEXTURE.name in args.parts:
-        selection = Selection(TEXTURE.name, args.full, None, tuple(args.only), tuple(args.cfg))
+        selection = Selection(TEXTURE.name, args.full, calibrations[TEXTURE.name], tuple(args.only), tuple(args.cfg))
         elsewhere = (args.out / TEXTURE.name, TEXTURE.weights, args.device, args.workers)
         write_csv(folder / "texture.csv", _drawn(selection, *elsewhere), merge)
     if "reach" in args.parts and calibration is not None:
@@ -88,9 +94,8 @@ def _drawn(selection: Selection, out: Path, weights: Path, device: str, workers:
     return scores(cells(selection), out, real_pictures(model), model.description.pictures)
 
 
-def _calibration(folder: Path, weights: Path) -> Path | None:
-    """The calibration that was made for these weights, if there is one."""
-    path = folder / "calibration.json"
+def _calibration(path: Path, weights: Path) -> Path | None:
+    """The file of a calibration, if there is one that was made for these weights."""
     return path if made_for(path, weights) else None
 
 

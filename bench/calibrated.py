@@ -1,6 +1,7 @@
 """``python -m bench.calibrated``: calibrate schedules to the tiny model, as the WebUI's tab does to a checkpoint.
 
-The captions are none that the bench draws, and the seeds are others, so what the bench measures is held out.
+The captions are none that the bench draws, and the seeds are others, so what the bench measures is held out. The
+bench's own calibrations of both small models, with their statistics, lie beside its tables (:mod:`bench.calibrate`).
 """
 
 from __future__ import annotations
@@ -14,28 +15,36 @@ from typing import Any, Optional
 import torch
 from tqdm import tqdm
 
+from hpsampler.calibration.choice import FORMS, PICTURES
+from hpsampler.calibration.compare import ways
 from hpsampler.calibration.config import CalibrationConfig
 from hpsampler.calibration.job import CalibrationJob
 from hpsampler.calibration.profile import Profile, Target
 from hpsampler.noise import NoiseModel
 from hpsampler.recipes import recipe_for
+from hpsampler.statistics.coefficients import Statistics
+from hpsampler.statistics.files import load_statistics, statistics_label
 from hpsampler.store import write_atomically
-from tiny_model.model import LATENT, TinyModel, seeded_noise
-from tiny_model.networks import WEIGHTS
-from tiny_model.pictures import SIDE, captioned
+from tiny_model.description import Description
+from tiny_model.model import TinyModel, seeded_noise
+from tiny_model.networks import TINY, WEIGHTS
 
 from .methods import Method, Plan, of_recipe
 from .runs import SHOWN
 
 __all__ = [
+    "AFTER",
     "NAME",
     "SHIPPED",
+    "STATISTICS",
     "TinySource",
+    "after_calibrate",
     "calibrated",
     "config_of",
     "made_for",
     "main",
     "profile_of",
+    "statistics_of",
     "weights_hash",
 ]  # fmt: skip
 
@@ -43,6 +52,14 @@ SHIPPED = Path(__file__).parents[1] / "docs" / "bench" / "calibration.json"
 """The bench's calibration of the tiny model."""
 
 NAME = "HP calibrated"
+"""The fitted schedule by itself."""
+
+AFTER = "HP Auto calibrated"
+"""What Auto draws with where a calibration compared the ways: the one with the best pictures."""
+
+STATISTICS = "small model"
+"""Name of the statistics, by which a comparison tells what it drew with."""
+
 FAMILY = "sd1"
 FIRST_SEED = 500_000
 CAPTIONS_SEED = 79
@@ -56,14 +73,13 @@ def weights_hash(weights: Path) -> str:
 
 
 class TinySource:
-    """The tiny model as something to calibrate to, see :class:`hpsampler.jobs.ModelSource`.
+    """A small model as something to calibrate to, see :class:`hpsampler.jobs.ModelSource`.
 
     Args:
         batch: pictures in one evaluation of the network; memory grows with it, the results do not depend on it.
         on_call: called with the number of pictures after every evaluation.
     """
 
-    model_name = "HP Sampler's tiny model"
     family = FAMILY
 
     def __init__(
@@ -72,6 +88,7 @@ class TinySource:
         self.model, self.batch, self.on_call = model, batch, on_call
         self.hashes: tuple[str, ...] = (model_hash,)
         self.noise: NoiseModel = model.noise
+        self.model_name = f"HP Sampler's {model.description.name} model"
 
     def denoiser(self, prompts: Sequence[str], negative: str, cfg_scale: float) -> Callable[..., torch.Tensor]:
         batch = self.batch
@@ -91,29 +108,33 @@ class TinySource:
         return denoise
 
     def start(self, seeds: Sequence[int], width: int, height: int) -> torch.Tensor:
-        return seeded_noise(seeds, (LATENT[0], height // 8, width // 8)).to(self.model.device)
+        channels = self.model.description.latent[0]
+        return seeded_noise(seeds, (channels, height // 8, width // 8)).to(self.model.device)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return self.model.decode(latents)
 
 
-def config_of(steps: Sequence[int], cfg_scales: Sequence[float], trajectories: int, runs: int) -> CalibrationConfig:
+def config_of(
+    steps: Sequence[int], cfg_scales: Sequence[float], trajectories: int, runs: int, description: Description = TINY
+) -> CalibrationConfig:
     """What to calibrate, with a caption for every trajectory that neither the bench nor the sheet draws."""
-    known = {*captioned(BENCH_CAPTIONS), *SHOWN}
-    others = dict.fromkeys(each for each in captioned(4 * trajectories + 20, CAPTIONS_SEED) if each not in known)
+    pictures = description.pictures
+    known = {*pictures.captioned(BENCH_CAPTIONS), *SHOWN}
+    drawn = pictures.captioned(4 * trajectories + 20, CAPTIONS_SEED)
+    others = dict.fromkeys(each for each in drawn if each not in known)
     return CalibrationConfig(
-        name="tiny model", steps=tuple(steps), cfg_scales=tuple(cfg_scales), width=SIDE, height=SIDE,
-        prompts=tuple(picture.caption() for picture in others)[: 2 * trajectories], trajectories=trajectories,
-        runs=runs, seed=FIRST_SEED,
+        name=f"{description.name} model", steps=tuple(steps), cfg_scales=tuple(cfg_scales), width=pictures.side,
+        height=pictures.side, prompts=tuple(picture.caption() for picture in others)[: 2 * trajectories],
+        trajectories=trajectories, runs=runs, seed=FIRST_SEED,
     )  # fmt: skip
 
 
 def calibrated(profile: Profile) -> Method:
-    """What the extension does with a model that this profile was made for; no plan where nothing of it fits."""
+    """The schedule that was fitted to the model; no plan where none fits."""
 
     def make(noise: NoiseModel, nfe: int, cfg_scale: float) -> Optional[Plan]:
-        target = Target(frozenset(profile.hashes), profile.family, noise, profile.width, profile.height, cfg_scale)
-        row = profile.find(nfe, target)
+        row = profile.find(nfe, _target(profile, noise, cfg_scale))
         if row is None:
             return None
         return of_recipe(profile.recipe(row, recipe_for(profile.family, nfe, cfg_scale), cfg_scale), noise, nfe)
@@ -121,9 +142,46 @@ def calibrated(profile: Profile) -> Method:
     return Method(NAME, "", make, "as calibrated")
 
 
+def after_calibrate(profile: Profile, statistics: Optional[tuple[str, Statistics]]) -> Method:
+    """What Auto draws with on the model: of the ways that the profile compared the one with the best pictures.
+
+    There is no plan where nothing was compared.
+    """
+
+    def make(noise: NoiseModel, nfe: int, cfg_scale: float) -> Optional[Plan]:
+        comparison = profile.comparison(nfe, _target(profile, noise, cfg_scale))
+        if comparison is None:
+            return None
+        recipes = ways(profile, nfe, cfg_scale, statistics)
+        name = next(name for name in comparison.ranked(PICTURES) if name in recipes)
+        return of_recipe(recipes[name], noise, nfe, **way_options(name, statistics))
+
+    return Method(AFTER, "", make, "as calibrated")
+
+
+def way_options(name: str, statistics: Optional[tuple[str, Statistics]]) -> dict[str, Any]:
+    """What the solver is given beside the recipe's own options."""
+    if name not in FORMS or statistics is None:
+        return {}
+    return {"statistics": statistics[1], "corrector": FORMS[name][1]}
+
+
+def _target(profile: Profile, noise: NoiseModel, cfg_scale: float) -> Target:
+    return Target(frozenset(profile.hashes), profile.family, noise, profile.width, profile.height, cfg_scale)
+
+
 def profile_of(path: Path) -> Profile:
     """The profile in a file."""
     return Profile.from_json(path.read_text(encoding="utf-8"))
+
+
+def statistics_of(path: Path) -> Optional[tuple[str, Statistics]]:
+    """The statistics beside a profile's file, with their label, if there are any."""
+    beside = path.with_suffix(".safetensors")
+    if not beside.exists():
+        return None
+    statistics = load_statistics(beside)
+    return statistics_label(STATISTICS, statistics), statistics
 
 
 def made_for(path: Path, weights: Path) -> bool:

@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 
 from hpsampler.calibration.profile import Profile
 
-from .calibrated import NAME
+from .calibrated import AFTER, NAME
 from .reach import INTERPOLATED
 from .text import Row, distinct, error_text, frechet_text, share_text, table
 from .webp import LOSSLESS
 
-__all__ = ["calibrated_plot", "exact_section", "reach_section", "tiny_section"]
+__all__ = ["calibrated_plot", "exact_section", "reach_section", "side_by_side", "tiny_section"]
 
 AUTO = "HP Auto"
 KARRAS_20 = ("DPM++ 2M", "Karras", "20")
@@ -35,9 +35,35 @@ def tiny_section(tiny: Sequence[Row], profile: Profile, common: str, many: str) 
         f"*Best uncalibrated*: of all other cells at that NFE and guidance scale the one nearest to the reference. "
         f"*Gain*: how much nearer calibrated is, in %. First {common} samples: Fréchet / caption / distance.",
         _tiny_table(common_rows),
-        f"Fréchet and caption on {many} samples, where all of them were measured on so many; the last row is what 20 "
-        "steps give without a calibration.",
-        _many_table([row for row in tiny if row["samples"] == many]),
+    ]
+
+
+SIDE_BY_SIDE = (("Auto", AUTO), ("Auto after Calibrate", AFTER), ("the fitted schedule alone", NAME))
+"""What is set beside 20 steps: label and sampler."""
+
+
+def side_by_side(rows: Sequence[Row], many: str) -> list[str]:
+    """Auto, what it draws with after Calibrate, and twenty steps, on many samples of one model."""
+    chosen = [row for row in rows if row["samples"] == many]
+    scales = distinct([row for row in chosen if _is_baseline(row)], "cfg_scale")
+    figures = ("frechet", "accuracy", "distance")
+
+    def line(label: str, nfe: str, found: Sequence[Row | None]) -> list[str]:
+        return [label, nfe, *(_figures(row, figures) if row else "" for row in found)]
+
+    def at(cfg: str, nfe: str) -> list[Row]:
+        return [row for row in chosen if (row["cfg_scale"], row["nfe"]) == (cfg, nfe)]
+
+    body = []
+    for nfe in distinct([row for row in chosen if row["sampler"] == AUTO], "nfe"):
+        for label, sampler in SIDE_BY_SIDE:
+            here = [_of(at(cfg, nfe), sampler) for cfg in scales]
+            body += [line(label, nfe, here)] if any(here) else []
+    body.append(line("DPM++ 2M Karras", "20", [next(filter(_is_baseline, at(cfg, "20")), None) for cfg in scales]))
+    return [
+        f"Fréchet / caption / distance, {many} samples. *Auto after Calibrate* draws with what the calibration found "
+        "to give the best pictures; the last row is what 20 steps give.",
+        table(["", "NFE", *(f"CFG {float(cfg):g}" for cfg in scales)], body),
     ]
 
 
@@ -75,7 +101,7 @@ def _refusals(refused: int, cells: int) -> str:
 
 
 def best_uncalibrated(rows: Sequence[Row], figure: str) -> Row | None:
-    others = [row for row in rows if row["sampler"] != NAME]
+    others = [row for row in rows if row["sampler"] not in (NAME, AFTER)]
     return min(others, key=lambda row: float(row[figure]), default=None)
 
 
@@ -127,20 +153,6 @@ def _tiny_table(rows: Sequence[Row]) -> str:
 
 def _is_baseline(row: Row) -> bool:
     return (row["sampler"], row["schedule"], row["nfe"]) == KARRAS_20
-
-
-def _many_table(rows: Sequence[Row]) -> str:
-    two = ("frechet", "accuracy")
-    lines = [("calibrated", NAME), ("Auto", AUTO)]
-    scales = [cfg for cfg in distinct(rows, "cfg_scale") if _of([r for r in rows if r["cfg_scale"] == cfg], NAME)]
-    body = []
-    for nfe in distinct([row for row in rows if row["sampler"] == NAME], "nfe"):
-        for label, sampler in lines:
-            here = [_of([r for r in rows if (r["cfg_scale"], r["nfe"]) == (cfg, nfe)], sampler) for cfg in scales]
-            body.append([label, nfe, *(_figures(row, two) if row else "" for row in here)])
-    baselines = [next((r for r in rows if r["cfg_scale"] == cfg and _is_baseline(r)), None) for cfg in scales]
-    body.append(["DPM++ 2M Karras", "20", *(_figures(row, two) if row else "" for row in baselines)])
-    return table(["", "NFE", *(f"CFG {float(cfg):g}" for cfg in scales)], body)
 
 
 def _exact_table(rows: Sequence[Row]) -> str:

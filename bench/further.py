@@ -25,12 +25,13 @@ from hpsampler.solvers import sample_dpm_v3
 from hpsampler.statistics.coefficients import Statistics
 from hpsampler.statistics.config import StatisticsConfig
 from hpsampler.statistics.estimator import Estimator
-from hpsampler.statistics.job import StatisticsJob
 from tiny_model.model import TinyModel, seeded_noise
-from tiny_model.pictures import SIDE, captioned
+from tiny_model.networks import TINY
+from tiny_model.pictures import captioned
 
 from . import exact
-from .calibrated import FAMILY, TinySource, config_of, weights_hash
+from .calibrate import small_statistics
+from .calibrated import FAMILY
 from .grid import BATCH, MANY
 from .methods import KARRAS, Model, of_recipe
 from .metrics import Estimate, frechet, relative_rmse, share
@@ -136,7 +137,7 @@ class Further:
 def measure_further(real: Reference, weights: Path, device: str, workers: int) -> list[Further]:
     """Measure the statistics, then run all trials with them."""
     with processes(workers) as pool:
-        measuring = [pool.submit(tiny_statistics, cfg, weights, device) for cfg in CFG_SCALES]
+        measuring = [pool.submit(small_statistics, TINY.name, cfg, weights, device) for cfg in CFG_SCALES]
         statistics = {cfg: job.result() for cfg, job in zip(CFG_SCALES, tqdm(measuring, desc="statistics"))}
         # the jobs with all trials first, so that no worker is left with one at the end
         jobs = [(cfg, first) for first in range(0, MANY, BATCH) for cfg in CFG_SCALES]
@@ -164,15 +165,6 @@ def _all_trials(cfg_scale: float, statistics: Statistics) -> Iterable[tuple[int,
     for steps in (*STEPS, BASELINE_STEPS):
         for trial in trials(steps, cfg_scale, stable_diffusion_noise(), statistics):
             yield steps, trial
-
-
-def tiny_statistics(cfg_scale: float, weights: Path, device: str) -> Statistics:
-    """Measure statistics with the defaults of the WebUI's tab, on captions and seeds that are drawn nowhere else."""
-    _one_thread(device)
-    source = TinySource(TinyModel.load(weights, device), weights_hash(weights))
-    calibration = config_of((5,), (cfg_scale,), 48, 60)
-    config = StatisticsConfig("tiny", cfg_scale, SIDE, SIDE, calibration.prompts, seed=calibration.seed, batch=32)
-    return StatisticsJob(config, source).run()
 
 
 def _job(cfg_scale: float, first: int, statistics: Statistics, weights: Path, device: str) -> dict[str, np.ndarray]:

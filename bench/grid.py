@@ -14,7 +14,7 @@ from typing import Any
 
 from tiny_model.networks import TINY
 
-from .calibrated import calibrated, profile_of
+from .calibrated import after_calibrate, calibrated, profile_of, statistics_of
 from .methods import AUTO, KARRAS, Method, coupled, diffusers_method, peer
 
 __all__ = ["BATCH", "CFG_SCALES", "COMMON", "MANY", "NFE", "Cell", "Selection", "all_methods", "cells"]
@@ -105,7 +105,7 @@ class Selection:
     Attributes:
         model: name of the small model; the first is measured on many more cells than the others.
         full: the whole grid.
-        calibration: file of a profile whose schedules are measured too.
+        calibration: file of a profile; its schedules are measured too, and what Auto draws with where it compared ways.
         only: names of methods, as :attr:`~bench.methods.Method.name` has them; without any it is all of them.
         cfg_scales, nfe: guidance scales and numbers of calls that are measured.
         most: samples of a cell at most.
@@ -125,13 +125,7 @@ def cells(selection: Selection) -> list[Cell]:
     full, calibration, only = selection.full, selection.calibration, selection.only
     chosen = _uncalibrated(full) if full or selection.model == TINY.name else _of_second_model()
     if calibration is not None:
-        profile = profile_of(calibration)
-        fitted = [(each.steps, each.cfg_scale) for each in profile.fitted]
-        deciding = (*DECIDING_CFG, HOST_CFG)
-        fitted += [(joint.steps, cfg) for cfg in deciding for joint in profile.joint if not joint.misfit(cfg)]
-        for steps, cfg in fitted:
-            many = full or (steps in DECIDING_NFE and cfg in deciding)
-            chosen.append(Cell(calibrated(profile), steps, cfg, MANY if many else COMMON))
+        chosen += _calibrated(calibration, full)
     distinct: dict[tuple[str, float], Cell] = {}
     for cell in chosen:
         # of equal cells the first has most samples
@@ -140,6 +134,21 @@ def cells(selection: Selection) -> list[Cell]:
             cell = replace(cell, samples=min(cell.samples, selection.most))
             distinct.setdefault((cell.key, cell.cfg_scale), cell)
     return list(distinct.values())
+
+
+def _calibrated(calibration: Path, full: bool) -> list[Cell]:
+    """The fitted schedules of a profile, and what Auto draws with after it."""
+    profile = profile_of(calibration)
+    deciding = (*DECIDING_CFG, HOST_CFG)
+    fitted = [(each.steps, each.cfg_scale) for each in profile.fitted]
+    fitted += [(joint.steps, cfg) for cfg in deciding for joint in profile.joint if not joint.misfit(cfg)]
+    compared = [(steps, cfg) for cfg in deciding for steps in sorted({each.steps for each in profile.compared})]
+    methods = [(calibrated(profile), fitted), (after_calibrate(profile, statistics_of(calibration)), compared)]
+    return [
+        Cell(method, nfe, cfg, MANY if full or (nfe in DECIDING_NFE and cfg in deciding) else COMMON)
+        for method, places in methods
+        for nfe, cfg in places
+    ]
 
 
 def _of_second_model() -> list[Cell]:

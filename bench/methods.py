@@ -113,12 +113,12 @@ def auto() -> Method:
     )
 
 
-def of_recipe(recipe: Recipe, noise: NoiseModel, nfe: int) -> Plan:
-    """The plan for a recipe of the extension."""
+def of_recipe(recipe: Recipe, noise: NoiseModel, nfe: int, **own: Any) -> Plan:
+    """The plan for a recipe of the extension; ``own`` are further arguments of its solver."""
     solver, sigmas = SOLVERS[recipe.solver], recipe.sigmas(noise)
 
     def sample(model: Model, x: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-        return solver(with_guidance(model, recipe.guidance), x, sigmas, **recipe.options())
+        return solver(with_guidance(model, recipe.guidance), x, sigmas, **{**recipe.options(), **own})
 
     return Plan(sigmas, nfe, sample, recipe.freeu, recipe)
 

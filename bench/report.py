@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from .calibrated import NAME as CALIBRATED
 from .calibrated import profile_of
-from .calibrated_report import calibrated_plot, exact_section, reach_section, tiny_section
+from .calibrated_report import calibrated_plot, exact_section, reach_section, side_by_side, tiny_section
 from .further_report import dpm_v3_section, golden_section
 from .metrics import Estimate
 from .text import Row, distinct, error_text, frechet_text, method_of, share_text, table, tiny_figures
@@ -108,6 +108,7 @@ def write_page(path: Path, folder: Path, images: str) -> None:
         "in which the classifier reads the caption's colour and shape. Standard errors in brackets. Bold: the best of "
         "a column that is not worse than another by one standard error of the difference.",
     ]
+    parts += ["### Five calls beside twenty, the tiny model", *side_by_side(tiny, many)]
     if (folder / "texture.csv").exists():
         texture = read_csv(folder / "texture.csv")
         parts += [
@@ -115,6 +116,8 @@ def write_page(path: Path, folder: Path, images: str) -> None:
             "[The texture model](texture-model.md) has other pictures, another size and depth, v prediction, and an "
             "autoencoder that was trained as Stable Diffusion's. What is decided on one model is decided for one "
             "model.",
+            "### Five calls beside twenty, the second model",
+            *side_by_side(texture, many),
         ]
         for cfg in distinct(texture, "cfg_scale"):
             drawn = [row for row in texture if row["cfg_scale"] == cfg and row["samples"] == many]

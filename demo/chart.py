@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bench.calibrated import NAME as CALIBRATED
+from bench.calibrated import AFTER as CALIBRATED
 from bench.methods import AUTO, KARRAS, SGM
 from bench.runs import Run
 from bench.webp import LOSSLESS
@@ -79,7 +79,7 @@ def _cuts(axes: Any, recipes: list[Recipe], noise: NoiseModel) -> None:
         by_cut.setdefault((recipe.base_steps, recipe.rho, recipe.truncation_index), []).append(recipe)
     for ((base_steps, rho, index), same), colour in zip(by_cut.items(), HP_SHADES[1:], strict=False):
         base = base_karras(base_steps, rho, noise.sigma_min, noise.sigma_max)
-        for_steps = " and ".join(str(recipe.steps) for recipe in same)
+        for_steps = " and ".join(dict.fromkeys(str(recipe.steps) for recipe in same))
         axes.plot(range(index, base_steps), base[index:], "o--", color="#9ca3af", markersize=3.5, linewidth=1.2)
         axes.plot(range(index + 1), base[: index + 1], "o-", color=colour, markersize=4.5, linewidth=1.8,
                   label=f"{base_steps} points, rho {rho:g} (for {for_steps} steps)")  # fmt: skip

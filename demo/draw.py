@@ -13,7 +13,7 @@ from typing import Any, Optional
 
 from tqdm import tqdm
 
-from bench.calibrated import SHIPPED, calibrated, made_for, profile_of
+from bench.calibrated import SHIPPED, after_calibrate, made_for, profile_of, statistics_of
 from bench.methods import Method
 from bench.runs import REFERENCE_STEPS, Comparison, compare, runs_of
 from bench.webp import LOSSY
@@ -58,10 +58,10 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
 
 
 def _calibrated(model: TinyModel, weights: Path, cfg_scale: float) -> Optional[Method]:
-    """The bench's calibration, where it was made for this model and has something for this guidance scale."""
+    """Auto after the bench's calibration, where that was made for this model and compared ways at this scale."""
     if not made_for(SHIPPED, weights):
         return None
-    method = calibrated(profile_of(SHIPPED))
+    method = after_calibrate(profile_of(SHIPPED), statistics_of(SHIPPED))
     return method if method.plan(model.noise, 5, cfg_scale) else None
 
 
@@ -88,7 +88,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--out", default="out/demo", help="folder to write to")
-    parser.add_argument("--cfg", type=float, default=5.0, help="guidance scale")
+    parser.add_argument("--cfg", type=float, default=7.0, help="guidance scale")
     parser.add_argument("--seed", type=int, default=1, help="seed of the first image")
     parser.add_argument("--images", type=_positive, default=64, help="images the scores are over")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the model's weights")

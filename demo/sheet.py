@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from bench.calibrated import NAME as CALIBRATED
+from bench.calibrated import AFTER as CALIBRATED
 from bench.methods import AUTO, KARRAS, SGM
 from bench.runs import REFERENCE, SHOWN, Comparison, Run
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from bench import further, grid, report, tiny
+from bench import calibrate, further, grid, report, tiny
 from bench.__main__ import ExactMean, main
 from bench.decoder import Tolerance
 from bench.exact import ExactScore, geometric_mean, methods
@@ -266,17 +266,19 @@ def test_the_page_is_written_from_the_tables(tmp_path):
 
 
 def test_dpm_v3_and_golden_noise_are_measured_on_both_testbeds(tmp_path, monkeypatch, random_model):
-    for name, value in (("BATCH", 3), ("COMMON_SAMPLES", 6), ("MANY", 9), ("STEPS", (5,)), ("CFG_SCALES", (5.0,))):
+    for name, value in (("BATCH", 2), ("COMMON_SAMPLES", 4), ("MANY", 6), ("STEPS", (5,)), ("CFG_SCALES", (5.0,))):
         monkeypatch.setattr(further, name, value)
     monkeypatch.setattr(further, "processes", InPlace)
     monkeypatch.setattr(further, "PROBLEMS", {"gauss1f2": PROBLEMS["gauss1f2"]})
-    monkeypatch.setattr(further, "StatisticsConfig", partial(further.StatisticsConfig, samples=8, points=31))
-    monkeypatch.setattr(further, "weights_hash", lambda _: "0" * 64)
+    small = partial(further.StatisticsConfig, samples=8, points=31)
+    monkeypatch.setattr(further, "StatisticsConfig", small)
+    monkeypatch.setattr(calibrate, "StatisticsConfig", small)
+    monkeypatch.setattr(calibrate, "weights_hash", lambda _: "0" * 64)
     monkeypatch.setattr("bench.runs.REFERENCE_STEPS", 12)
     monkeypatch.setattr(further.TinyModel, "load", classmethod(lambda cls, *_: random_model))
     real = tiny.Reference(Moments(np.zeros(64), np.eye(64)), Moments(np.zeros(192), np.eye(192)))
     rows = further.measure_further(real, tmp_path, "cpu", 1)
-    common, many = ([row for row in rows if row.samples == samples] for samples in (6, 9))
+    common, many = ([row for row in rows if row.samples == samples] for samples in (4, 6))
     assert [(row.method, row.nfe) for row in common] == [
         ("Auto", 5), *((name, 5) for name in further.V3), *((name, 7) for name in further.GOLDEN), (further.MORE, 7),
         (further.BASELINE, 20),

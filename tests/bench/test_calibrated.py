@@ -13,17 +13,36 @@ from PIL import Image
 
 from bench import calibrate, exact, grid, reach, tiny
 from bench import calibrated as module
-from bench.calibrated import NAME, TinySource, calibrated, config_of, made_for, profile_of, weights_hash
-from bench.calibrated_report import exact_section, reach_section, tiny_section
+from bench.calibrated import (
+    AFTER,
+    NAME,
+    TinySource,
+    after_calibrate,
+    calibrated,
+    config_of,
+    made_for,
+    profile_of,
+    statistics_of,
+    weights_hash,
+)
+from bench.calibrated_report import exact_section, reach_section, side_by_side, tiny_section
 from bench.problems import PROBLEMS, reference_endpoint, relative_error
 from bench.report import read_csv, write_csv
 from bench.runs import SHOWN
 from bench.schedules import stable_diffusion_noise
 from demo import draw
+from hpsampler.calibration.choice import Comparison, Figures
 from hpsampler.calibration.fit import CalibrationRefused
 from hpsampler.calibration.profile import Fitted, Profile, Refused
 from hpsampler.calibration.trajectories import MultistepSchedule
+from hpsampler.guidance import STATISTICS_SHARE, effective_guidance
+from hpsampler.recipes import recipe_for
+from hpsampler.solvers import sample_dpm_v3
+from hpsampler.statistics.coefficients import Statistics
+from hpsampler.statistics.files import save_statistics
 from tests.bench.test_bench import Counted, InPlace
+from tests.calibration.test_joint import joint
+from texture_model.model import TEXTURE
 from tiny_model.model import TinyModel, seeded_noise
 from tiny_model.networks import Classifier, TinyDiffusion
 from tiny_model.pictures import answers, captioned
@@ -52,6 +71,19 @@ def profile_with(*schedules, hashes=("abc",), refused=()):
         "tiny model", "the tiny model", hashes, "sd1", 96, 96, TABLE.sigma_min, TABLE.sigma_max, 48, 48, 1,
         fitted=schedules, refused=refused,
     )  # fmt: skip
+
+
+class Guided(Counted):
+    """Another answer for every guidance scale; without one it is that of ``cfg_scale``."""
+
+    def __init__(self, cfg_scale):
+        super().__init__()
+        self.cfg_scale, self.scales = cfg_scale, []
+
+    def __call__(self, x, sigma, cond_scale=None, **own):
+        scale = self.cfg_scale if cond_scale is None else cond_scale
+        self.scales.append(scale)
+        return super().__call__(x, sigma, **own) * (1 + scale / 100)
 
 
 @pytest.fixture
@@ -88,6 +120,14 @@ def test_captions_and_seeds_differ_from_those_of_the_bench():
     assert module.BENCH_CAPTIONS == grid.MANY
 
 
+def test_the_second_model_has_captions_of_its_own():
+    config = config_of([5], [3.0], 8, 60, TEXTURE)
+    drawn = {picture.caption() for picture in TEXTURE.pictures.captioned(grid.MANY)}
+    assert len(set(config.prompts)) == 16 and not drawn & set(config.prompts)
+    assert not set(config.prompts) & set(config_of([5], [3.0], 8, 60).prompts)
+    assert (config.width, config.height, config.name) == (TEXTURE.pictures.side, TEXTURE.pictures.side, "texture model")
+
+
 def test_a_profile_is_for_the_weights_it_was_made_for(tmp_path):
     path = tmp_path / "calibration.json"
     (tmp_path / "unet.safetensors").write_bytes(b"one")
@@ -112,6 +152,55 @@ def test_the_method_samples_with_the_schedule_of_the_profile():
     assert method.plan(TABLE, 7, 3.0) is None and method.plan(TABLE, 5, 5.0) is None
 
 
+def compared(nfe, cfg_scale, **pictures):
+    """A comparison in which each way has these figures for its pictures, and none is nearer than another."""
+    names = {"auto": "Auto", "fitted": "calibrated", "first": "statistics, order 1", "second": "statistics, order 2"}
+    figures = {names[name]: Figures(0.1, value) for name, value in pictures.items()}
+    return Comparison(nfe, cfg_scale, figures, "small model 1a2b3c4d")
+
+
+def statistics():
+    points = np.linspace(-math.log(TABLE.sigma_max), -math.log(TABLE.sigma_min), 21)
+    return Statistics(points, *(np.full((21, 4, 1, 1), value) for value in (0.3, 0.1, 0.0)))
+
+
+@pytest.mark.parametrize(
+    "figures, wanted",
+    [
+        ({"auto": 0.3, "fitted": 0.2, "first": 0.1, "second": 0.2}, "statistics, order 1"),
+        ({"auto": 0.3, "fitted": 0.2, "first": 0.3, "second": 0.1}, "statistics, order 2"),
+        ({"auto": 0.3, "fitted": 0.2, "first": 0.3, "second": 0.3}, "calibrated"),
+        ({"auto": 0.1, "fitted": 0.2, "first": 0.3, "second": 0.3}, "Auto"),
+    ],
+)
+def test_after_a_calibration_auto_draws_with_the_way_of_the_best_pictures(figures, wanted):
+    fit = joint()
+    profile = dataclasses.replace(profile_with(), joint=(fit,), compared=(compared(5, 7.0, **figures),))
+    own = ("small model 1a2b3c4d", statistics())
+    plan = after_calibrate(profile, own).plan(TABLE, 5, 7.0)
+    auto = recipe_for("sd1", 5, 7.0)
+    x, model = seeded_noise(range(2), (4, 3, 3)), Guided(7.0)
+    result = plan.run(model, x, range(2))
+    if wanted == "Auto":
+        assert plan.recipe == auto
+    elif wanted == "calibrated":
+        assert plan.recipe.solver == "dpmpp_2m" and plan.recipe.levels == fit.schedule.at(7.0).sigmas
+    else:
+        sigmas = dataclasses.replace(auto, ending="zero").sigmas(TABLE)
+        order, scale = int(wanted[-1]), effective_guidance(7.0, 5, STATISTICS_SHARE)
+        direct = sample_dpm_v3(
+            Guided(scale), x * float(sigmas[0]), sigmas, order=order, statistics=own[1], corrector=False
+        )
+        assert torch.equal(result, direct) and set(model.scales) == {scale}
+
+
+def test_without_a_comparison_there_is_nothing_after_a_calibration():
+    profile = dataclasses.replace(profile_with(fitted(5, 7.0)), compared=(compared(5, 7.0, auto=0.2, first=0.1),))
+    method = after_calibrate(profile, None)
+    assert method.plan(TABLE, 5, 7.0).recipe == recipe_for("sd1", 5, 7.0), "the statistics were lost"
+    assert method.plan(TABLE, 6, 7.0) is None and method.plan(TABLE, 5, 20.0) is None
+
+
 @pytest.mark.usefixtures("gaussian")
 def test_the_command_writes_a_profile(tmp_path, capsys):
     out = tmp_path / "new" / "made.json"
@@ -126,7 +215,7 @@ def test_the_command_writes_a_profile(tmp_path, capsys):
 # ---- the bench -------------------------------------------------------------------------------------------------------
 
 
-def small_configs():
+def small_configs(name):
     return [config_of([steps], [3.0, 5.0], 4, 12) for steps in (3, 2)]
 
 
@@ -135,20 +224,29 @@ def test_a_calibration_is_combined_and_continues_where_it_stopped(monkeypatch, t
     (tmp_path / "unet.safetensors").write_bytes(b"one")
     monkeypatch.setattr(calibrate, "processes", InPlace)
     monkeypatch.setattr(calibrate, "configs", small_configs)
-    whole = calibrate.calibrate_tiny(tmp_path, tmp_path, "cpu", 1)
+    monkeypatch.setattr(calibrate, "small_statistics", lambda *_: statistics())
+    made, folder = tmp_path / "made.json", tmp_path / "jobs"
+
+    def run():
+        return calibrate.calibrate_small("tiny", made, folder, tmp_path, "cpu", 1)
+
+    whole = run()
+    assert profile_of(made) == whole and statistics_of(made)[0].startswith("small model ")
     assert sorted({each.steps for each in (*whole.joint, *whole.refused)}) == [2, 3]
     assert [each.steps for each in whole.joint] == sorted(each.steps for each in whole.joint)
-    files = sorted(tmp_path.glob("calibration-*.json"))
+    assert [(each.steps, each.cfg_scale) for each in whole.compared] == [(2, 3.0), (2, 5.0), (3, 3.0), (3, 5.0)]
+    assert all("statistics, order 1" in each.figures for each in whole.compared)
+    files = sorted(folder.glob("calibration-*.json"))
     assert len(files) == 2
     # one job is interrupted in its first cell, and the other must not be changed
     kept, lost = files
-    lost.write_text(dataclasses.replace(profile_of(lost), joint=(), refused=()).to_json())
+    lost.write_text(dataclasses.replace(profile_of(lost), joint=(), refused=(), compared=()).to_json())
     before = kept.stat().st_mtime_ns
-    assert calibrate.calibrate_tiny(tmp_path, tmp_path, "cpu", 1) == whole
+    assert run() == whole
     assert kept.stat().st_mtime_ns == before
     (tmp_path / "unet.safetensors").write_bytes(b"another")
-    calibrate.calibrate_tiny(tmp_path, tmp_path, "cpu", 1)
-    assert len(list(tmp_path.glob("calibration-*.json"))) == 4
+    run()
+    assert len(list(folder.glob("calibration-*.json"))) == 4
 
 
 def test_calibrated_cells_are_those_that_were_fitted(tmp_path):
@@ -161,6 +259,20 @@ def test_calibrated_cells_are_those_that_were_fitted(tmp_path):
     again = [cell for cell in grid.cells(grid.Selection(calibration=path)) if cell.method.name == NAME]
     assert tiny._planned(again, 3.0, 0)[0][2] not in keys, "another schedule must be drawn again"
     assert [cell for cell in grid.cells(grid.Selection()) if cell.method.name == NAME] == []
+
+
+@pytest.mark.parametrize("model", ["tiny", "texture"])
+def test_what_auto_draws_with_afterwards_is_measured_where_ways_were_compared(tmp_path, model):
+    path = tmp_path / "calibration.json"
+    ways = (compared(5, 7.5, auto=0.2, first=0.1), compared(10, 7.5, auto=0.2, first=0.1))
+    path.write_text(dataclasses.replace(profile_with(), compared=ways).to_json())
+    save_statistics(statistics(), path.with_suffix(".safetensors"))
+    own = [cell for cell in grid.cells(grid.Selection(model, calibration=path)) if cell.method.name == AFTER]
+    assert {(cell.nfe, cell.samples) for cell in own} == {(5, grid.MANY), (10, grid.COMMON)}
+    drawn = [(cell.nfe, cfg) for cfg in (3.0, 5.0, 7.0, 7.5) for cell, *_ in tiny._planned(own, cfg, 0)]
+    assert drawn == [(5, 5.0), (10, 5.0), (5, 7.0), (10, 7.0), (5, 7.5), (10, 7.5)], (
+        "not far from where it was compared"
+    )
 
 
 def test_a_schedule_fitted_to_a_problem_is_nearer_on_noise_it_has_not_seen():
@@ -261,7 +373,7 @@ def test_reach_on_an_exact_problem(monkeypatch, tmp_path):
     monkeypatch.setattr(reach, "PROBLEMS", {"gauss1f1": PROBLEMS["gauss1f1"]})
     monkeypatch.setattr(reach, "CFG_SCALES", (3.0, 5.0))
     monkeypatch.setattr(reach, "EXACT_ANCHORS", (3.0,))
-    monkeypatch.setattr(reach, "NFE", (5,))
+    monkeypatch.setattr(reach, "NFE", (4,))
     rows = reach.measure_exact_reach(1)
     at = {(row.schedule, row.cfg_scale): row.error.value for row in rows}
     assert set(at) == {("Auto", 3.0), ("CFG 3", 3.0), ("Auto", 5.0), ("CFG 3", 5.0)}
@@ -269,8 +381,8 @@ def test_reach_on_an_exact_problem(monkeypatch, tmp_path):
     assert at["CFG 3", 5.0] > at["CFG 3", 3.0], "and not at this one"
     write_csv(tmp_path / "exact_reach.csv", rows)
     tiny_row = {"schedule": "Auto", "cfg_scale": "3.0", "height": "12", "width": "12", "samples": "2", "distance": ".2"}
-    section = reach_section([{**tiny_row, "nfe": "5"}], read_csv(tmp_path / "exact_reach.csv"))
-    assert "| CFG | Auto, 5 | CFG 3, 5 |" in section[-1]
+    section = reach_section([{**tiny_row, "nfe": "4"}], read_csv(tmp_path / "exact_reach.csv"))
+    assert "| CFG | Auto, 4 | CFG 3, 4 |" in section[-1]
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
@@ -292,7 +404,13 @@ def test_the_page_compares_calibrated_schedules_with_the_best_others():
     text = "\n".join(tiny_section(tiny_rows, profile_with(fitted(5, 5.0), refused=refused), "250", "2000"))
     line = next(line for line in text.splitlines() if line.startswith("| 5 | 5 |"))
     assert "DPM++ 2M SGM Uniform: 60 (2) / .800 (.010) / .250" in line and line.endswith("| 50 | 40 |")
-    assert "at most 50 runs" in text and "1 of 2" in text and "| calibrated | 5 | 41 (2) / .800" in text
+    assert "at most 50 runs" in text and "1 of 2" in text
+    text = side_by_side([*tiny_rows, row(AFTER, 5, 0.2, samples="2000", frechet="39")], "2000")[1].splitlines()
+    assert text[0] == "|  | NFE | CFG 5 |"
+    assert [line.partition(" (")[0] for line in text[2:]] == [
+        "| Auto | 5 | 60", "| Auto after Calibrate | 5 | 39", "| the fitted schedule alone | 5 | 41",
+        "| DPM++ 2M Karras | 20 | 60",
+    ]  # fmt: skip
     problems = [
         {"problem": name, "sampler": sampler, "nfe": "5", "cfg_scale": "3", "error": error}
         for name in ("a", "b")
@@ -320,16 +438,18 @@ def test_the_sheet_shows_a_calibration_where_one_fits(monkeypatch, tmp_path):
     monkeypatch.setattr(draw, "SHIPPED", path)
 
     tiny_model = TinyModel.load()
-    assert draw._calibrated(tiny_model, module.WEIGHTS, 5.0) is None
-    path.write_text(profile_with(fitted(5, 5.0)).to_json())
-    assert draw._calibrated(tiny_model, module.WEIGHTS, 5.0) is None, "it was made for another model"
-    path.write_text(profile_with(fitted(5, 5.0), hashes=(weights_hash(module.WEIGHTS),)).to_json())
-    assert draw._calibrated(tiny_model, module.WEIGHTS, 9.0) is None
+    fit, ways = joint(), (compared(5, 7.0, auto=0.2, fitted=0.1),)
+    assert draw._calibrated(tiny_model, module.WEIGHTS, 7.0) is None
+    path.write_text(dataclasses.replace(profile_with(), joint=(fit,), compared=ways).to_json())
+    assert draw._calibrated(tiny_model, module.WEIGHTS, 7.0) is None, "it was made for another model"
+    own = profile_with(hashes=(weights_hash(module.WEIGHTS),))
+    path.write_text(dataclasses.replace(own, joint=(fit,), compared=ways).to_json())
+    assert draw._calibrated(tiny_model, module.WEIGHTS, 15.0) is None
     monkeypatch.setattr("bench.runs.REFERENCE_STEPS", 8)
     comparison = draw.main(["--images", "1", "--quiet", "--out", str(tmp_path)])
-    assert [(run.name, run.nfe) for run in comparison.shown][-2:] == [("HP Auto", 8), (NAME, 5)]
+    assert [(run.name, run.nfe) for run in comparison.shown][-2:] == [("HP Auto", 8), (AFTER, 5)]
     numbers = json.loads((tmp_path / "numbers.json").read_text())["runs"]
-    assert numbers[-1]["sampler"] == NAME and numbers[-1]["sigmas"][2] == pytest.approx(fitted(5, 5.0).sigmas[2])
+    assert numbers[-1]["sampler"] == AFTER and numbers[-1]["sigmas"][2] == pytest.approx(fit.schedule.at(7.0).sigmas[2])
     with Image.open(tmp_path / "sheet.webp") as sheet:
         pixels = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
     # the sheet is compressed, so a colour comes back nearly, not exactly

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from bench import perf
-from bench.calibrated import NAME as CALIBRATED
+from bench.calibrated import AFTER as CALIBRATED
 from bench.methods import AUTO, KARRAS, SGM
 from bench.oracles_import import k_diffusion_sampling
 from demo import draw
@@ -76,7 +76,8 @@ def test_the_page_says_where_the_best_rival_at_equal_steps_is_nearer(drawn):
     assert f"{SGM.name}, the WebUI's best at so few steps, {words}" in (out / "index.html").read_text(encoding="utf-8")
 
 
-def test_the_same_seed_draws_the_same_and_another_does_not(tmp_path):
+def test_the_same_seed_draws_the_same_and_another_does_not(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.runs.REFERENCE_STEPS", 8)
     tiny = ("--images", "2", "--quiet")
     out = [tmp_path / "first", tmp_path / "again", tmp_path / "another"]
     first = draw.main([*tiny, "--out", str(out[0])])

@@ -19,7 +19,7 @@ from ldm.modules.diffusionmodules.util import timestep_embedding
 from torch import nn
 
 from hpsampler.freeu import FreeU
-from tests.small_unet import tiny_checkpoint, tiny_unet
+from tests.small_unet import checkpoint_info, family_flags, tiny_checkpoint, tiny_unet
 
 __all__ = ["FACES", "Face", "Forked"]
 
@@ -162,12 +162,10 @@ class Forked(Face):
     # ---- the model ----
 
     def checkpoint(self, table: torch.Tensor, family: str = "is_sd1", seed: int = 0) -> Any:
-        plain = tiny_checkpoint(table, family, seed)
-        network = tiny_unet(seed)
+        network, flags = tiny_unet(seed), family_flags(family)
         network.__class__ = Layered
-        flags = {name: value for name, value in vars(plain).items() if name.startswith("is_")}
         predictor = Predictor(table, "const" if flags["is_sd3"] else "epsilon")
-        return StableDiffusion(network, predictor, flags, plain.sd_checkpoint_info)
+        return StableDiffusion(network, predictor, flags, checkpoint_info(seed))
 
     def nothing(self) -> Any:
         return FakeInitialModel()
