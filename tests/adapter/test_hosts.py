@@ -244,23 +244,20 @@ class TestBackend:
         assert scales[5:] == pytest.approx([effective_guidance(4.0, 5)] * 5) and p.hr_cfg == 4.0
         assert sigmas[5:] == pytest.approx(recipe_for("sd1", 5, 4.0).sigmas(noise)[:-1].tolist(), rel=1e-3)
 
-    def test_the_panel_shows_the_second_pass_at_the_scale_of_its_own(self, webui, host):
-        page = importlib.import_module("hpsampler.webui.page")
+    @pytest.mark.parametrize(("scale", "expected"), [(2.0, 2.0), (0, 7.0), (None, 7.0)])
+    def test_the_panel_shows_the_second_pass_at_the_scale_of_its_own(self, webui, host, scale, expected):
+        page, sigmas = importlib.import_module("hpsampler.webui.page"), []
         # what the page's script sends, under the names of the controls that it was told to read
         assert page.PAGE["txt2img"]["hr_cfg"] == "#txt2img_hr_cfg"
         read = {"sampler": "HP Auto", "schedule": "Automatic", "steps": 5, "cfg": 7, "width": 64, "height": 64}
-        read |= {"hires": True, "hr_steps": 5, "denoising": 1.0}
-        for scale, expected in ((2.0, 2.0), (0, 7.0), (None, 7.0)):
-            second = view({"enabled": True}, Page.of({**read, "hr_cfg": scale}), page.known()).second
-            sigmas = []
-            webui.script_callbacks.clear_callbacks()
-            webui.script.install()
-            webui.script_callbacks.on_cfg_denoiser(lambda params: sigmas.append(float(params.sigma[0])))
-            p = Txt2Img(steps=5, cfg_scale=7.0, enable_hr=True, hr_second_pass_steps=5, denoising_strength=1.0)
-            p.hr_cfg = expected
-            host.run(p)
-            assert second.sigmas[second.skipped :][:5] == pytest.approx(sigmas[5:], rel=1e-3)
-            assert [*set(second.guidance or [expected])] == pytest.approx([effective_guidance(expected, 5)])
+        read |= {"hires": True, "hr_steps": 5, "denoising": 1.0, "hr_cfg": scale}
+        second = view({"enabled": True}, Page.of(read), page.known()).second
+        webui.script_callbacks.on_cfg_denoiser(lambda params: sigmas.append(float(params.sigma[0])))
+        p = Txt2Img(steps=5, cfg_scale=7.0, enable_hr=True, hr_second_pass_steps=5, denoising_strength=1.0)
+        p.hr_cfg = expected
+        host.run(p)
+        assert second.sigmas[second.skipped :][:5] == pytest.approx(sigmas[5:], rel=1e-3)
+        assert [*set(second.guidance or [expected])] == pytest.approx([effective_guidance(expected, 5)])
 
     @pytest.mark.parametrize("sampler", ["HP Auto", "HP UniPC", "HP DPM-v3"])
     @pytest.mark.parametrize("values", [{}, {"golden_noise": "A"}])
