@@ -156,8 +156,9 @@ def test_generate_draws_what_the_plot_said(accordion, ui, server):
 def test_the_panel_follows_the_model(accordion, ui, server):
     begin(accordion)
     assert "SD 1.x, hps-tiny-sd15" in accordion.summary()
-    ui.click("#setting_sd_model_checkpoint input")
-    ui.locator("#setting_sd_model_checkpoint ul.options li").filter(has_text="hps-tiny-sdxl").first.click()
+    menu = ui.locator(":is(#setting_sd_model_checkpoint, .model_selection)").first
+    menu.locator("input").first.click()
+    menu.locator(OPTION).filter(has_text="hps-tiny-sdxl").first.click()
     answered(ui)
     if server.host.loads_late:  # with the next picture
         for side in ("width", "height"):

@@ -23,9 +23,9 @@ def hp(args=None, **payload):
     return {"sampler_name": "HP Auto", "scheduler": "Automatic", **payload, **scripts}
 
 
-def from_infotext(server, text):
+def from_infotext(server, text, **payload):
     """The picture and the info of a request that says only this; skips where the host itself cannot read that."""
-    status, answer = server.post("/sdapi/v1/txt2img", {"infotext": text})
+    status, answer = server.post("/sdapi/v1/txt2img", {"infotext": text, **payload})
     if status == 500 and "parameterized generic" in refusal(answer):
         pytest.skip(f"this host's own API cannot read an infotext: {refusal(answer)}")
     assert status == 200, answer
