@@ -94,6 +94,12 @@ class Host:
         """Whether an extension can put a UNet of its own in the model's place (``sd_unet``)."""
         return "sd_unet" in self.text("modules/sd_models.py") and not self.has_backend
 
+    @property
+    def asks_no_schedule(self) -> set[str]:
+        """Samplers of a fork that make their schedule themselves, whatever schedule type is chosen."""
+        text = self.text("modules_forge/forge_alter_samplers.py")
+        return set(re.findall(r"SamplerData\(\s*['\"]([^'\"]+)", text)) if "def get_sigmas(self, p" in text else set()
+
     def command(self, data: Path, checkpoints: Path, checkpoint: str, port: int) -> list[str]:
         """What starts it.
 

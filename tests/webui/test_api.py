@@ -117,6 +117,8 @@ def test_the_hp_schedule_with_every_built_in_sampler(server, host):
         if name in A1111_SAMPLERS:
             assert looks_like_a_picture(images[0]), name
             assert ("HP note" in info["infotexts"][0]) == (name in own), name
+        elif name in host.asks_no_schedule:
+            assert f"the sampler {name} makes its own schedule" in info["infotexts"][0], name
 
 
 def test_the_schedule_s_name_and_label_both_work_in_the_api(server):
