@@ -270,12 +270,12 @@ class TestOutsideARequest:
 
     @pytest.fixture
     def denoiser(self, webui):
-        def make():
+        def make(scale=6.0):
             source = importlib.import_module("hpsampler.webui.source")
             config = importlib.import_module("hpsampler.calibration.config").CalibrationConfig
             values = {"name": "x", "steps": [4], "width": 64, "height": 64, "prompts": "a\nb\nc\nd\ne", "batch": 2}
             checkpoint = source.Checkpoint(config.of(values))
-            return checkpoint, checkpoint.denoiser(["a", "b"], "", 6.0)
+            return checkpoint, checkpoint.denoiser(["a", "b"], "", scale)
 
         return make
 
@@ -299,6 +299,12 @@ class TestOutsideARequest:
             webui.face.move_away()
         again = self.call(found)
         assert torch.equal(again, first) and not again.is_inference()
+
+    def test_at_guidance_1_it_is_the_prompt_s_alone(self, denoiser):
+        """Some hosts have no negative condition then."""
+        alone, without, guided = (self.call(denoiser(scale)) for scale in (1.0, 0.0, 3.0))
+        torch.testing.assert_close(guided, without + 3 * (alone - without), rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(alone, without, atol=1e-2)
 
     def test_networks_of_the_last_picture_do_not_act(self, webui, denoiser):
         clean = self.call(denoiser())
