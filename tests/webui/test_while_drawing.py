@@ -12,7 +12,8 @@ from tests.webui.harness import answered, open_ui
 from tests.webui.test_accordion import TXT2IMG
 
 PICTURES = 100
-"""So many in one go that they are interrupted long before the last."""
+SIDE = 192
+"""So many of that size in one go that they are interrupted long before the last."""
 
 RECORD = """([slider, panel]) => {
     const input = document.querySelector(slider), place = document.querySelector(panel);
@@ -41,7 +42,7 @@ def accordion(page, server):
 def test_the_plot_is_never_of_anything_but_what_is_set_or_marked(accordion, server):
     ui = accordion.ui
     panel = f"{accordion.id('panel')} .hpsampler-panel"
-    for name, value in {"width": 64, "height": 64, "batch_count": PICTURES}.items():
+    for name, value in {"width": SIDE, "height": SIDE, "batch_count": PICTURES}.items():
         ui.fill(f"#txt2img_{name} input[type=number]", str(value))
     accordion.settle()
     start = len(server.log())
