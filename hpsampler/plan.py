@@ -181,7 +181,7 @@ class Pass:
             if use.runs(recipe) == "dpm_v3":
                 self.find_statistics(settings.statistics)
         if use.coupled and not takes_schedule:
-            self.tell(f"the sampler {use.sampler} makes its own schedule and ignores the type {use.schedule}")
+            self._tell_ignored()
         self._tell_if(notes.off_schedule(settings, use))
         if self.request.second:
             self._tell_if(notes.of_second_pass(use))
@@ -189,6 +189,15 @@ class Pass:
             left_out = settings.golden_idle(use.own, use.from_noise)
             self._tell_if(left_out)
             self.golden = None if left_out else settings.golden_form
+
+    def call(self) -> None:
+        """At each UNet call: tell if nobody has asked for our schedule type, as that can be seen only now."""
+        if self.request.use.coupled and not self.request.use.own and self.recipe is None:
+            self._tell_ignored()
+
+    def _tell_ignored(self) -> None:
+        use = self.request.use
+        self.tell(f"the sampler {use.sampler} makes its own schedule and ignores the type {use.schedule}")
 
     def _tell_if(self, note: str) -> None:
         if note:

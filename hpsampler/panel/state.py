@@ -78,7 +78,8 @@ class Page:
     Attributes:
         denoising: of img2img and of hires. fix.
         exact_steps: whether the host makes img2img run exactly as many steps as are set.
-        hires: whether hires. fix is on; the next four are its own controls.
+        hires: whether hires. fix is on; the next five are its own controls.
+        hr_cfg: of a host whose second pass has a guidance scale of its own; 0 where it has that of the first.
         preset: the one that is chosen.
     """
 
@@ -96,6 +97,7 @@ class Page:
     hr_schedule: str = ""
     hr_steps: float = 0
     hr_scale: float = 2.0
+    hr_cfg: float = 0
     preset: str = ""
 
     @classmethod
@@ -120,6 +122,7 @@ class Page:
             sampler=self.sampler if self.hr_sampler in ("", SAME_SAMPLER) else self.hr_sampler,
             schedule=self.schedule if self.hr_schedule in ("", SAME_SCHEDULE) else self.hr_schedule,
             steps=self.hr_steps or self.steps,
+            cfg=self.hr_cfg or self.cfg,
             width=int(self.width * self.hr_scale),
             height=int(self.height * self.hr_scale),
         )

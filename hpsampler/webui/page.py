@@ -23,6 +23,7 @@ def _selectors(tab: str) -> MappingProxyType[str, str]:
         "hr_schedule": "#hr_scheduler",
         "hr_steps": "#txt2img_hires_steps",
         "hr_scale": "#txt2img_hr_scale",
+        "hr_cfg": "#txt2img_hr_cfg",
     }
     return MappingProxyType(
         {

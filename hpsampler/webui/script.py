@@ -157,6 +157,8 @@ def on_cfg_denoiser(params: Any) -> None:
     """Before each UNet call: Free-U on the UNet that this call goes to, if the plan says so, else on none."""
     denoiser = params.denoiser
     this = request.pass_or_none(getattr(denoiser.sampler, "model_wrap", None), denoiser.sampler)
+    if this is not None:
+        this.call()
     plan = this.freeu_plan(denoiser.step, denoiser.total_steps) if this is not None else None
     try:
         obstacle = host.freeu(plan, this.waves if this is not None else None)

@@ -1,11 +1,10 @@
-"""The checks themselves; each takes an :class:`~tests.accordion.page.AccordionPage` whose accordion is open.
+"""What the accordion does; each check takes an :class:`~tests.accordion.page.AccordionPage` whose accordion is open.
 
 ``CHECKS`` holds them by name; both pages' tests run them all.
 """
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,9 +16,8 @@ from hpsampler.recipes import AUTO, PRESETS
 from hpsampler.schedule import insert_first_midpoint
 from hpsampler.settings import FIELDS, Settings
 from hpsampler.webui.panel_places import SCRIPT_TEXTS
-from tests.accordion.page import PATIENCE_MS, AccordionPage, until
-
-STEPS, CFG = 6, 7.0
+from tests.accordion import layout
+from tests.accordion.page import CFG, PATIENCE_MS, STEPS, AccordionPage, begin, until
 
 MOVED = {
     "recipe": "SD1.5 8 steps", "ending": "One more call", "base_steps": 11, "rho": 6.5, "truncation_index": 5,
@@ -31,12 +29,6 @@ MOVED = {
 """Another value for every control."""
 
 TABLE = stable_diffusion_noise()
-
-
-def begin(at: AccordionPage) -> None:
-    at.number_at(at.controls["steps"]).fill(str(STEPS))
-    at.number_at(at.controls["cfg"]).fill(str(CFG))
-    at.settle()
 
 
 def drawn(**settings) -> list[float]:
@@ -384,61 +376,8 @@ def check_it_can_be_used_without_a_mouse_and_is_named(at: AccordionPage) -> None
     assert at.ui.evaluate(jumps) == 0
 
 
-def shown_at(at: AccordionPage, width: int) -> dict:
-    """How the panel lies at a width of the window: whether anything is cut off, and its smallest text."""
-    at.ui.set_viewport_size({"width": width, "height": 900})
-    at.settle()
-    return json.loads(
-        at.ui.evaluate(
-            f"""() => {{
-            const panel = document.querySelector("{at.id("panel")} .hpsampler-panel");
-            const box = panel.getBoundingClientRect();
-            const texts = [...panel.querySelectorAll("svg[role=img] text")].map((t) => t.getBoundingClientRect());
-            return JSON.stringify({{
-                wide: document.documentElement.scrollWidth > window.innerWidth + 1,
-                outside: texts.filter((t) => t.left < box.left - 3 || t.right > box.right + 3).length,
-                overlapping: texts.some((a, i) => texts.some((b, j) => j > i && a.left < b.right - 1 &&
-                    b.left < a.right - 1 && a.top < b.bottom - 3 && b.top < a.bottom - 3)),
-                size: Math.min(...texts.map((t) => t.height)), inside: box.left >= 0 && box.right <= window.innerWidth,
-            }});
-        }}"""
-        )
-    )
-
-
-def check_it_is_readable_on_a_telephone(at: AccordionPage) -> None:
-    begin(at)
-    shown = shown_at(at, 360)
-    assert shown["inside"] and shown["outside"] == 0 and not shown["overlapping"] and shown["size"] >= 9, shown
-    at.ui.set_viewport_size({"width": 1400, "height": 1100})
-
-
-def contrasts(at: AccordionPage) -> float:
-    """The least contrast (WCAG) of the plot's texts and lines to the page behind them."""
-    return at.ui.evaluate(
-        """(id) => {
-            const panel = document.querySelector(`${id} .hpsampler-panel`);
-            const parsed = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
-            let behind = panel;
-            while (behind.parentElement && (parsed(getComputedStyle(behind).backgroundColor)[3] === 0)) {
-                behind = behind.parentElement;
-            }
-            const light = ([r, g, b]) => {
-                const [x, y, z] = [r, g, b].map((v) => v / 255).map((v) =>
-                    v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-                return 0.2126 * x + 0.7152 * y + 0.0722 * z;
-            };
-            const ground = light(parsed(getComputedStyle(behind).backgroundColor));
-            const colours = [getComputedStyle(panel).color];
-            for (const e of panel.querySelectorAll("svg[role=img] text")) colours.push(getComputedStyle(e).fill);
-            for (const kind of ["hps-ours", "hps-karras", "hps-base"]) {
-                colours.push(getComputedStyle(panel.querySelector(`polyline.${kind}`)).stroke);
-            }
-            return Math.min(...colours.map(parsed).map(light).map((one) =>
-                (Math.max(one, ground) + 0.05) / (Math.min(one, ground) + 0.05)));
-        }""",
-        f"{at.id('panel')}",
-    )
-
-
-CHECKS = {name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_")}
+CHECKS = {
+    name.removeprefix("check_"): check
+    for name, check in {**globals(), **vars(layout)}.items()
+    if name.startswith("check_")
+}

@@ -15,6 +15,7 @@ from hpsampler.webui.accordion import ADVANCED, GROUPS
 
 GROUP_OF = {name: suffix for _, suffix, names in GROUPS for name in names}
 OPTION = '[data-testid="dropdown-option"]'
+STEPS, CFG = 6, 7.0
 PATIENCE_MS = 60_000
 """A busy machine takes its time; a wait that fails ends nevertheless."""
 
@@ -199,3 +200,9 @@ class AccordionPage:
             })""",
             selectors,
         )
+
+
+def begin(at: AccordionPage) -> None:
+    at.number_at(at.controls["steps"]).fill(str(STEPS))
+    at.number_at(at.controls["cfg"]).fill(str(CFG))
+    at.settle()

@@ -13,6 +13,8 @@ from torch import nn
 from hpsampler.freeu import FreeU, FreeUPlan, output_block_patch
 from hpsampler.guidance import effective_guidance
 from hpsampler.noise import NoiseModel
+from hpsampler.panel import Page
+from hpsampler.panel.view import view
 from hpsampler.recipes import recipe_for
 from tests.adapter.host.faces import Layered
 from tests.adapter.host.processing import Txt2Img
@@ -41,6 +43,38 @@ def wrapped(unet):
 
     for blocks in (unet.input_blocks, unet.output_blocks):
         blocks[3] = Scaler(blocks[3])
+
+
+def guided(webui, scale):
+    """As perturbed-attention guidance does: a call of its own in each step, and what the prompt's differs from it more.
+
+    Returns:
+        A list that gets an entry with each of its calls.
+    """
+    calls, now = [], []
+
+    def own(x, sigma, cond, *options):
+        calls.append(1)
+        return now[0].denoiser.inner_model(x, sigma, cond, *options)
+
+    def after_guidance(args):
+        options = webui.shared.sd_model.forge_objects.unet.model_options["transformer_options"]
+        perturbed = own(args["input"], args["sigma"], args["cond"], options)
+        return args["denoised"] + scale * (args["cond_denoised"] - perturbed)
+
+    def before_guidance(params):
+        prompted = params.x[: len(params.x) // 2]
+        before = now[0]
+        prompted += scale * (prompted - own(before.x, before.sigma, before.denoiser.p.c))
+
+    webui.script_callbacks.on_cfg_denoiser(lambda params: now.__setitem__(slice(None), [params]))
+    if webui.face.has_backend:
+        objects = webui.shared.sd_model.forge_objects_after_applying_lora
+        objects.unet = objects.unet.clone()
+        objects.unet.set_model_sampler_post_cfg_function(after_guidance)
+    else:
+        webui.script_callbacks.on_cfg_denoised(before_guidance)
+    return calls
 
 
 class TestModel:
@@ -142,6 +176,15 @@ class TestFreeU:
         host.run(Txt2Img(**EULER), FREEU)
         assert seen == [True] * 4 and not webui.freeu_on()
 
+    def test_guidance_that_another_extension_adds_with_a_call_of_its_own_is_not_multiplied(self, webui, host):
+        """Its call differs from the prompt's in nothing here, so what it adds is nothing, with Free-U as without."""
+        plain, changed = host.run(Txt2Img(**EULER)), host.run(Txt2Img(**EULER), FREEU)
+        calls = guided(webui, 3.0)
+        # one prompt is rounded otherwise than two in one call
+        torch.testing.assert_close(host.run(Txt2Img(**EULER)), plain, rtol=0, atol=2e-3)
+        torch.testing.assert_close(host.run(Txt2Img(**EULER), FREEU), changed, rtol=0, atol=2e-3)
+        assert len(calls) == 8 and not torch.allclose(changed, plain, rtol=0, atol=2e-2)
+
     def test_nothing_is_left_when_the_extension_is_switched_off(self, webui, host):
         plain = host.run(Txt2Img(**EULER))
         unet = webui.unet()
@@ -201,6 +244,21 @@ class TestBackend:
         assert scales[5:] == pytest.approx([effective_guidance(4.0, 5)] * 5) and p.hr_cfg == 4.0
         assert sigmas[5:] == pytest.approx(recipe_for("sd1", 5, 4.0).sigmas(noise)[:-1].tolist(), rel=1e-3)
 
+    @pytest.mark.parametrize(("scale", "expected"), [(2.0, 2.0), (0, 7.0), (None, 7.0)])
+    def test_the_panel_shows_the_second_pass_at_the_scale_of_its_own(self, webui, host, scale, expected):
+        page, sigmas = importlib.import_module("hpsampler.webui.page"), []
+        # what the page's script sends, under the names of the controls that it was told to read
+        assert page.PAGE["txt2img"]["hr_cfg"] == "#txt2img_hr_cfg"
+        read = {"sampler": "HP Auto", "schedule": "Automatic", "steps": 5, "cfg": 7, "width": 64, "height": 64}
+        read |= {"hires": True, "hr_steps": 5, "denoising": 1.0, "hr_cfg": scale}
+        second = view({"enabled": True}, Page.of(read), page.known()).second
+        webui.script_callbacks.on_cfg_denoiser(lambda params: sigmas.append(float(params.sigma[0])))
+        p = Txt2Img(steps=5, cfg_scale=7.0, enable_hr=True, hr_second_pass_steps=5, denoising_strength=1.0)
+        p.hr_cfg = expected
+        host.run(p)
+        assert second.sigmas[second.skipped :][:5] == pytest.approx(sigmas[5:], rel=1e-3)
+        assert [*set(second.guidance or [expected])] == pytest.approx([effective_guidance(expected, 5)])
+
     @pytest.mark.parametrize("sampler", ["HP Auto", "HP UniPC", "HP DPM-v3"])
     @pytest.mark.parametrize("values", [{}, {"golden_noise": "A"}])
     def test_at_cfg_1_there_is_no_negative_prompt(self, host, sampler, values):
@@ -212,12 +270,12 @@ class TestOutsideARequest:
 
     @pytest.fixture
     def denoiser(self, webui):
-        def make():
+        def make(scale=6.0):
             source = importlib.import_module("hpsampler.webui.source")
             config = importlib.import_module("hpsampler.calibration.config").CalibrationConfig
             values = {"name": "x", "steps": [4], "width": 64, "height": 64, "prompts": "a\nb\nc\nd\ne", "batch": 2}
             checkpoint = source.Checkpoint(config.of(values))
-            return checkpoint, checkpoint.denoiser(["a", "b"], "", 6.0)
+            return checkpoint, checkpoint.denoiser(["a", "b"], "", scale)
 
         return make
 
@@ -241,6 +299,12 @@ class TestOutsideARequest:
             webui.face.move_away()
         again = self.call(found)
         assert torch.equal(again, first) and not again.is_inference()
+
+    def test_at_guidance_1_it_is_the_prompt_s_alone(self, denoiser):
+        """Some hosts have no negative condition then."""
+        alone, without, guided = (self.call(denoiser(scale)) for scale in (1.0, 0.0, 3.0))
+        torch.testing.assert_close(guided, without + 3 * (alone - without), rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(alone, without, atol=1e-2)
 
     def test_networks_of_the_last_picture_do_not_act(self, webui, denoiser):
         clean = self.call(denoiser())

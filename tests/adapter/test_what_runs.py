@@ -40,6 +40,32 @@ def renamed(webui):
     assert not host.printed
 
 
+def test_a_sampler_of_the_host_s_that_asks_nobody_for_a_schedule_is_told_of(webui, host):
+    """As reForge's additional samplers, which know a few schedule types by name and draw any other with their own."""
+    kdiffusion, common = (importlib.import_module(f"modules.sd_samplers_{name}") for name in ("kdiffusion", "common"))
+    euler = webui.sd_samplers.sample_euler
+
+    class Alter(kdiffusion.KDiffusionSampler):
+        def get_sigmas(self, p, steps):
+            return torch.linspace(10, 0, steps + 1)
+
+    entry = common.SamplerData("DDPM", lambda model: Alter(euler, model), [], {})
+    webui.sd_samplers.all_samplers_map["DDPM"] = entry
+    webui.sd_samplers.all_samplers.append(entry)
+    said = "the sampler DDPM makes its own schedule and ignores the type HP"
+    for values in ({}, {"freeu": "On"}):
+        p = Txt2Img(steps=5, sampler_name="DDPM", scheduler="HP")
+        host.run(p, values)
+        assert note_of(p).count(said) == 1 and sum(said in text for text in p.comments) == 1
+    for usual in ({"sampler_name": "Euler", "scheduler": "HP"}, {"sampler_name": "DDPM", "scheduler": "Karras"}):
+        p = Txt2Img(steps=5, **usual)
+        host.run(p)
+        assert note_of(p) == ""
+    p = Txt2Img(steps=5, enable_hr=True, hr_sampler_name="DDPM", hr_scheduler="HP", hr_second_pass_steps=5)
+    host.run(p)
+    assert said in note_of(p)
+
+
 class TestRenamedWhileDrawing:
     def test_a_fitting_calibration_is_used(self, webui, renamed, made):
         p = Txt2Img(steps=5)

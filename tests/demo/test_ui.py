@@ -22,7 +22,8 @@ from hpsampler.schedule import insert_first_midpoint
 from hpsampler.settings import FIELDS, Settings
 from hpsampler.solvers import SOLVERS
 from hpsampler.webui.accordion import ADVANCED, GROUPS
-from tests.accordion.checks import CHECKS, contrasts
+from tests.accordion.checks import CHECKS
+from tests.accordion.layout import contrasts
 from tests.accordion.page import AccordionPage
 from tiny_model.model import TinyModel, seeded_noise
 from tiny_model.networks import Classifier, TinyDiffusion

@@ -268,23 +268,46 @@ class WebUI:
         self.wait_for_log(STARTED, start)
 
 
-COUNT_REQUESTS = """(() => {
+COUNT_REQUESTS = r"""(() => {
     if ("hpsUnderWay" in window) return;
     window.hpsUnderWay = 0;
     const counted = (promise) => {
         window.hpsUnderWay++;
         return promise.finally(() => window.hpsUnderWay--);
     };
-    // gradio 4 keeps one answer open while any event is queued; what reads a copy of it sees it end
-    const drained = async (reader) => {
+    // gradio 4 answers queued events in one stream, which it sometimes leaves open when all are answered
+    const waiting = new Map();
+    const early = new Set();
+    const asked = (id) => counted(new Promise((done) => (early.delete(id) ? done() : waiting.set(id, done))));
+    const told = ({msg, event_id: id}) => {
+        if (msg !== "process_completed") return;
+        // what reads the page's own copy of this message may come after this
+        if (waiting.has(id)) setTimeout(waiting.get(id), 0);
+        else early.add(id);
+        waiting.delete(id);
+    };
+    const followed = async (reader, decoder = new TextDecoder(), rest = "") => {
         try {
-            while (!(await reader.read()).done);
+            for (let part; !(part = await reader.read()).done;) {
+                const messages = (rest + decoder.decode(part.value, {stream: true})).split("\n\n");
+                rest = messages.pop();
+                messages.forEach((message) => told(JSON.parse(message.slice(message.indexOf("{")))));
+            }
         } catch (aborted) {}
+        waiting.forEach((done) => done());
+        waiting.clear();
     };
     const streamed = (answer) => {
+        if (answer.url.endsWith("/queue/join")) {
+            return answer.clone().text().then((text) => {
+                const id = text.match(/"event_id": *"(\w+)"/);
+                if (id) asked(id[1]);
+                return answer;
+            });
+        }
         if (!answer.body || !answer.url.includes("/queue/data")) return answer;
         const [ours, theirs] = answer.body.tee();
-        counted(drained(ours.getReader()));
+        followed(ours.getReader());
         return new Response(theirs, {status: answer.status, headers: answer.headers});
     };
     const [fetched, parsed, Socket] = [window.fetch, Response.prototype.json, window.WebSocket];

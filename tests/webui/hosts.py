@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tiny_model.pictures import SIDE as TRAINED_SIDE
+
 ARGUMENTS = ("modules/cmd_args.py", "backend/args.py", "ldm_patched/modules/args_parser.py")
 """Where command line options are declared, by the WebUI itself and by the backends that forks put under it."""
 
@@ -92,6 +94,12 @@ class Host:
         """Whether an extension can put a UNet of its own in the model's place (``sd_unet``)."""
         return "sd_unet" in self.text("modules/sd_models.py") and not self.has_backend
 
+    @property
+    def asks_no_schedule(self) -> set[str]:
+        """Samplers of a fork that make their schedule themselves, whatever schedule type is chosen."""
+        text = self.text("modules_forge/forge_alter_samplers.py")
+        return set(re.findall(r"SamplerData\(\s*['\"]([^'\"]+)", text)) if "def get_sigmas(self, p" in text else set()
+
     def command(self, data: Path, checkpoints: Path, checkpoint: str, port: int) -> list[str]:
         """What starts it.
 
@@ -112,6 +120,16 @@ class Host:
             # its files lie outside the data folder then, and gradio 4 serves only what it is told
             command += ["--gradio-allowed-path", str(self.folder)]
         return command
+
+
+def _side() -> int:
+    folder = os.environ.get("HPS_WEBUI")
+    step = Host(Path(folder)).size_step if folder else 1
+    return -(-TRAINED_SIDE // step) * step
+
+
+SIDE = _side()
+"""Of the trained tiny model's pictures, as the WebUI under test draws them; what is calibrated is for this size."""
 
 
 def refusal(answer: Any) -> str:

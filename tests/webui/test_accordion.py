@@ -13,8 +13,9 @@ import pytest
 from hpsampler.presets import Preset
 from hpsampler.settings import ENABLED, FIELDS
 from hpsampler.webui.accordion import GROUPS
-from tests.accordion.checks import CHECKS, STEPS, begin, contrasts, drawn
-from tests.accordion.page import OPTION, AccordionPage, until
+from tests.accordion.checks import CHECKS, drawn
+from tests.accordion.layout import contrasts
+from tests.accordion.page import OPTION, STEPS, AccordionPage, begin, until
 from tests.webui.harness import ROOT, answered, open_ui, paste, save_screenshot
 from tests.webui.hosts import refusal
 from tests.webui.test_page import SETTINGS, generate
@@ -84,7 +85,7 @@ def test_presets_outlive_the_page_an_update_and_a_broken_file(accordion, ui, ser
     both = server.txt2img(**AUTO, **hp(preset="kept", rho=4))[1]["infotexts"][0]
     assert "HP Rho: 4.0" in both, "what is said beside a preset goes before it"
     status, answer = server.post("/sdapi/v1/txt2img", {**AUTO, **hp(preset="gone"), "width": 64, "height": 64})
-    assert status == 500 and "no preset named 'gone'" in refusal(answer) and "SD1.5 5 steps" in answer["errors"]
+    assert status == 500 and "no preset named 'gone'" in refusal(answer) and "SD1.5 5 steps" in refusal(answer)
     accordion.panel.locator("[data-slot=sure]").check()
     accordion.press("delete")
 
@@ -155,8 +156,14 @@ def test_generate_draws_what_the_plot_said(accordion, ui, server):
 def test_the_panel_follows_the_model(accordion, ui, server):
     begin(accordion)
     assert "SD 1.x, hps-tiny-sd15" in accordion.summary()
-    ui.click("#setting_sd_model_checkpoint input")
-    ui.locator("#setting_sd_model_checkpoint ul.options li").filter(has_text="hps-tiny-sdxl").first.click()
+    menu = ui.locator(":is(#setting_sd_model_checkpoint, .model_selection)").first
+    menu.locator("input").first.click()
+    menu.locator(OPTION).filter(has_text="hps-tiny-sdxl").first.click()
+    answered(ui)
+    if server.host.loads_late:  # with the next picture
+        for side in ("width", "height"):
+            ui.locator(f"#txt2img_{side} input[type=number]").fill("64")
+        assert "hps-tiny-sdxl" in generate(ui)
     summary = "document.querySelector('#txt2img_hpsampler_panel .hps-summary').textContent"
     ui.wait_for_function(f"() => {summary}.includes('SDXL, hps-tiny-sdxl')")
     accordion.settle()
@@ -189,6 +196,11 @@ def test_the_second_pass_of_hires_fix_is_in_the_sentence(accordion, ui):
     ui.locator("#txt2img_hires_steps input[type=number]").fill("4")
     accordion.settle()
     assert "Hires. fix: Auto: DPM++ 2M, 4 UNet calls, sigma" in accordion.summary()
+    scale = ui.locator("#txt2img_hr_cfg input[type=number]")
+    if scale.count():  # a host whose second pass has a guidance scale of its own
+        scale.fill("5.5")
+        accordion.settle()
+        assert "CFG 5.5 acts as " in accordion.summary().partition("Hires. fix: ")[2]
     ui.locator("#txt2img_hr > .label-wrap").click()
 
 

@@ -23,9 +23,9 @@ def hp(args=None, **payload):
     return {"sampler_name": "HP Auto", "scheduler": "Automatic", **payload, **scripts}
 
 
-def from_infotext(server, text):
+def from_infotext(server, text, **payload):
     """The picture and the info of a request that says only this; skips where the host itself cannot read that."""
-    status, answer = server.post("/sdapi/v1/txt2img", {"infotext": text})
+    status, answer = server.post("/sdapi/v1/txt2img", {"infotext": text, **payload})
     if status == 500 and "parameterized generic" in refusal(answer):
         pytest.skip(f"this host's own API cannot read an infotext: {refusal(answer)}")
     assert status == 200, answer
@@ -117,6 +117,8 @@ def test_the_hp_schedule_with_every_built_in_sampler(server, host):
         if name in A1111_SAMPLERS:
             assert looks_like_a_picture(images[0]), name
             assert ("HP note" in info["infotexts"][0]) == (name in own), name
+        elif name in host.asks_no_schedule:
+            assert f"the sampler {name} makes its own schedule" in info["infotexts"][0], name
 
 
 def test_the_schedule_s_name_and_label_both_work_in_the_api(server):

@@ -18,8 +18,9 @@ from hpsampler.calibration.profile import Profile
 from hpsampler.presets import Preset
 from tests.webui.calibrate_tab import CalibrateTab, has_value, pasted, watched
 from tests.webui.harness import PATIENCE, ROOT, open_ui, save_screenshot
+from tests.webui.hosts import SIDE
 from tests.webui.test_page import choose, open_accordion
-from tiny_model.pictures import SIDE, captioned
+from tiny_model.pictures import captioned
 
 SIZE = {"width": SIDE, "height": SIDE}
 PROMPTS = [picture.caption() for picture in captioned(64)]
@@ -261,7 +262,7 @@ def test_the_command_line(bench, painter, tmp_path):
     size = ("--width", SIDE, "--height", SIDE, "--trajectories", 12, "--runs", 40, "--batch", 12)
     told = run("start", "from here", "--steps", 5, "--cfg", 5, "--prompts", prompts, *size)
     assert re.search(r"5 steps: held-out errors CFG 5 0\.\d+ \(Auto 0\.\d+", told) and "is ready" in told
-    assert "from here: hps-tiny, 96x96" in run("list")
+    assert f"from here: hps-tiny, {SIDE}x{SIDE}" in run("list")
     run("export", "from here", tmp_path / "mine.json")
     run("rename", "from here", "renamed")
     run("delete", "renamed")

@@ -10,9 +10,9 @@ import pytest
 from hpsampler.calibration.choice import AIMS, FORMS
 from tests.webui.calibrate_tab import CalibrateTab, has_value, pasted, watched
 from tests.webui.harness import save_screenshot
+from tests.webui.hosts import SIDE
 from tests.webui.test_calibrate import AUTO, PROMPTS, Bench
 from tests.webui.test_page import choose, open_accordion
-from tiny_model.pictures import SIDE
 
 DRAWN = {**AUTO, "cfg_scale": 7}
 
@@ -50,7 +50,8 @@ def test_pictures_are_what_the_tab_is_for_and_auto_draws_with_what_came_out_best
     tab.choose("Calibration: chosen")
     tab.wait_text("details", "Ways to draw, compared with many steps")
     tab.wait_text(
-        "chosen", r"ways to draw compared, 5 steps at CFG 5 and 7.5 · 96x96 · HP Auto uses it by itself at 5 steps"
+        "chosen",
+        rf"ways to draw compared, 5 steps at CFG 5 and 7.5 · {SIDE}x{SIDE} · HP Auto uses it by itself at 5 steps",
     )
     save_screenshot(ui.locator("#hpsampler_calibrate_details").first, "compared.webp")
 

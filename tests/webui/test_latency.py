@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from statistics import median, quantiles
 
-from tests.accordion.checks import begin
-from tests.accordion.page import AccordionPage
+from tests.accordion.page import AccordionPage, begin
 from tests.webui.harness import open_ui
 from tests.webui.test_accordion import TXT2IMG
 

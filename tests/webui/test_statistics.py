@@ -15,9 +15,9 @@ from hpsampler.statistics.coefficients import Provenance, Statistics
 from hpsampler.statistics.files import load_statistics, save_statistics
 from tests.webui.calibrate_tab import CalibrateTab, has_value, pasted, watched
 from tests.webui.harness import ROOT, WebUIError, save_screenshot
+from tests.webui.hosts import SIDE
 from tests.webui.test_calibrate import PROMPTS, Bench
 from tests.webui.test_page import choose, open_accordion
-from tiny_model.pictures import SIDE
 
 SIZE = {"width": SIDE, "height": SIDE}
 SURVEY = {"cfg_scale": 5, "prompts": PROMPTS, "samples": 24, "points": 41, "batch": 12, **SIZE}
@@ -221,7 +221,7 @@ class TestTab:
         assert bench.status()["of"] < 3936, "what was done is not measured again"
         tab.wait_text("details", "at CFG 5, from 48 samples, 41 grid points, for every channel")
         assert "of hps-tiny" in tab.text("details")
-        assert "CFG 5 · 96x96 · HP DPM-v3 uses them by itself" in tab.line("Statistics: on the page")
+        assert f"CFG 5 · {SIDE}x{SIDE} · HP DPM-v3 uses them by itself" in tab.line("Statistics: on the page")
         save_screenshot(ui.locator("#tab_hpsampler_calibrate"), "statistics.webp")
         self.use_and_paste_back(ui, painter)
 

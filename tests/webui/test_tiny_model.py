@@ -9,11 +9,17 @@ import torch
 from hpsampler.guidance import with_guidance
 from hpsampler.settings import Settings
 from hpsampler.solvers import SOLVERS
+from tests.webui.hosts import SIDE as DRAWN_SIDE
 from tiny_model.model import TinyModel, seeded_noise
 from tiny_model.pictures import SIDE, captioned
 
 CAPTIONS = captioned(16)
 SIZE = {"width": SIDE, "height": SIDE}
+
+
+pytestmark = pytest.mark.skipif(
+    DRAWN_SIDE != SIDE, reason=f"this host draws pictures of {DRAWN_SIDE} pixels, and the core of {SIDE}"
+)
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from tests.accordion.checks import begin, drawn
-from tests.accordion.page import AccordionPage, until
+from tests.accordion.checks import drawn
+from tests.accordion.page import AccordionPage, begin, until
 from tests.webui.harness import answered, open_ui
 from tests.webui.test_accordion import TXT2IMG
 

@@ -109,6 +109,9 @@ class Patcher:
         patches = self.model_options["transformer_options"].setdefault("patches", {})
         patches.setdefault("output_block_patch", []).append(patch)
 
+    def set_model_sampler_post_cfg_function(self, function: Any) -> None:
+        self.model_options.setdefault("sampler_post_cfg_function", []).append(function)
+
 
 class Objects:
     def __init__(self, unet: Patcher) -> None:
@@ -248,11 +251,15 @@ class Forked(Face):
                 if cond_scale == 1:
                     uncond = None
                 if uncond is None:
-                    denoised = self.inner_model(x, sigma, cond, options)
+                    first = denoised = self.inner_model(x, sigma, cond, options)
                 else:
                     both = [torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([cond, uncond])]
                     first, second = self.inner_model(*both, options).chunk(2)
                     denoised = second + cond_scale * (first - second)
+                args = {"cond_denoised": first, "input": x, "sigma": sigma, "cond": cond}
+                patcher = self.inner_model.inner_model.forge_objects.unet
+                for function in patcher.model_options.get("sampler_post_cfg_function", ()):
+                    denoised = function({**args, "denoised": denoised})
                 self.sampler.last_latent = denoised
                 after = callbacks.AfterCFGCallbackParams(denoised)
                 callbacks.cfg_after_cfg_callback(after)
