@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -20,22 +21,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from hpsampler.freeu import FreeUPlan, _Hook, _Stage
 from hpsampler.schedule import base_karras
-from hpsampler.solvers import sample_dpmpp_2m
+from hpsampler.solvers import sample_dpm_v3, sample_dpmpp_2m
+from hpsampler.statistics.coefficients import Statistics
 
 from .theirs import k_diffusion_dpmpp_2m
-from .timing import side_by_side
+from .timing import side_by_side, time_once
 
 __all__ = [
-    "Line", "Start", "freeu_concatenating_line", "freeu_line", "main", "measure_start", "solver_line", "start_lines",
+    "Line", "Start", "dpm_v3_lines", "freeu_concatenating_line", "freeu_line", "main", "measure_start",
+    "solver_line", "start_lines",
 ]  # fmt: skip
 
 STEPS = 20
 LATENTS = ((1, 4, 64, 64), (2, 4, 128, 128))
+
+V3_STEPS, STATISTICS_POINTS = 8, 121
 
 CONCATENATIONS = (
     *[(1280, 1280, 8)] * 3,
@@ -112,6 +118,41 @@ def solver_line(shape: tuple[int, ...], device: torch.device, repeats: int = 60)
     )
     name = f"solver, a step at {'x'.join(map(str, shape))}, against k-diffusion"
     return Line(name, ours_ms / STEPS, theirs_ms / STEPS)
+
+
+def dpm_v3_lines(size: tuple[int, int], device: torch.device, repeats: int = 15) -> list[Line]:
+    """A step of DPM-Solver-v3 of order 2 with its corrector, in a request's first picture and in its further ones.
+
+    Args:
+        size: height and width that the statistics distinguish; (1, 1) are those of every channel.
+    """
+    _, channels, *side = LATENTS[0]
+    generator = np.random.default_rng(0)
+    shape = (STATISTICS_POINTS, channels, *size)
+    values = [1 + 0.1 * generator.standard_normal(shape), *(0.1 * generator.standard_normal(shape) for _ in range(2))]
+    grid = np.linspace(-math.log(14.6146), -math.log(0.0292), STATISTICS_POINTS)
+    made = Statistics(grid, values[0], values[1], values[2])
+    latent = (1, channels, *(side if size == (1, 1) else size))
+    answer = torch.randn(latent, generator=torch.Generator().manual_seed(0)).to(device)
+    sigmas = torch.tensor([*base_karras(V3_STEPS, 7.0, 0.0292, 14.6146), 0.0])
+
+    def model(x: torch.Tensor, sigma: torch.Tensor, /, **_: Any) -> torch.Tensor:
+        return answer
+
+    def known() -> None:
+        sample_dpm_v3(model, answer * 14.6, sigmas, statistics=made)
+
+    def first() -> None:
+        made.weights.clear()
+        known()
+
+    first_ms = statistics.median(time_once(first, device) for _ in range(repeats))
+    known_ms = statistics.median(time_once(known, device) for _ in range(repeats))
+    kind = "every channel" if size == (1, 1) else "every element"
+    return [
+        Line(f"DPM-v3, a step, statistics of {kind}, first picture", first_ms / V3_STEPS),
+        Line(f"DPM-v3, a step, statistics of {kind}, further ones", known_ms / V3_STEPS),
+    ]
 
 
 @dataclass(frozen=True)
@@ -248,6 +289,7 @@ def main(argv: Sequence[str] | None = None) -> list[Line]:
     tasks: list[Callable[[], Line]] = [partial(solver_line, shape, device) for shape in LATENTS]
     tasks += [partial(freeu_line, device), partial(freeu_concatenating_line, device)]
     lines = [task() for task in tqdm(tasks, desc="measuring", leave=False)]
+    lines += [line for size in ((1, 1), (64, 64)) for line in dpm_v3_lines(size, device)]
     of_start, components = start_lines()
     lines += of_start
 

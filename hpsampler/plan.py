@@ -33,7 +33,7 @@ from .recipes import AUTO, Recipe, measured_form, shifted
 from .schedule import insert_first_midpoint
 from .settings import AS_RECIPE, NO_STATISTICS, OFF, SCHEDULE_FIELDS, Settings
 from .statistics.coefficients import Statistics, StatisticsError
-from .statistics.files import best_for, find_statistics
+from .statistics.files import Opened, best_for, find_statistics
 from .store import StoreError
 
 __all__ = ["LoadedModel", "Model", "Pass", "Request", "Run"]
@@ -116,6 +116,7 @@ class Pass:
         record: ``record(name, label)`` keeps what was used for the setting of that name.
         aim: what Auto shall aim at where a calibration compared ways to draw, of
             :data:`~hpsampler.calibration.choice.AIMS`.
+        opened: the statistics that other passes of the request have read.
     """
 
     def __init__(
@@ -128,8 +129,10 @@ class Pass:
         tell: Callable[[str], object] = _nobody,
         record: Callable[[str, str], object] = _nobody,
         aim: str = PICTURES,
+        opened: Optional[Opened] = None,
     ) -> None:
         self.settings, self.request, self.model = settings, request, model
+        self.opened = opened or Opened()
         self.calibrations, self.statistics_folder = calibrations, statistics
         self.tell, self.record, self.aim = tell, record, aim
         self.recipe: Optional[Recipe] = None
@@ -226,14 +229,14 @@ class Pass:
             pass
         elif wanted != AUTO:
             try:
-                self.statistics = find_statistics(folder, wanted, self.model.noise)
+                self.statistics = find_statistics(folder, wanted, self.model.noise, self.opened)
             except StatisticsError as error:
                 raise SettingsError(
                     f"HP Sampler: Statistics (statistics) must be {AUTO}, {OFF} or some that are here; {error}",
                     "statistics",
                 ) from None
         else:
-            self.statistics, problems = best_for(folder, self.model.hashes, drawn_at, self.model.noise)
+            self.statistics, problems = best_for(folder, self.model.hashes, drawn_at, self.model.noise, self.opened)
             for problem in problems:
                 self.tell(f"statistics that cannot be read are left out: {problem}")
         if self.statistics is None:

@@ -409,7 +409,7 @@ class CalibrationRunner(JobRunner[CalibrationConfig]):
             profile = job.run()
             finished = {each.steps for each in profile.joint}
             refused = {each.steps for each in profile.refused} - finished
-            compared = f"{len(profile.compared)} comparisons"
+            compared = f"{len(profile.compared)} comparison{'s' if len(profile.compared) != 1 else ''}"
             return f"{len(finished)} calibrated, {len(refused)} refused, {compared}" if config.fit else compared
 
         return job, run

@@ -23,6 +23,7 @@ from ..store import Reader, Store, StoreError, parse_json
 from .coefficients import MAX_GRID, Provenance, Statistics, StatisticsError, check_form
 
 __all__ = [
+    "Opened",
     "add_statistics",
     "best_for",
     "convert_published",
@@ -312,32 +313,68 @@ def open_statistics(path: Path, noise: NoiseModel) -> Statistics:
     return load_published(path, noise) if path.is_dir() else load_statistics(path)
 
 
+class Opened:
+    """The files that a request has read, so that its further pictures and its second pass need not read them again.
+
+    What solvers keep with statistics is then kept for the whole request too. A file that has changed is read anew.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[Path, int, int], tuple[Statistics, str]] = {}
+
+    def open(self, path: Path, noise: NoiseModel) -> tuple[Statistics, str]:
+        """The statistics in either layout, and the hash of their numbers. Raises StatisticsError."""
+        try:
+            at = path.stat()
+        except OSError as error:
+            raise StatisticsError(f"{path.name} cannot be read: {error}") from None
+        key = (path, at.st_mtime_ns, at.st_size)
+        if key in self._found:
+            return self._found[key]
+        statistics = open_statistics(path, noise)
+        found = statistics, _digest(statistics)
+        if not path.is_dir():
+            # a folder's own time says nothing of the files in it
+            self._found[key] = found
+        return found
+
+
 def statistics_label(name: str, statistics: Statistics) -> str:
     """The label by which a picture names statistics: ``my model 1a2b3c4d``, with a hash of their numbers."""
+    return f"{name} {_digest(statistics)}"
+
+
+def _digest(statistics: Statistics) -> str:
     digest = hashlib.sha256()
     for values in (statistics.lambdas, statistics.l, statistics.s, statistics.b):
         digest.update(np.ascontiguousarray(values, np.float64).tobytes())
-    return f"{name} {digest.hexdigest()[:8]}"
+    return digest.hexdigest()[:8]
 
 
-def find_statistics(folder: Path, name_or_label: str, noise: NoiseModel) -> tuple[str, Statistics]:
+def find_statistics(
+    folder: Path, name_or_label: str, noise: NoiseModel, opened: Optional[Opened] = None
+) -> tuple[str, Statistics]:
     """The statistics with a name, or with the label of a picture, and their label.
+
+    Args:
+        opened: what the request has read already.
 
     Raises:
         StatisticsError: there are none, they cannot be read, or they differ from the picture's.
     """
     paths = statistics_files(folder)
+    opened = opened or Opened()
     if name_or_label in paths:
-        statistics = open_statistics(paths[name_or_label], noise)
-        return statistics_label(name_or_label, statistics), statistics
-    name, _, digest = name_or_label.rpartition(" ")
-    is_label = re.fullmatch(r"[0-9a-f]{8}", digest) is not None
+        statistics, digest = opened.open(paths[name_or_label], noise)
+        return f"{name_or_label} {digest}", statistics
+    name, _, wanted = name_or_label.rpartition(" ")
+    is_label = re.fullmatch(r"[0-9a-f]{8}", wanted) is not None
     # a file that was renamed since is recognised by the hash of its numbers
     for stored_name in sorted(paths, key=lambda stored_name: stored_name != name) if is_label else ():
         with contextlib.suppress(StatisticsError):
-            statistics = open_statistics(paths[stored_name], noise)
-            if statistics_label(name, statistics) == name_or_label:
-                return statistics_label(stored_name, statistics), statistics
+            statistics, digest = opened.open(paths[stored_name], noise)
+            if digest == wanted:
+                return f"{stored_name} {digest}", statistics
     if is_label and name in paths:
         raise StatisticsError(f"the statistics {name!r} here are others than the picture's {name_or_label!r}")
     raise StatisticsError(
@@ -365,9 +402,14 @@ def provenances_of_model(folder: Path, hashes: Collection[str]) -> tuple[dict[st
 
 
 def best_for(
-    folder: Path, hashes: Collection[str], cfg_scale: float, noise: NoiseModel
+    folder: Path, hashes: Collection[str], cfg_scale: float, noise: NoiseModel, opened: Optional[Opened] = None
 ) -> tuple[Optional[tuple[str, Statistics]], list[str]]:
-    """The model's statistics nearest in guidance scale with their label, and a sentence for each unreadable file."""
+    """The model's statistics nearest in guidance scale with their label, and a sentence for each unreadable file.
+
+    Args:
+        opened: what the request has read already.
+    """
+    opened = opened or Opened()
     sources, problems = provenances_of_model(folder, hashes)
 
     def distance(name: str) -> float:
@@ -376,9 +418,9 @@ def best_for(
 
     for name in sorted(sources, key=lambda name: (distance(name), name)):
         try:
-            statistics = open_statistics(statistics_files(folder)[name], noise)
+            statistics, digest = opened.open(statistics_files(folder)[name], noise)
         except StatisticsError as error:
             problems.append(str(error))
             continue
-        return (statistics_label(name, statistics), statistics), problems
+        return (f"{name} {digest}", statistics), problems
     return None, problems

@@ -15,6 +15,7 @@ from ..effects import Use
 from ..plan import Pass, Request
 from ..recipes import AUTO
 from ..settings import OFF, Settings
+from ..statistics.files import Opened
 from . import checkpoint, options
 from .folders import library, statistics_folder
 
@@ -29,18 +30,19 @@ def planned(
     model_wrap: Any,
     tell: Callable[[str], object],
     record: Callable[[str, str], object],
+    opened: Optional[Opened] = None,
 ) -> Pass:
     """The pass of a request on the loaded model."""
     model = checkpoint.LoadedCheckpoint(model_wrap)
-    return Pass(settings, request, model, library(), statistics_folder(), tell, record, options.aim())
+    return Pass(settings, request, model, library(), statistics_folder(), tell, record, options.aim(), opened)
 
 
-def foreseen(settings: Settings, request: Request) -> Pass:
+def foreseen(settings: Settings, request: Request, opened: Opened) -> Pass:
     """The same before there is a denoiser, to see what it would refuse. It tells and records nothing."""
     # those that are chosen by the model refuse nothing, and to read them takes time
     named = settings.statistics not in (AUTO, OFF)
     folder = statistics_folder() if named else None
-    return Pass(settings, request, checkpoint.LoadedCheckpoint(), library(), folder, aim=options.aim())
+    return Pass(settings, request, checkpoint.LoadedCheckpoint(), library(), folder, aim=options.aim(), opened=opened)
 
 
 def attach(model_wrap: Any, this: Pass) -> None:

@@ -23,6 +23,7 @@ from ..freeu import decoder_stages
 from ..notes import VERSION_KEY, followed, parameters
 from ..plan import Pass, Request
 from ..settings import Settings
+from ..statistics.files import Opened
 from ..store import StoreError
 from . import checkpoint as model
 from . import host, options, passes, xyz
@@ -43,6 +44,9 @@ SETTINGS = "hpsampler_settings"
 
 ASKED, BEGUN, AROUND = "hpsampler_asked", "hpsampler_begun", "hpsampler_around"
 """And the schedule type as it was asked for, whether a pass of it was begun, and of its ``sample`` what it was."""
+
+OPENED = "hpsampler_opened"
+"""And the statistics that were read for it."""
 
 SAME_SCHEDULE = "Use same scheduler"
 PRESET_NAME = "preset"
@@ -170,7 +174,7 @@ def _check(p: Any, settings: Settings) -> None:
     number = 1 if getattr(p, "hr_checkpoint_name", None) else len(_passes_of(p))
     try:
         for second, own, steps in zip((False, True)[:number], _of_passes(settings), _steps_of(p)):
-            this = passes.foreseen(own, _request(p, second))
+            this = passes.foreseen(own, _request(p, second), _opened(p))
             _check_unet(this)
             this.begin()
             use = this.request.use
@@ -297,7 +301,7 @@ def begin(p: Any, sampler: Any, model_wrap: Any, tensors: Optional[Mapping[str, 
     if p.is_hr_pass:
         settings = settings.of_second_pass()
     request = _request(p, p.is_hr_pass, sampler)
-    this = passes.planned(settings, request, model_wrap, partial(tell, p), partial(record, p))
+    this = passes.planned(settings, request, model_wrap, partial(tell, p), partial(record, p), _opened(p))
     try:
         _check_unet(this)
         this.begin(sampler is None or _takes_a_schedule(sampler))
@@ -317,6 +321,14 @@ def begin(p: Any, sampler: Any, model_wrap: Any, tensors: Optional[Mapping[str, 
     if model_wrap is not None:
         passes.attach(model_wrap, this)
     return this
+
+
+def _opened(p: Any) -> Opened:
+    """The statistics that were read for the request; cells of an X/Y/Z plot, which are copies of it, share them."""
+    if not hasattr(p, OPENED):
+        setattr(p, OPENED, Opened())
+    found: Opened = getattr(p, OPENED)
+    return found
 
 
 def pass_or_none(model_wrap: Any, sampler: Any = None) -> Optional[Pass]:

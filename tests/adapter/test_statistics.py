@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import pickle
 from types import SimpleNamespace
 
@@ -14,8 +15,8 @@ import torch
 from fastapi import FastAPI
 
 from hpsampler.settings import NO_STATISTICS
-from hpsampler.statistics.coefficients import Provenance, Statistics
-from hpsampler.statistics.files import save_statistics, statistics_label
+from hpsampler.statistics.coefficients import Provenance, Statistics, StatisticsError
+from hpsampler.statistics.files import Opened, save_statistics, statistics_label
 from tests.adapter.host.processing import Img2Img, Txt2Img
 from tests.adapter.test_calibration import Client
 from tests.adapter.test_tab import ASKED, PATIENCE, asked, cost_of, tab_and_runners
@@ -161,6 +162,42 @@ def test_a_picture_is_made_again_from_its_text_or_refused(webui, host, kept, fol
         host.run(request(), {"statistics": read})
     assert calls == []
     assert not torch.equal(host.run(request()), drawn)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 8)], ids=["per channel", "per element"])
+def test_a_request_reads_and_weighs_once_for_all_its_pictures(host, folder, noise, monkeypatch, size):
+    save_statistics(statistics(noise, size=size), folder / "mine.safetensors")
+    read, weighed = [], []
+    files, solver = (importlib.import_module(f"hpsampler.{name}") for name in ("statistics.files", "solvers.dpm_v3"))
+
+    def count(module, name, into):
+        own = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, **named: (into.append(1), own(*args, **named))[1])
+
+    count(files, "load_statistics", read)
+    count(solver, "dpm_v3_steps", weighed)
+    p = request(n_iter=3)
+    host.run(p)
+    assert (len(read), len(weighed)) == (1, 1)
+    host.run(request(enable_hr=True, hr_upscale_to_x=64, hr_upscale_to_y=64))
+    assert (len(read), len(weighed)) == (2, 3), "another request, whose second pass has a schedule of its own"
+
+
+def test_statistics_that_change_between_two_pictures_are_read_anew(noise, folder):
+    path, opened = folder / "mine.safetensors", Opened()
+    save_statistics(statistics(noise), path)
+    first, digest = opened.open(path, noise)
+    assert opened.open(path, noise)[0] is first
+    before = path.stat()
+    save_statistics(statistics(noise, seed=1), path)
+    # a coarse clock may give both the same time
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
+    assert path.stat().st_size == before.st_size
+    again, other = opened.open(path, noise)
+    assert again is not first and other != digest
+    path.unlink()
+    with pytest.raises(StatisticsError, match=r"mine\.safetensors cannot be read"):
+        opened.open(path, noise)
 
 
 @pytest.mark.parametrize("batch", [(1, 2, 3), (3, 1)])

@@ -64,7 +64,7 @@ def test_the_pictures_show_what_the_captions_say(drawn):
 def test_twenty_steps_are_nearest_to_the_equation(drawn):
     errors = by_run(drawn[1], "error")
     assert errors[KARRAS.name, 20] == min(errors.values())
-    assert errors[CALIBRATED, 5] < errors[AUTO.name, 5] < errors[KARRAS.name, 5]
+    assert errors[AUTO.name, 5] < errors[SGM.name, 5] < errors[KARRAS.name, 5]
 
 
 def test_the_page_says_where_the_best_rival_at_equal_steps_is_nearer(drawn):
@@ -123,6 +123,12 @@ def test_the_solver_costs_no_more_than_k_diffusion_s():
     assert best_ratio(lambda: perf.solver_line((1, 4, 64, 64), torch.device("cpu"), repeats=9), enough=1) >= 1
 
 
+def test_dpm_v3_computes_its_weights_in_the_first_picture_alone():
+    first, further = perf.dpm_v3_lines((8, 8), torch.device("cpu"), repeats=5)
+    assert first.ours_ms > further.ours_ms > 0 and first.ratio is further.ratio is None
+    assert "every element, first picture" in first.name and "every element, further ones" in further.name
+
+
 def test_a_start_is_measured_in_a_fresh_interpreter_and_imports_what_it_needs(tmp_path):
     start = perf.measure_start(tmp_path)
     assert start.import_ms > 0 and start.build_ms > 0 and "hpsampler.webui.script" in start.modules
@@ -142,7 +148,7 @@ def test_the_table_and_the_file_hold_every_line(monkeypatch, tmp_path, capsys):
     lines = written["lines"]
     assert written["components"] == {"accordions": 90, "tab": 38}
     assert "components on the page: 128 (90 of the accordions, 38 of the tab)" in printed
-    assert [line["ratio"] for line in lines] == [9.0] * 4 + [None]
+    assert [line["ratio"] for line in lines] == [9.0] * 4 + [None] * 5
     assert all(line["name"] in printed for line in lines) and printed.count("9.0 x") == 4
 
 

@@ -81,7 +81,8 @@ class Host:
             if shared.face.has_backend:
                 p.hr_cfg = getattr(p, "hr_cfg", p.cfg_scale)
             self._hook("process", p, args)
-            return self._batch(p, args) if p.n_iter else None
+            latents = [self._batch(p, args) for _ in range(p.n_iter)]
+            return latents[-1] if latents else None
         finally:
             shared.sd_model = base
 
