@@ -55,7 +55,8 @@ def side_by_side(rows: Sequence[Row], many: str) -> list[str]:
         return [row for row in chosen if (row["cfg_scale"], row["nfe"]) == (cfg, nfe)]
 
     body = []
-    for nfe in distinct([row for row in chosen if row["sampler"] == AUTO], "nfe"):
+    ours = [sampler for _, sampler in SIDE_BY_SIDE]
+    for nfe in distinct([row for row in chosen if row["sampler"] in ours], "nfe"):
         for label, sampler in SIDE_BY_SIDE:
             here = [_of(at(cfg, nfe), sampler) for cfg in scales]
             body += [line(label, nfe, here)] if any(here) else []

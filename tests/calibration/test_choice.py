@@ -327,3 +327,10 @@ def test_statistics_that_are_gone_leave_the_next_best(made, tmp_path):
 def test_guidance_that_was_set_is_that_of_every_call(made, tmp_path):
     _, run, _, _ = passes(made, tmp_path, compared=best(made, ORDER_1), guidance="0.5")
     assert run.recipe.solver == "dpm_v3" and run.guidance == (3.5,) * 5
+
+
+def test_with_statistics_every_call_is_drawn_at_less_than_the_cfg_scale():
+    drawing = by_name(5, 7.0, auto=0.2, first=0.1).with_statistics(ORDER_1)
+    recipe = profile_with().recipe(drawing, recipe_for("sd1", 5, 7.0), 7.0)
+    # 5/2 + (7 - 5/2)/2
+    assert recipe.guidance == (4.75,) * 5 and (recipe.solver, recipe.order, recipe.ending) == ("dpm_v3", 1, "zero")

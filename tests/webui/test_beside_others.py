@@ -298,7 +298,8 @@ class TestPage:
             k: v for k, v in plain.items() if k != "enabled"
         }
 
-    def test_send_to_img2img_carries_the_accordion(self, ui, accordion):
+    @pytest.mark.parametrize("target", ["img2img", "inpaint"])
+    def test_send_to_img2img_and_inpaint_carries_the_accordion(self, ui, accordion, target):
         accordion.set("rho", 6.5)
         accordion.set("ending", "To zero")
         accordion.set("guidance", "As set")
@@ -306,7 +307,7 @@ class TestPage:
             ui.fill(f"#txt2img_{name} input[type=number]", str(value))
             ui.press(f"#txt2img_{name} input[type=number]", "Tab")
         generate(ui)
-        ui.click("#txt2img_send_to_img2img")
+        ui.click(f"#txt2img_send_to_{target}")
         until(lambda: values_on_page(ui, "img2img")["rho"], "6.5")
         seen = values_on_page(ui, "img2img")
         assert seen["enabled"] is True and seen["ending"] == "To zero" and seen["guidance"] == "As set"
