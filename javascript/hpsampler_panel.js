@@ -8,12 +8,8 @@
     // the page loads the scripts of a second copy of the extension too
     if (window.hpsamplerPanel) return;
     window.hpsamplerPanel = true;
-    const [LOOK_MS, FRAME_MS] = [150, 8];
-    // from when an answer is late, and from when there is none
-    const [LATE_MS, SILENT_MS] = [400, 15000];
-    // after so long it asks again where the network failed or no model was loaded
-    const AGAIN_MS = 3000;
-
+    // an answer is late, then there is none; after a failed network, or without a model, it asks again
+    const [LOOK_MS, FRAME_MS, LATE_MS, SILENT_MS, AGAIN_MS] = [150, 8, 400, 15000, 3000];
     const root = () => (typeof gradioApp === "function" ? gradioApp() : document);
     const find = (selector) => root().querySelector(selector);
     const findAll = (selector) => [...root().querySelectorAll(selector)];
@@ -21,12 +17,10 @@
     // As a person would: frameworks only learn of a value by its event.
     function setValue(input, value) {
         input.value = value;
-        input.dispatchEvent(new Event("input", {bubbles: true}));
-        input.dispatchEvent(new Event("change", {bubbles: true}));
+        for (const event of ["input", "change"]) input.dispatchEvent(new Event(event, {bubbles: true}));
     }
 
     const typed = new Map();
-
     // What a control of the page holds: a switch, radio buttons, a number or a menu.
     function read(selector) {
         const input = find(`${selector} input`);
@@ -41,28 +35,17 @@
 
     class Panel {
         constructor(place) {
-            this.place = place;
-            this.id = `#${place.dataset.prefix}`;
-            this.selectors = JSON.parse(place.dataset.page);
-            this.texts = JSON.parse(place.dataset.texts);
-            this.number = 0;
-            this.shown = {};
-            this.todo = [];
+            [this.place, this.id, this.number, this.shown, this.todo] = [place, `#${place.dataset.prefix}`, 0, {}, []];
+            [this.selectors, this.texts] = [JSON.parse(place.dataset.page), JSON.parse(place.dataset.texts)];
             this.event = this.eventOfAsk();
-            this.silent = place.querySelector(".hps-silent");
-            this.presets = this.slot("presets");
-            // a test waits for it rather than for some time
-            place.settled = () => this.settled();
+            this.slot = (name) => place.querySelector(`[data-slot="${name}"]`);
+            this.talk = () => find(`${this.id}_talk textarea, ${this.id}_talk input`);
+            [this.silent, this.presets] = [place.querySelector(".hps-silent"), this.slot("presets")];
+            // whether what is shown is of what is set now: a test waits for it rather than for some time
+            place.settled = () => place.offsetParent === null
+                || (this.visible && !this.asked && !this.look && this.seen === this.fingerprint());
             place.addEventListener("click", ({target}) => this.press(target.closest("button[data-act]")?.dataset || {}));
             place.addEventListener("change", ({target}) => this.choose(target));
-        }
-
-        slot(name) {
-            return this.place.querySelector(`[data-slot="${name}"]`);
-        }
-
-        talk() {
-            return find(`${this.id}_talk textarea, ${this.id}_talk input`);
         }
 
         pageState() {
@@ -80,26 +63,13 @@
             return JSON.stringify([own, this.pageState(), this.place.clientWidth]);
         }
 
-        // Whether what is shown is of what is set now.
-        settled() {
-            if (this.place.offsetParent === null) return true;
-            return this.visible && !this.asked && !this.look && this.seen === this.fingerprint();
-        }
-
-        // What stands under the pictures of this page, which changes when some were drawn.
-        drawn() {
-            return this.selectors.drawn ? findAll(this.selectors.drawn).map((each) => each.textContent).join() : "";
-        }
-
         update() {
             const visible = this.place.offsetParent !== null;
-            const drawn = this.drawn();
-            // some hosts load a chosen model only with the next picture
-            if (drawn !== this.lastDrawn) this.look = true;
-            this.lastDrawn = drawn;
-            // what other tabs made meanwhile: calibrations, another model, presets
-            if (visible && !this.visible) this.look = true;
-            this.visible = visible;
+            // what stands under the pictures changes when some were drawn, and some hosts load a model only then
+            const drawn = findAll(this.selectors.drawn || "hps-none").map((each) => each.textContent).join();
+            // other tabs make calibrations, presets, another model
+            if (drawn !== this.drawn || (visible && !this.visible)) this.look = true;
+            [this.drawn, this.visible] = [drawn, visible];
             if (!visible || this.asked || !this.talk()) return;
             const seen = this.fingerprint();
             if (this.todo.length) this.send("act", this.todo.shift());
@@ -136,21 +106,21 @@
         }
 
         // The same request as a press of the button makes, without gradio's redraw of its whole page (some 80 ms).
-        post(asked, text) {
+        async post(asked, text) {
             const data = this.event.inputs.map((name) => (name === `${this.id}_talk` ? text : read(name)));
             const [headers, body] = [{"Content-Type": "application/json"}, {data, fn_index: this.event.fn_index}];
-            fetch("run/predict", {method: "POST", headers, body: JSON.stringify(body)}).then(async (answer) => {
-                if (answer.ok) {
-                    asked.reply = (await answer.json()).data[0];
-                    this.wait(asked);
-                } else {
+            try {
+                const answer = await fetch("run/predict", {method: "POST", headers, body: JSON.stringify(body)});
+                if (answer.ok) asked.reply = (await answer.json()).data[0];
+                else {
                     this.event = undefined;
                     this.click("ask", text);
                 }
-            }, () => {
+            } catch {
                 if (this.asked === asked) this.mark("silent");
                 setTimeout(() => this.forget(asked), AGAIN_MS);
-            });
+            }
+            if (asked.reply) this.wait(asked);
         }
 
         wait(asked) {
@@ -172,9 +142,7 @@
 
         // What is set then is asked for anew.
         forget(asked) {
-            if (this.asked !== asked) return;
-            this.asked = undefined;
-            this.seen = "";
+            if (this.asked === asked) [this.asked, this.seen] = [undefined, ""];
         }
 
         // The last plot stays, and is marked while it is not of what is set now.

@@ -174,6 +174,23 @@ def test_the_form_shows_what_belongs_to_what_is_wanted(webui):
     assert int(both[2]) == round((336 + int(both[1].replace(",", ""))) / 20)
 
 
+@pytest.mark.parametrize(
+    ("scales", "main", "low", "words"),
+    [
+        ("2 3 5 7.5 10", 5.0, 3.0, "statistics at CFG 3 and 5, 672 UNet calls"),
+        ("2, 7", 5.0, 2.0, "statistics at CFG 2 and 5, 672 UNet calls"),
+        ("3.5 7", 5.0, None, "statistics at CFG 5, 336 UNet calls"),
+        ("3", 3.0, None, "statistics at CFG 3, 336 UNet calls"),
+        ("2 3", 3.0, None, "statistics at CFG 3, 336 UNet calls"),
+        ("7", 7.0, None, "statistics at CFG 7, 336 UNet calls"),
+    ],
+)
+def test_low_guidance_scales_get_statistics_of_their_own(webui, scales, main, low, words):
+    found = kinds().STATISTICS.config({**ASKED, "cfg": scales})
+    assert (found.cfg_scale, found.low_cfg_scale) == (main, low)
+    assert kinds().STATISTICS.cost(found) == words
+
+
 def test_both_are_made_one_after_the_other_under_one_name(webui, host, library):
     tab, runners = tab_and_runners()
     library.save(Profile("tiny", "x", ("x",), "sd1", 64, 64, 0.03, 14.6, 2, 2, 1))
