@@ -4,9 +4,8 @@
     // the page loads the scripts of a second copy of the extension too
     if (window.hpsamplerCalibrate) return;
     window.hpsamplerCalibrate = true;
-    const EVERY_MS = 1500;
     const find = (name) => gradioApp().querySelector(`#hpsampler_calibrate_${name}`);
-    let opened = false;
+    let [opened, pressed, question, next] = [false, "", "", []];
 
     function refresh() {
         const shown = find("status");
@@ -33,7 +32,6 @@
         "do delete": ["chosen input:checked", "import"],
     };
     const isThere = (element) => element && element.offsetParent !== null && !element.disabled;
-    let [pressed, question, next] = ["", "", []];
 
     function press({target}) {
         const buttons = ["rename", "delete", "do", "cancel", "start", "resume", "stop"];
@@ -57,8 +55,7 @@
 
     onUiLoaded(() => {
         gradioApp().addEventListener("click", press);
-        onUiUpdate(sayWhatTheAccordionsName);
-        onUiUpdate(goOn);
-        setInterval(refresh, EVERY_MS);
+        for (const act of [sayWhatTheAccordionsName, goOn]) onUiUpdate(act);
+        setInterval(refresh, 1500);
     });
 })();

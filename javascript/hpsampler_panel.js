@@ -1,9 +1,7 @@
-// Shows in the accordion what Python answers (hpsampler/panel/, hpsampler/webui/panel_html.py): this file reads the
-// page's controls, asks, and puts each text into its place. It computes nothing of the method.
-//
-// One request is under way at a time, by the event of a hidden gradio button; whatever changes meanwhile is asked for
-// after it. Frameworks tell no script of a menu or a pasted picture that changes a control, so it also looks several
-// times a second.
+// Shows in the accordion what Python answers (hpsampler/panel/, hpsampler/webui/panel_html.py): reads the page's controls,
+// asks, and puts each text into its place. It computes nothing of the method. One request is under way at a time, by the
+// event of a hidden gradio button, and what changes meanwhile is asked for after it. Frameworks tell no script of a menu
+// or a pasted picture that changes a control, so it also looks several times a second.
 (() => {
     // the page loads the scripts of a second copy of the extension too
     if (window.hpsamplerPanel) return;
@@ -37,10 +35,10 @@
         constructor(place) {
             [this.place, this.id, this.number, this.shown, this.todo] = [place, `#${place.dataset.prefix}`, 0, {}, []];
             [this.selectors, this.texts] = [JSON.parse(place.dataset.page), JSON.parse(place.dataset.texts)];
-            this.event = this.eventOfAsk();
             this.slot = (name) => place.querySelector(`[data-slot="${name}"]`);
             this.talk = () => find(`${this.id}_talk textarea, ${this.id}_talk input`);
-            [this.silent, this.presets] = [place.querySelector(".hps-silent"), this.slot("presets")];
+            [this.event, this.silent] = [this.eventOfAsk(), place.querySelector(".hps-silent")];
+            this.presets = this.slot("presets");
             // whether what is shown is of what is set now: a test waits for it rather than for some time
             place.settled = () => place.offsetParent === null
                 || (this.visible && !this.asked && !this.look && this.seen === this.fingerprint());
@@ -75,8 +73,7 @@
             if (this.todo.length) this.send("act", this.todo.shift());
             else if (seen !== this.seen || this.look) {
                 this.send("ask", {look: Boolean(this.look)});
-                this.seen = seen;
-                this.look = false;
+                [this.seen, this.look] = [seen, false];
             }
         }
 
@@ -109,18 +106,18 @@
         async post(asked, text) {
             const data = this.event.inputs.map((name) => (name === `${this.id}_talk` ? text : read(name)));
             const [headers, body] = [{"Content-Type": "application/json"}, {data, fn_index: this.event.fn_index}];
-            try {
-                const answer = await fetch("run/predict", {method: "POST", headers, body: JSON.stringify(body)});
-                if (answer.ok) asked.reply = (await answer.json()).data[0];
-                else {
-                    this.event = undefined;
-                    this.click("ask", text);
-                }
-            } catch {
+            const sent = {method: "POST", headers, body: JSON.stringify(body)};
+            const answer = await fetch("run/predict", sent).catch(() => undefined);
+            if (answer?.ok) {
+                asked.reply = (await answer.json()).data[0];
+                this.wait(asked);
+            } else if (answer) {
+                this.event = undefined;
+                this.click("ask", text);
+            } else {
                 if (this.asked === asked) this.mark("silent");
                 setTimeout(() => this.forget(asked), AGAIN_MS);
             }
-            if (asked.reply) this.wait(asked);
         }
 
         wait(asked) {
@@ -164,10 +161,7 @@
             }
             if (answer.waits) setTimeout(() => (this.look = true), AGAIN_MS);
             if (answer.file) Object.assign(document.createElement("a"), answer.file).click();
-            if (answer.needs) {
-                this.unfold(true);
-                this.slot(answer.needs).focus();
-            }
+            if (answer.needs) this.unfold(true, answer.needs);
         }
 
         // Only what has changed, and the focus stays where it was.
@@ -201,17 +195,17 @@
         }
 
         press({act, steps, cfg, tab}) {
-            if (act === "steps") {
-                setValue(find(`${this.selectors.steps} input`), steps);
-                if (cfg) setValue(find(`${this.selectors.cfg} input`), cfg);
-            } else if (act === "more") this.unfold(this.slot("manage").hidden);
+            if (steps) setValue(find(`${this.selectors.steps} input`), steps);
+            if (cfg) setValue(find(`${this.selectors.cfg} input`), cfg);
+            if (act === "more") this.unfold(this.slot("manage").hidden);
             else if (act === "auto") find(`${this.id}_auto`).click();
             else if (tab) findAll("#tabs > div button").find((each) => each.textContent.trim() === tab)?.click();
-            else if (act) this.act(act);
+            else if (act && !steps) this.act(act);
         }
 
-        unfold(open) {
+        unfold(open, needs = "") {
             this.slot("manage").hidden = !open;
+            if (needs) this.slot(needs).focus();
             this.place.querySelector("[data-act=more]").setAttribute("aria-expanded", String(open));
         }
 
@@ -232,18 +226,13 @@
         }
     }
 
-    const panels = [];
-
     // gradio builds the page after its scripts were loaded
-    function look() {
-        if (document.hidden) return;
-        for (const place of findAll(".hpsampler-panel")) if (!place.settled) panels.push(new Panel(place));
-        panels.forEach((panel) => panel.update());
-    }
+    const panels = () => findAll(".hpsampler-panel").map((place) => (place.panel ||= new Panel(place)));
+    const look = () => document.hidden || panels().forEach((panel) => panel.update());
 
     setInterval(look, LOOK_MS);
     // at once while a slider is dragged, after the page's own handlers; the rest changes without telling
     for (const event of ["input", "change"]) document.addEventListener(event, () => setTimeout(look), {capture: true});
     // another model, another setting
-    if (typeof onOptionsChanged === "function") onOptionsChanged(() => panels.forEach((panel) => (panel.look = true)));
+    if (typeof onOptionsChanged === "function") onOptionsChanged(() => panels().forEach((panel) => (panel.look = true)));
 })();
