@@ -66,6 +66,6 @@ PART = Part(
         "check": "check", "precision": "precision", "difference": "difference", "tolerance": "allowed",
     },
     seconds=90,
-    expected=60,
+    expected=30,
     tasks=tasks,
 )  # fmt: skip

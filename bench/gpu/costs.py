@@ -146,6 +146,6 @@ PART = Part(
         "peak_gb": "peak memory, GB",
     },
     seconds=150,
-    expected=130,
+    expected=60,
     tasks=tasks,
 )  # fmt: skip

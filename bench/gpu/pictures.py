@@ -150,7 +150,7 @@ PICTURES_PART = Part(
         "decoding": "of it decoding", "faster": "against 20 steps", "peak_gb": "peak memory, GB",
     },
     seconds=130,
-    expected=100,
+    expected=75,
     tasks=picture_tasks,
 )  # fmt: skip
 
@@ -166,6 +166,6 @@ FREEU_PART = Part(
         "without_ms": "without, ms", "cost": "cost",
     },
     seconds=40,
-    expected=25,
+    expected=15,
     tasks=freeu_tasks,
 )  # fmt: skip
