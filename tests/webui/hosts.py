@@ -76,7 +76,9 @@ class Host:
     def settings(self) -> dict[str, Any]:
         """What config.json must hold: without its version a fork asks whether to go on."""
         found = re.search(r'^VERSION_UID[^=]*= "(.+)"', self.text("modules/launch_utils.py"), re.M)
-        return {"VERSION_UID": found[1]} if found else {}
+        # where the refiner would begin at a sigma, it begins after a part of the steps as elsewhere
+        steps = {"refiner_use_steps": True} if '"refiner_use_steps"' in self.text("modules/shared_options.py") else {}
+        return {**({"VERSION_UID": found[1]} if found else {}), **steps}
 
     @property
     def defaults(self) -> dict[str, str]:
