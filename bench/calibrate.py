@@ -4,6 +4,7 @@ scales and the comparison of all ways to draw, in jobs of some numbers of steps 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from hpsampler.statistics.files import save_statistics
 from hpsampler.statistics.job import StatisticsJob
 from hpsampler.store import write_atomically
 
-from .calibrated import TinySource, config_of, profile_of, statistics_of, weights_hash
+from .calibrated import TinySource, config_of, profile_of, statistics_near, weights_hash
 from .models import MODELS, load
 from .pool import processes
 
@@ -31,8 +32,8 @@ STEPS = {"tiny": ((4, 6, 10), (5, 7, 8)), "texture": ((5, 6), (8,))}
 
 TRAJECTORIES, RUNS = 60, 50
 
-STATISTICS_CFG = 5.0
-"""The guidance scale at which statistics are measured that serve all scales, see docs/calibration.md."""
+STATISTICS_CFG, LOW_STATISTICS_CFG = 5.0, 3.0
+"""The guidance scales at which statistics are measured, as the tab does it; the low ones serve CFG 3 and below."""
 
 
 def configs(name: str) -> list[CalibrationConfig]:
@@ -47,13 +48,15 @@ def calibrate_small(name: str, path: Path, folder: Path, weights: Path, device: 
         folder: where the jobs' results are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    measured = folder / f"statistics-{_digest(STATISTICS_CFG, weights)}.safetensors"
-    if not measured.exists():
-        save_statistics(small_statistics(name, STATISTICS_CFG, weights, device), measured)
+    measured = {}
+    for cfg_scale in (STATISTICS_CFG, LOW_STATISTICS_CFG):
+        kept = measured[cfg_scale] = folder / f"statistics-{_digest(cfg_scale, weights)}.safetensors"
+        if not kept.exists():
+            save_statistics(small_statistics(name, cfg_scale, weights, device), kept)
     all_configs = configs(name)
     paths = [folder / f"calibration-{_digest(config, weights)}.json" for config in all_configs]
     for each in paths:
-        each.with_suffix(".safetensors").write_bytes(measured.read_bytes())
+        _put_beside(each, measured)
     jobs = [(config, each) for config, each in zip(all_configs, paths) if not _finished(config, each)]
     if jobs:
         with processes(workers) as pool:
@@ -62,8 +65,15 @@ def calibrate_small(name: str, path: Path, folder: Path, weights: Path, device: 
                 done.result()
     profile = _combined([profile_of(each) for each in paths])
     write_atomically(path, profile.to_json())
-    path.with_suffix(".safetensors").write_bytes(measured.read_bytes())
+    _put_beside(path, measured)
     return profile
+
+
+def _put_beside(path: Path, measured: Mapping[float, Path]) -> None:
+    """Copy statistics to where :func:`~bench.calibrated.statistics_of` finds those of a profile."""
+    for cfg_scale, kept in measured.items():
+        name = path.stem if cfg_scale == STATISTICS_CFG else f"{path.stem}_cfg{cfg_scale:g}"
+        path.with_name(f"{name}.safetensors").write_bytes(kept.read_bytes())
 
 
 def small_statistics(name: str, cfg_scale: float, weights: Path, device: str) -> Statistics:
@@ -71,7 +81,7 @@ def small_statistics(name: str, cfg_scale: float, weights: Path, device: str) ->
     _one_thread(device)
     model = load(name, weights, device)
     config, side = config_of((5,), (cfg_scale,), 48, 60, model.description), model.description.pictures.side
-    own = StatisticsConfig(name, cfg_scale, side, side, config.prompts, seed=config.seed, batch=32)
+    own = StatisticsConfig(name, cfg_scale, width=side, height=side, prompts=config.prompts, seed=config.seed, batch=32)
     return StatisticsJob(own, TinySource(model, weights_hash(weights))).run()
 
 
@@ -98,7 +108,7 @@ def _job(name: str, config: CalibrationConfig, path: Path, weights: Path, device
         source,
         unfinished,
         save=lambda profile: write_atomically(path, profile.to_json()),
-        statistics=lambda cfg_scale: statistics_of(path),
+        statistics=lambda cfg_scale: statistics_near(path, cfg_scale),
     ).run()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -44,6 +45,7 @@ __all__ = [
     "made_for",
     "main",
     "profile_of",
+    "statistics_near",
     "statistics_of",
     "weights_hash",
 ]  # fmt: skip
@@ -142,19 +144,23 @@ def calibrated(profile: Profile) -> Method:
     return Method(NAME, "", make, "as calibrated")
 
 
-def after_calibrate(profile: Profile, statistics: Optional[tuple[str, Statistics]]) -> Method:
+def after_calibrate(profile: Profile, statistics: Sequence[tuple[str, Statistics]]) -> Method:
     """What Auto draws with on the model: of the ways that the profile compared the one with the best pictures.
 
     There is no plan where nothing was compared.
+
+    Args:
+        statistics: all that there are of the model, with their labels, by which comparisons name them.
     """
 
     def make(noise: NoiseModel, nfe: int, cfg_scale: float) -> Optional[Plan]:
         comparison = profile.comparison(nfe, _target(profile, noise, cfg_scale))
         if comparison is None:
             return None
-        recipes = ways(profile, nfe, cfg_scale, statistics)
+        found = next((each for each in statistics if each[0] == comparison.statistics), None)
+        recipes = ways(profile, nfe, cfg_scale, found)
         name = next(name for name in comparison.ranked(PICTURES) if name in recipes)
-        return of_recipe(recipes[name], noise, nfe, **way_options(name, statistics))
+        return of_recipe(recipes[name], noise, nfe, **way_options(name, found))
 
     return Method(AFTER, "", make, "as calibrated")
 
@@ -175,13 +181,18 @@ def profile_of(path: Path) -> Profile:
     return Profile.from_json(path.read_text(encoding="utf-8"))
 
 
-def statistics_of(path: Path) -> Optional[tuple[str, Statistics]]:
-    """The statistics beside a profile's file, with their label, if there are any."""
-    beside = path.with_suffix(".safetensors")
-    if not beside.exists():
-        return None
-    statistics = load_statistics(beside)
-    return statistics_label(STATISTICS, statistics), statistics
+def statistics_of(path: Path) -> list[tuple[str, Statistics]]:
+    """The statistics beside a profile's file, with their labels; there may be none."""
+    beside = [path.with_suffix(".safetensors"), *sorted(path.parent.glob(f"{path.stem}_cfg*.safetensors"))]
+    found = [load_statistics(each) for each in beside if each.exists()]
+    return [(statistics_label(STATISTICS, each), each) for each in found]
+
+
+def statistics_near(path: Path, cfg_scale: float) -> Optional[tuple[str, Statistics]]:
+    """Of the statistics beside a profile's file those that were measured nearest to a guidance scale."""
+    return min(
+        statistics_of(path), key=lambda each: abs((each[1].source.cfg_scale or math.inf) - cfg_scale), default=None
+    )
 
 
 def made_for(path: Path, weights: Path) -> bool:

@@ -139,8 +139,8 @@ def _scale_low_frequencies_(x: torch.Tensor, scale: float, waves: _Waves) -> Non
     if work is flat and is_view:
         flat.baddbmm_(amplitudes, basis, alpha=scale - 1)
     else:
-        # half precision: sums are taken in float32, as with the FFT; only the correction is rounded
-        x.add_(torch.bmm(amplitudes, basis).unflatten(2, x.shape[2:]).to(x.dtype), alpha=scale - 1)
+        # half precision: sums are taken in float32, as with the FFT; only the result is rounded
+        x.add_(torch.bmm(amplitudes, basis).unflatten(2, x.shape[2:]), alpha=scale - 1)
 
 
 def _scale_separably_(

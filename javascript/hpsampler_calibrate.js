@@ -4,21 +4,17 @@
     // the page loads the scripts of a second copy of the extension too
     if (window.hpsamplerCalibrate) return;
     window.hpsamplerCalibrate = true;
-    const EVERY_MS = 1500;
     const find = (name) => gradioApp().querySelector(`#hpsampler_calibrate_${name}`);
-    let opened = false;
+    let [opened, pressed, question, next] = [false, "", "", []];
 
     function refresh() {
         const shown = find("status");
-        if (!shown || shown.offsetParent === null || document.hidden) {
-            opened = false;
-            return;
-        }
+        const state = shown?.querySelector(".hpsampler-status")?.dataset.state;
+        const ended = opened && state && !["running", "unknown"].includes(state);
+        opened = Boolean(shown?.offsetParent) && !document.hidden;
+        if (!opened) return;
         sayWhatTheAccordionsName();
-        const state = shown.querySelector(".hpsampler-status")?.dataset.state;
-        if (opened && state && !["running", "unknown"].includes(state)) return;
-        opened = true;
-        find("refresh")?.click();
+        if (!ended) find("refresh")?.click();
     }
 
     function sayWhatTheAccordionsName() {
@@ -35,39 +31,31 @@
         "cancel rename": ["rename"], "cancel delete": ["delete"], "do rename": ["rename", "import"],
         "do delete": ["chosen input:checked", "import"],
     };
-    let [pressed, question] = ["", ""];
+    const isThere = (element) => element && element.offsetParent !== null && !element.disabled;
 
     function press({target}) {
         const buttons = ["rename", "delete", "do", "cancel", "start", "resume", "stop"];
         const name = buttons.find((each) => find(each)?.contains(target));
         if (!name) return;
-        pressed = name;
+        if (["start", "resume"].includes(name)) find("status")?.scrollIntoView({block: "nearest", behavior: "smooth"});
         if (["rename", "delete"].includes(name)) question = name;
+        [pressed, next] = [name, GO_ON[name] || GO_ON[`${name} ${question}`] || []];
     }
-
-    const isThere = (element) => element && element.offsetParent !== null && !element.disabled;
 
     function goOn() {
         if (!pressed || isThere(find(pressed))) return;
-        const next = (GO_ON[pressed] || GO_ON[`${pressed} ${question}`] || []).map(find).find(isThere);
-        if (!next) return;
+        const found = next.map(find).find(isThere);
+        if (!found) return;
         pressed = "";
         // somebody who has gone elsewhere meanwhile stays there
         if (document.activeElement !== document.body && isThere(document.activeElement)) return;
-        next.focus();
-        next.select?.();
-    }
-
-    function intoView({target}) {
-        if (!target.closest?.("#hpsampler_calibrate_start, #hpsampler_calibrate_resume")) return;
-        find("status")?.scrollIntoView({block: "nearest", behavior: "smooth"});
+        found.focus();
+        found.select?.();
     }
 
     onUiLoaded(() => {
-        gradioApp().addEventListener("click", intoView);
         gradioApp().addEventListener("click", press);
-        onUiUpdate(sayWhatTheAccordionsName);
-        onUiUpdate(goOn);
-        setInterval(refresh, EVERY_MS);
+        for (const act of [sayWhatTheAccordionsName, goOn]) onUiUpdate(act);
+        setInterval(refresh, 1500);
     });
 })();

@@ -1,19 +1,13 @@
-// Shows in the accordion what Python answers (hpsampler/panel/, hpsampler/webui/panel_html.py): this file reads the
-// page's controls, asks, and puts each text into its place. It computes nothing of the method.
-//
-// One request is under way at a time, by the event of a hidden gradio button; whatever changes meanwhile is asked for
-// after it. Frameworks tell no script of a menu or a pasted picture that changes a control, so it also looks several
-// times a second.
+// Shows in the accordion what Python answers (hpsampler/panel/, hpsampler/webui/panel_html.py): reads the page's controls,
+// asks, and puts each text into its place. It computes nothing of the method. One request is under way at a time, by the
+// event of a hidden gradio button, and what changes meanwhile is asked for after it. Frameworks tell no script of a menu
+// or a pasted picture that changes a control, so it also looks several times a second.
 (() => {
     // the page loads the scripts of a second copy of the extension too
     if (window.hpsamplerPanel) return;
     window.hpsamplerPanel = true;
-    const [LOOK_MS, FRAME_MS] = [150, 8];
-    // from when an answer is late, and from when there is none
-    const [LATE_MS, SILENT_MS] = [400, 15000];
-    // after so long it asks again where the network failed or no model was loaded
-    const AGAIN_MS = 3000;
-
+    // an answer is late, then there is none; after a failed network, or without a model, it asks again
+    const [LOOK_MS, FRAME_MS, LATE_MS, SILENT_MS, AGAIN_MS] = [150, 8, 400, 15000, 3000];
     const root = () => (typeof gradioApp === "function" ? gradioApp() : document);
     const find = (selector) => root().querySelector(selector);
     const findAll = (selector) => [...root().querySelectorAll(selector)];
@@ -21,12 +15,10 @@
     // As a person would: frameworks only learn of a value by its event.
     function setValue(input, value) {
         input.value = value;
-        input.dispatchEvent(new Event("input", {bubbles: true}));
-        input.dispatchEvent(new Event("change", {bubbles: true}));
+        for (const event of ["input", "change"]) input.dispatchEvent(new Event(event, {bubbles: true}));
     }
 
     const typed = new Map();
-
     // What a control of the page holds: a switch, radio buttons, a number or a menu.
     function read(selector) {
         const input = find(`${selector} input`);
@@ -41,28 +33,17 @@
 
     class Panel {
         constructor(place) {
-            this.place = place;
-            this.id = `#${place.dataset.prefix}`;
-            this.selectors = JSON.parse(place.dataset.page);
-            this.texts = JSON.parse(place.dataset.texts);
-            this.number = 0;
-            this.shown = {};
-            this.todo = [];
-            this.event = this.eventOfAsk();
-            this.silent = place.querySelector(".hps-silent");
+            [this.place, this.id, this.number, this.shown, this.todo] = [place, `#${place.dataset.prefix}`, 0, {}, []];
+            [this.selectors, this.texts] = [JSON.parse(place.dataset.page), JSON.parse(place.dataset.texts)];
+            this.slot = (name) => place.querySelector(`[data-slot="${name}"]`);
+            this.talk = () => find(`${this.id}_talk textarea, ${this.id}_talk input`);
+            [this.event, this.silent] = [this.eventOfAsk(), place.querySelector(".hps-silent")];
             this.presets = this.slot("presets");
-            // a test waits for it rather than for some time
-            place.settled = () => this.settled();
+            // whether what is shown is of what is set now: a test waits for it rather than for some time
+            place.settled = () => place.offsetParent === null
+                || (this.visible && !this.asked && !this.look && this.seen === this.fingerprint());
             place.addEventListener("click", ({target}) => this.press(target.closest("button[data-act]")?.dataset || {}));
             place.addEventListener("change", ({target}) => this.choose(target));
-        }
-
-        slot(name) {
-            return this.place.querySelector(`[data-slot="${name}"]`);
-        }
-
-        talk() {
-            return find(`${this.id}_talk textarea, ${this.id}_talk input`);
         }
 
         pageState() {
@@ -80,33 +61,19 @@
             return JSON.stringify([own, this.pageState(), this.place.clientWidth]);
         }
 
-        // Whether what is shown is of what is set now.
-        settled() {
-            if (this.place.offsetParent === null) return true;
-            return this.visible && !this.asked && !this.look && this.seen === this.fingerprint();
-        }
-
-        // What stands under the pictures of this page, which changes when some were drawn.
-        drawn() {
-            return this.selectors.drawn ? findAll(this.selectors.drawn).map((each) => each.textContent).join() : "";
-        }
-
         update() {
             const visible = this.place.offsetParent !== null;
-            const drawn = this.drawn();
-            // some hosts load a chosen model only with the next picture
-            if (drawn !== this.lastDrawn) this.look = true;
-            this.lastDrawn = drawn;
-            // what other tabs made meanwhile: calibrations, another model, presets
-            if (visible && !this.visible) this.look = true;
-            this.visible = visible;
+            // what stands under the pictures changes when some were drawn, and some hosts load a model only then
+            const drawn = findAll(this.selectors.drawn || "hps-none").map((each) => each.textContent).join();
+            // other tabs make calibrations, presets, another model
+            if (drawn !== this.drawn || (visible && !this.visible)) this.look = true;
+            [this.drawn, this.visible] = [drawn, visible];
             if (!visible || this.asked || !this.talk()) return;
             const seen = this.fingerprint();
             if (this.todo.length) this.send("act", this.todo.shift());
             else if (seen !== this.seen || this.look) {
                 this.send("ask", {look: Boolean(this.look)});
-                this.seen = seen;
-                this.look = false;
+                [this.seen, this.look] = [seen, false];
             }
         }
 
@@ -136,21 +103,21 @@
         }
 
         // The same request as a press of the button makes, without gradio's redraw of its whole page (some 80 ms).
-        post(asked, text) {
+        async post(asked, text) {
             const data = this.event.inputs.map((name) => (name === `${this.id}_talk` ? text : read(name)));
             const [headers, body] = [{"Content-Type": "application/json"}, {data, fn_index: this.event.fn_index}];
-            fetch("run/predict", {method: "POST", headers, body: JSON.stringify(body)}).then(async (answer) => {
-                if (answer.ok) {
-                    asked.reply = (await answer.json()).data[0];
-                    this.wait(asked);
-                } else {
-                    this.event = undefined;
-                    this.click("ask", text);
-                }
-            }, () => {
+            const sent = {method: "POST", headers, body: JSON.stringify(body)};
+            const answer = await fetch("run/predict", sent).catch(() => undefined);
+            if (answer?.ok) {
+                asked.reply = (await answer.json()).data[0];
+                this.wait(asked);
+            } else if (answer) {
+                this.event = undefined;
+                this.click("ask", text);
+            } else {
                 if (this.asked === asked) this.mark("silent");
                 setTimeout(() => this.forget(asked), AGAIN_MS);
-            });
+            }
         }
 
         wait(asked) {
@@ -172,9 +139,7 @@
 
         // What is set then is asked for anew.
         forget(asked) {
-            if (this.asked !== asked) return;
-            this.asked = undefined;
-            this.seen = "";
+            if (this.asked === asked) [this.asked, this.seen] = [undefined, ""];
         }
 
         // The last plot stays, and is marked while it is not of what is set now.
@@ -196,10 +161,7 @@
             }
             if (answer.waits) setTimeout(() => (this.look = true), AGAIN_MS);
             if (answer.file) Object.assign(document.createElement("a"), answer.file).click();
-            if (answer.needs) {
-                this.unfold(true);
-                this.slot(answer.needs).focus();
-            }
+            if (answer.needs) this.unfold(true, answer.needs);
         }
 
         // Only what has changed, and the focus stays where it was.
@@ -233,17 +195,17 @@
         }
 
         press({act, steps, cfg, tab}) {
-            if (act === "steps") {
-                setValue(find(`${this.selectors.steps} input`), steps);
-                if (cfg) setValue(find(`${this.selectors.cfg} input`), cfg);
-            } else if (act === "more") this.unfold(this.slot("manage").hidden);
+            if (steps) setValue(find(`${this.selectors.steps} input`), steps);
+            if (cfg) setValue(find(`${this.selectors.cfg} input`), cfg);
+            if (act === "more") this.unfold(this.slot("manage").hidden);
             else if (act === "auto") find(`${this.id}_auto`).click();
             else if (tab) findAll("#tabs > div button").find((each) => each.textContent.trim() === tab)?.click();
-            else if (act) this.act(act);
+            else if (act && !steps) this.act(act);
         }
 
-        unfold(open) {
+        unfold(open, needs = "") {
             this.slot("manage").hidden = !open;
+            if (needs) this.slot(needs).focus();
             this.place.querySelector("[data-act=more]").setAttribute("aria-expanded", String(open));
         }
 
@@ -264,18 +226,13 @@
         }
     }
 
-    const panels = [];
-
     // gradio builds the page after its scripts were loaded
-    function look() {
-        if (document.hidden) return;
-        for (const place of findAll(".hpsampler-panel")) if (!place.settled) panels.push(new Panel(place));
-        panels.forEach((panel) => panel.update());
-    }
+    const panels = () => findAll(".hpsampler-panel").map((place) => (place.panel ||= new Panel(place)));
+    const look = () => document.hidden || panels().forEach((panel) => panel.update());
 
     setInterval(look, LOOK_MS);
     // at once while a slider is dragged, after the page's own handlers; the rest changes without telling
     for (const event of ["input", "change"]) document.addEventListener(event, () => setTimeout(look), {capture: true});
     // another model, another setting
-    if (typeof onOptionsChanged === "function") onOptionsChanged(() => panels.forEach((panel) => (panel.look = true)));
+    if (typeof onOptionsChanged === "function") onOptionsChanged(() => panels().forEach((panel) => (panel.look = true)));
 })();

@@ -166,7 +166,7 @@ class TinyDiffusion(nn.Module):
 
     def embed(self, prompts: list[str]) -> torch.Tensor:
         """Conditions (n, 77, TEXT_WIDTH)."""
-        return self.text(self.vocabulary.tokens(prompts)).last_hidden_state
+        return self.text(self.vocabulary.tokens(prompts).to(self.latent_scale.device)).last_hidden_state
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

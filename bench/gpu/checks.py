@@ -55,13 +55,13 @@ class Check:
     Attributes:
         run: returns the difference from the CPU.
         tolerance: that it may have.
-        needs: a package without which it cannot run; empty is none.
+        needs: packages without which it cannot run.
     """
 
     name: str
     run: Callable[[Place], float]
     tolerance: float
-    needs: str = ""
+    needs: tuple[str, ...] = ()
 
 
 def guided(x: torch.Tensor, sigma: torch.Tensor, /, cond_scale: float = 3.0, **_: Any) -> torch.Tensor:

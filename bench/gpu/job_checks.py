@@ -15,10 +15,11 @@ from hpsampler.calibration.config import CalibrationConfig
 from hpsampler.calibration.fit import CALIBRATED
 from hpsampler.calibration.job import CalibrationJob
 from hpsampler.noise import NoiseModel
+from hpsampler.solvers import sample_dpm_v3
 from hpsampler.statistics.config import StatisticsConfig
 from hpsampler.statistics.job import StatisticsJob
 
-from .checks import PRECISIONS, Check, guided
+from .checks import PRECISIONS, SHAPE, TO_ZERO, Check, apart, draw, guided
 from .place import Place
 
 __all__ = ["ClosedForm", "job_checks"]
@@ -26,9 +27,10 @@ __all__ = ["ClosedForm", "job_checks"]
 SIDE = 64
 """Height and width of the jobs' pictures; latents have an eighth."""
 
-PER_PRECISION = {torch.float32: (1e-3, 0.02), torch.float16: (0.1, 0.25), torch.bfloat16: (0.5, 1.0)}
-"""Largest difference from the CPU of statistics, and of a calibration's error. Derivatives by finite differences lose
-three digits of the precision, and in half precision two fits may end in different places."""
+PER_PRECISION = {torch.float32: (5e-3, 0.02), torch.float16: (0.4, 0.25), torch.bfloat16: (1.0, 1.0)}
+"""Largest difference from the CPU of statistics, and of a calibration's error. That of statistics is some ten times
+what another rounding inside the model makes on a CPU, as derivatives by finite differences lose three digits of the
+precision. In half precision two fits may end in different places."""
 
 
 @dataclass
@@ -58,13 +60,22 @@ class ClosedForm:
 
 
 def statistics_check(dtype: torch.dtype, place: Place) -> float:
-    """Statistics of a few trajectories."""
+    """Statistics of a few trajectories: the derivative l, and in float32 what is drawn with them.
+
+    The coefficients s and b are quotients of small numbers here, whose digits are no more than rounding, and a picture
+    hardly depends on them.
+    """
     config = StatisticsConfig.of({"name": "check", "samples": 4, "points": 21, "width": SIDE, "height": SIDE})
     ours, theirs = (
         StatisticsJob(config, ClosedForm(device, dtype)).run() for device in (place.device, torch.device("cpu"))
     )
-    rows = [(getattr(ours, name), getattr(theirs, name)) for name in ("l", "s", "b")]
-    return max(float(np.sqrt(np.mean((one - other) ** 2) / max(np.mean(other**2), 1e-6))) for one, other in rows)
+    differences = [float(np.sqrt(np.mean((ours.l - theirs.l) ** 2) / np.mean(theirs.l**2)))]
+    if dtype == torch.float32:
+        x, levels = draw(*SHAPE) * TO_ZERO[0], torch.tensor(TO_ZERO)
+        for order in (1, 2):
+            one, other = (sample_dpm_v3(guided, x, levels, statistics=each, order=order) for each in (ours, theirs))
+            differences.append(apart(one, other))
+    return max(differences)
 
 
 def calibration_check(dtype: torch.dtype, place: Place) -> float:
@@ -115,6 +126,8 @@ def job_checks() -> list[Check]:
     for precision, dtype in PRECISIONS.items():
         of_statistics, of_calibration = PER_PRECISION[dtype]
         found.append(Check(f"statistics job; {precision}", partial(statistics_check, dtype), of_statistics))
-        found.append(Check(f"calibration job; {precision}", partial(calibration_check, dtype), of_calibration, "scipy"))
+        found.append(
+            Check(f"calibration job; {precision}", partial(calibration_check, dtype), of_calibration, ("scipy",))
+        )
     found.append(Check("a job's seconds", timing_check, 0.1))
     return found

@@ -139,8 +139,12 @@ class Shelf:
 
     def networks(self, family: Family) -> Networks:
         if self.latest is None or self.latest.family is not family:
-            self.latest = None
-            if self.setting.gpu:
-                torch.cuda.empty_cache()
+            self.clear()
             self.latest = Networks(family, self.setting)
         return self.latest
+
+    def clear(self) -> None:
+        """Give the memory back."""
+        self.latest = None
+        if self.setting.gpu:
+            torch.cuda.empty_cache()

@@ -123,6 +123,6 @@ PART = Part(
         "memory_mb": "memory, MB",
     },
     seconds=60,
-    expected=40,
+    expected=20,
     tasks=tasks,
 )  # fmt: skip

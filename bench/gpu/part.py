@@ -87,7 +87,7 @@ class Part:
         about: sentences for the page, on what is measured and how.
         columns: the table's columns by their names in rows, with their headings.
         seconds: its time limit.
-        expected: what it is expected to take on one recent data-centre GPU, in seconds; an estimate.
+        expected: what it took on an H100, in seconds; the quality grid's is an estimate.
         tasks: makes its tasks.
     """
 

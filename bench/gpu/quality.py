@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import fields
 from functools import partial
 from typing import Any
 
+from .model_checks import SMALL_MODELS
 from .part import Clock, Part, Row, Setting, Task, Unfinished
 
 __all__ = ["PART"]
 
-MODELS = ("tiny", "texture")
-WORKERS = 4
+WORKERS = min(12, os.cpu_count() or 1)
 """Processes beside each other: a single one leaves a GPU waiting, as the small models' kernels are short."""
 
 NEEDS = (
@@ -71,7 +72,7 @@ def measured(name: str, setting: Setting, clock: Clock) -> Sequence[Row]:
 
 
 def tasks(setting: Setting, clock: Clock) -> Sequence[Task]:
-    return [Task(name, partial(measured, name, setting, clock), NEEDS) for name in MODELS]
+    return [Task(name, partial(measured, name, setting, clock), NEEDS) for name in SMALL_MODELS]
 
 
 PART = Part(

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from ..files import part_beside
-from ..guidance import STATISTICS_SHARE, effective_guidance
 from ..jobs import (
     Exclusively,
     Job,
@@ -151,11 +150,15 @@ class CalibrationJob(Job):
         """The numbers of steps at which there is something to compare that was not."""
         done = {(each.steps, each.cfg_scale) for each in self.profile.compared}
         cells = [steps for steps in self.config.cells if (steps, cfg_scale) not in done]
-        return [steps for steps in cells if len(ways(self.profile, steps, cfg_scale, self._near(steps, cfg_scale))) > 1]
+        return [steps for steps in cells if len(ways(self.profile, steps, cfg_scale, self._near(cfg_scale))) > 1]
 
-    def _near(self, steps: int, cfg_scale: float) -> Optional[tuple[str, Statistics]]:
-        """The statistics that DPM-Solver-v3 draws with."""
-        return self.statistics(effective_guidance(cfg_scale, steps, STATISTICS_SHARE))
+    def _near(self, cfg_scale: float) -> Optional[tuple[str, Statistics]]:
+        """The statistics that DPM-Solver-v3 is compared with: those that were measured nearest to the CFG scale.
+
+        By its own name it takes those nearest to the guidance that it draws with. On both bench models the comparison
+        chooses better ways among these (docs/calibration.md).
+        """
+        return self.statistics(cfg_scale)
 
     def _compare(self, index: int, held_out: Trajectories) -> None:
         """Compare the ways to draw at the guidance scale with that index."""
@@ -168,7 +171,7 @@ class CalibrationJob(Job):
         judge = Judge(held_out, self._unit_noise(range(first, first + config.per_scale)))
         for steps in cells:
             progress.cell, progress.curve, progress.lines = ((scale,), steps), [], {}
-            found = self._near(steps, scale)
+            found = self._near(scale)
             label, statistics = found or ("", None)
             figures = {
                 name: judge.figures(draw(name, recipe, held_out, self.source.noise, statistics))

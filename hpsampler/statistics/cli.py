@@ -102,7 +102,8 @@ def _publish(args: argparse.Namespace) -> None:
 
 
 _FIELDS = (
-    "name", "cfg_scale", "width", "height", "negative", "samples", "points", "per_pixel", "batch", "seed",
+    "name", "cfg_scale", "low_cfg_scale", "width", "height", "negative", "samples", "points", "per_pixel", "batch",
+    "seed",
 )  # fmt: skip
 
 
@@ -123,6 +124,10 @@ def _options(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     start.add_argument(
         "--cfg", dest="cfg_scale", type=float,
         help=f"guidance scale at which they are measured and will be used (default: {defaults.cfg_scale:g})",
+    )  # fmt: skip
+    start.add_argument(
+        "--low-cfg", dest="low_cfg_scale", type=float,
+        help="a lower one, whose statistics are kept beside them, for pictures drawn near it (default: none)",
     )  # fmt: skip
     start.add_argument(
         "--per-pixel", action="store_const", const=True,

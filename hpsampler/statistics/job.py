@@ -26,7 +26,7 @@ from .files import add_statistics, read_provenance, rename_statistics, statistic
 
 __all__ = ["StatisticsJob", "StatisticsRunner"]
 
-SUMS_FILE = "sums.safetensors"
+SUMS_FILE, LOW_SUMS_FILE = "sums.safetensors", "sums-low.safetensors"
 
 
 class StatisticsJob(Job):
@@ -51,64 +51,83 @@ class StatisticsJob(Job):
     ) -> None:
         super().__init__(exclusively)
         self.config, self.source = config, source
-        self.path = None if folder is None else folder / SUMS_FILE
+        self.folder = folder
         self.progress = Progress(of=config.most_calls())
-        self.estimator: Optional[Estimator] = self._saved_estimator()
-        if self.estimator is not None:
-            self.progress.of -= calls_needed(self.estimator.samples, 1, config.points) if self.estimator.samples else 0
+        self.estimators: dict[float, Optional[Estimator]] = {
+            cfg_scale: self._saved_estimator(self._path(cfg_scale)) for cfg_scale in config.cfg_scales
+        }
+        done = sum(each.samples for each in self.estimators.values() if each is not None)
+        self.progress.of -= calls_needed(done, 1, config.points) if done else 0
 
     def run(self) -> Statistics:
-        """Sample all remaining batches.
+        """Sample all remaining batches, of one guidance scale after the other.
+
+        Returns:
+            The statistics of the main guidance scale; :meth:`at` has the others.
 
         Raises:
             Cancelled: after :meth:`cancel`.
             StoreError: a model whose output is not finite.
         """
-        config = self.config
-        while True:
-            done = self.estimator.samples if self.estimator is not None else 0
-            if done >= config.samples:
-                break
+        for cfg_scale in self.config.cfg_scales:
+            self._measure(cfg_scale)
+        return self.at(self.config.cfg_scale)
+
+    def at(self, cfg_scale: float) -> Statistics:
+        """The statistics of one of the config's guidance scales, once the job has run."""
+        estimator = self.estimators[cfg_scale]
+        assert estimator is not None
+        return estimator.statistics()
+
+    def _measure(self, cfg_scale: float) -> None:
+        config, path = self.config, self._path(cfg_scale)
+        estimator = self.estimators[cfg_scale]
+        while estimator is None or estimator.samples < config.samples:
+            done = estimator.samples if estimator is not None else 0
             seeds = range(config.seed + done, config.seed + min(done + config.batch, config.samples))
             noise = self._on_model(lambda: self.source.start(seeds, config.width, config.height))  # noqa: B023 - at once
-            if self.estimator is None:
-                self.estimator = self._new_estimator(noise)
+            if estimator is None:
+                estimator = self.estimators[cfg_scale] = self._new_estimator(noise, cfg_scale)
             prompts = [config.prompts[(seed - config.seed) % len(config.prompts)] for seed in seeds]
-            model = self._on_model(lambda: self.source.denoiser(prompts, config.negative, config.cfg_scale))  # noqa: B023
+            model = self._on_model(lambda: self.source.denoiser(prompts, config.negative, cfg_scale))  # noqa: B023
             try:
-                self.estimator.add(self._counted(model), noise * self.estimator.sigmas[0])
+                estimator.add(self._counted(model), noise * estimator.sigmas[0])
             except StatisticsError as error:
                 raise StoreError(str(error)) from None
-            if self.path is not None:
-                self.estimator.save(self.path)
-        assert self.estimator is not None
-        self.progress.log.append(f"{self.estimator.samples} pictures' trajectories at CFG {config.cfg_scale:g}")
-        return self.estimator.statistics()
+            if path is not None:
+                estimator.save(path)
+        self.progress.log.append(f"{estimator.samples} pictures' trajectories at CFG {cfg_scale:g}")
 
-    def _saved_estimator(self) -> Optional[Estimator]:
+    def _path(self, cfg_scale: float) -> Optional[Path]:
+        """Where the sums of a guidance scale are kept until the end."""
+        if self.folder is None:
+            return None
+        return self.folder / (SUMS_FILE if cfg_scale == self.config.cfg_scale else LOW_SUMS_FILE)
+
+    def _saved_estimator(self, path: Optional[Path]) -> Optional[Estimator]:
         """The estimator with the sums of an earlier run of the same job, if there is one that can be read.
 
         Raises:
             StoreError: it is of another model.
         """
-        if self.path is None or not self.path.exists():
+        if path is None or not path.exists():
             return None
         try:
-            estimator = Estimator.load(self.path)
+            estimator = Estimator.load(path)
         except StatisticsError:
             return None  # truncated or damaged: the job starts again
         if estimator.source.model_hash not in self.source.hashes:
             raise started_with_another_model(estimator.source.model_name, self.source.model_name)
         return estimator
 
-    def _new_estimator(self, noise: torch.Tensor) -> Estimator:
+    def _new_estimator(self, noise: torch.Tensor, cfg_scale: float) -> Estimator:
         config, table = self.config, self.source.noise
         grid = np.linspace(-math.log(table.sigma_max), -math.log(table.sigma_min), config.points)
         channels, height, width = noise.shape[1:]
         provenance = Provenance(
             # a file name may have bytes that are not valid text
             self.source.hashes[0], self.source.model_name.encode("utf-8", "replace").decode(), self.source.family,
-            config.cfg_scale, height, width,
+            cfg_scale, height, width,
         )  # fmt: skip
         return Estimator(
             grid, (channels, height, width) if config.per_pixel else (channels, 1, 1), provenance, config.seed
@@ -133,10 +152,14 @@ class StatisticsRunner(JobRunner[StatisticsConfig]):
         job = StatisticsJob(config, source, folder, exclusively)
 
         def run() -> str:
-            statistics = job.run()
-            name = add_statistics(statistics, self.folder, config.name)
-            told = f"{statistics.source.samples} pictures' trajectories, {len(statistics.lambdas)} grid points"
-            return told if name == config.name else f"{told}, kept as {name}"
+            job.run()
+            said = []
+            for cfg_scale in config.cfg_scales:
+                statistics, wanted = job.at(cfg_scale), config.name_at(cfg_scale)
+                name = add_statistics(statistics, self.folder, wanted)
+                told = f"{statistics.source.samples} pictures' trajectories, {len(statistics.lambdas)} grid points"
+                said.append(told if name == config.name else f"{told}, kept as {name}")
+            return "; ".join(said)
 
         return job, run
 

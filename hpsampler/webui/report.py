@@ -124,8 +124,9 @@ def _compared_html(profile: Profile) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in ("CFG", "Steps", *names))
     return (
         "<p>Ways to draw, compared with many steps: how much worse the checkpoint itself knows the pictures / distance "
-        "to the same pictures. Smaller is better. HP Auto draws with the best, and Settings > HP Sampler says which of "
-        f"the two it aims at.</p>{_table(head, rows)}"
+        "to the same pictures. Smaller is better. HP Auto draws with the way that is marked, and Settings > HP Sampler "
+        "says which of the two it aims at; among pictures that are known about equally well it takes those that are "
+        f"nearer.</p>{_table(head, rows)}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from tests.accordion import page
 from tests.accordion.page import AccordionPage, begin
 
 
@@ -35,10 +36,20 @@ def check_no_sentence_beside_a_control_lies_under_another_block(at: AccordionPag
     at.set("freeu", "Recipe")
 
 
+STEADY = """(panel) => {
+    const place = document.querySelector(panel + " .hpsampler-panel");
+    const [before, frames] = place.steady || [];
+    place.steady = [place.clientWidth, before === place.clientWidth && place.settled() ? frames + 1 : 0];
+    return place.steady[1] > 30;
+}"""
+"""Whether the panel has shown what is set, at one and the same width, for so many frames."""
+
+
 def shown_at(at: AccordionPage, width: int) -> dict:
     """How the panel lies at a width of the window: whether anything is cut off, and its smallest text."""
     at.ui.set_viewport_size({"width": width, "height": 900})
-    at.settle()
+    # the browser, and some hosts' own scripts, lay the page out anew in several steps some time after that
+    at.ui.wait_for_function(STEADY, arg=at.id("panel"), timeout=page.PATIENCE_MS)
     return json.loads(
         at.ui.evaluate(
             f"""() => {{

@@ -174,6 +174,23 @@ def test_the_form_shows_what_belongs_to_what_is_wanted(webui):
     assert int(both[2]) == round((336 + int(both[1].replace(",", ""))) / 20)
 
 
+@pytest.mark.parametrize(
+    ("scales", "main", "low", "words"),
+    [
+        ("2 3 5 7.5 10", 5.0, 3.0, "statistics at CFG 3 and 5, 672 UNet calls"),
+        ("2, 7", 5.0, 2.0, "statistics at CFG 2 and 5, 672 UNet calls"),
+        ("3.5 7", 5.0, None, "statistics at CFG 5, 336 UNet calls"),
+        ("3", 3.0, None, "statistics at CFG 3, 336 UNet calls"),
+        ("2 3", 3.0, None, "statistics at CFG 3, 336 UNet calls"),
+        ("7", 7.0, None, "statistics at CFG 7, 336 UNet calls"),
+    ],
+)
+def test_low_guidance_scales_get_statistics_of_their_own(webui, scales, main, low, words):
+    found = kinds().STATISTICS.config({**ASKED, "cfg": scales})
+    assert (found.cfg_scale, found.low_cfg_scale) == (main, low)
+    assert kinds().STATISTICS.cost(found) == words
+
+
 def test_both_are_made_one_after_the_other_under_one_name(webui, host, library):
     tab, runners = tab_and_runners()
     library.save(Profile("tiny", "x", ("x",), "sd1", 64, 64, 0.03, 14.6, 2, 2, 1))
@@ -361,17 +378,21 @@ def test_the_tab_asks_every_field_once_and_has_what_its_script_presses(webui):
     shown = {each: ids[f"{name}_{each}"].visible for each in ("runs", "samples", "points")}
     assert shown == {"runs": False, "samples": True, "points": True}, "as it begins, no schedule is fitted"
     for kind, config in ((kinds().CALIBRATION, CalibrationConfig), (kinds().STATISTICS, StatisticsConfig)):
-        # statistics of every element are left to the command line; what it is for says whether there are fits
-        left = {"per_pixel"} if config is StatisticsConfig else {"fit"}
+        # statistics of every element are left to the command line; the low CFG scale follows from all of them, and
+        # what it is for says whether there are fits
+        left = {"per_pixel", "low_cfg_scale"} if config is StatisticsConfig else {"fit"}
         assert {*kind.fields.values(), "width", "height"} == {each.name for each in dataclasses.fields(config)} - left
         # every number that the form begins with is one that it accepts
-        assert kind.config({**form, "name": "usual"}) == config("usual")
+        usual = config("usual") if config is CalibrationConfig else config("usual", low_cfg_scale=3.0)
+        assert kind.config({**form, "name": "usual"}) == usual
     script = (Path(__file__).parents[2] / "javascript" / "hpsampler_calibrate.js").read_text(encoding="utf-8")
     assert f"#{name}_$" in script
-    pressed = {*re.findall(r'find\("(\w+)"\)', script), *re.findall(rf"#{name}_(\w+)", script)}
-    assert pressed == {"status", "refresh", "details", "start", "resume"} and {
-        f"{name}_{each}" for each in pressed
-    } <= set(ids)
+    buttons = re.search(r"const buttons = \[(.*?)\]", script)[1]
+    pressed = {*re.findall(r'find\("(\w+)"\)', script), *re.findall(r'"(\w+)"', buttons)}
+    assert pressed == {
+        "status", "refresh", "details", "rename", "delete", "do", "cancel", "start", "resume", "stop",
+    }  # fmt: skip
+    assert {f"{name}_{each}" for each in pressed} <= set(ids)
     assert (ids[f"{name}_start"].value, ids[f"{name}_stop"].value) == ("Calibrate", "Stop")
 
 

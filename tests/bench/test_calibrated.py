@@ -38,7 +38,7 @@ from hpsampler.calibration.trajectories import MultistepSchedule
 from hpsampler.guidance import STATISTICS_SHARE, effective_guidance
 from hpsampler.recipes import recipe_for
 from hpsampler.solvers import sample_dpm_v3
-from hpsampler.statistics.coefficients import Statistics
+from hpsampler.statistics.coefficients import Provenance, Statistics
 from hpsampler.statistics.files import save_statistics
 from tests.bench.test_bench import Counted, InPlace
 from tests.calibration.test_joint import joint
@@ -159,9 +159,11 @@ def compared(nfe, cfg_scale, **pictures):
     return Comparison(nfe, cfg_scale, figures, "small model 1a2b3c4d")
 
 
-def statistics():
+def statistics(cfg_scale=None):
     points = np.linspace(-math.log(TABLE.sigma_max), -math.log(TABLE.sigma_min), 21)
-    return Statistics(points, *(np.full((21, 4, 1, 1), value) for value in (0.3, 0.1, 0.0)))
+    # those of another scale are other numbers
+    values = (np.full((21, 4, 1, 1), value) for value in (0.3 + (cfg_scale or 0) / 100, 0.1, 0.0))
+    return Statistics(points, *values, source=Provenance(cfg_scale=cfg_scale))
 
 
 @pytest.mark.parametrize(
@@ -177,7 +179,8 @@ def test_after_a_calibration_auto_draws_with_the_way_of_the_best_pictures(figure
     fit = joint()
     profile = dataclasses.replace(profile_with(), joint=(fit,), compared=(compared(5, 7.0, **figures),))
     own = ("small model 1a2b3c4d", statistics())
-    plan = after_calibrate(profile, own).plan(TABLE, 5, 7.0)
+    others = ("small model 00000000", statistics())
+    plan = after_calibrate(profile, [others, own]).plan(TABLE, 5, 7.0)
     auto = recipe_for("sd1", 5, 7.0)
     x, model = seeded_noise(range(2), (4, 3, 3)), Guided(7.0)
     result = plan.run(model, x, range(2))
@@ -196,7 +199,7 @@ def test_after_a_calibration_auto_draws_with_the_way_of_the_best_pictures(figure
 
 def test_without_a_comparison_there_is_nothing_after_a_calibration():
     profile = dataclasses.replace(profile_with(fitted(5, 7.0)), compared=(compared(5, 7.0, auto=0.2, first=0.1),))
-    method = after_calibrate(profile, None)
+    method = after_calibrate(profile, ())
     assert method.plan(TABLE, 5, 7.0).recipe == recipe_for("sd1", 5, 7.0), "the statistics were lost"
     assert method.plan(TABLE, 6, 7.0) is None and method.plan(TABLE, 5, 20.0) is None
 
@@ -224,14 +227,19 @@ def test_a_calibration_is_combined_and_continues_where_it_stopped(monkeypatch, t
     (tmp_path / "unet.safetensors").write_bytes(b"one")
     monkeypatch.setattr(calibrate, "processes", InPlace)
     monkeypatch.setattr(calibrate, "configs", small_configs)
-    monkeypatch.setattr(calibrate, "small_statistics", lambda *_: statistics())
+    monkeypatch.setattr(calibrate, "small_statistics", lambda name, cfg_scale, *_: statistics(cfg_scale))
     made, folder = tmp_path / "made.json", tmp_path / "jobs"
 
     def run():
         return calibrate.calibrate_small("tiny", made, folder, tmp_path, "cpu", 1)
 
     whole = run()
-    assert profile_of(made) == whole and statistics_of(made)[0].startswith("small model ")
+    assert profile_of(made) == whole
+    assert [each.source.cfg_scale for _, each in statistics_of(made)] == [5.0, 3.0]
+    # each scale is compared with the statistics that were measured nearest to it
+    assert {(each.statistics, each.cfg_scale) for each in whole.compared} == {
+        (label, own.source.cfg_scale) for label, own in statistics_of(made)
+    }
     assert sorted({each.steps for each in (*whole.joint, *whole.refused)}) == [2, 3]
     assert [each.steps for each in whole.joint] == sorted(each.steps for each in whole.joint)
     assert [(each.steps, each.cfg_scale) for each in whole.compared] == [(2, 3.0), (2, 5.0), (3, 3.0), (3, 5.0)]

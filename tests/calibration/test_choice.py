@@ -139,6 +139,21 @@ def test_the_best_follows_from_what_is_aimed_at():
     assert [equal.ranked(aim)[0] for aim in AIMS] == [AUTO, AUTO]
 
 
+def test_of_pictures_that_are_known_equally_well_the_nearer_are_better():
+    """A little in the figure of the pictures does not outweigh twice the distance; much does."""
+
+    def best(smooth, near):
+        rows = {ORDER_1: Figures(0.2, smooth), ORDER_2: Figures(0.1, near), AUTO: Figures(0.1, 1.0)}
+        return Comparison(5, 7.0, rows, LABEL).ranked(PICTURES)[0]
+
+    assert best(-0.1, -0.1) == best(-0.1, 0.0) == ORDER_2
+    assert best(-0.1, 0.1) == ORDER_1
+    # pictures that are the many-step ones exactly are still comparable
+    assert (
+        Comparison(5, 7.0, {AUTO: Figures(0.1, 0.0), ORDER_1: Figures(0.0, 0.0)}, LABEL).ranked(PICTURES)[0] == ORDER_1
+    )
+
+
 def test_every_way_with_statistics_has_a_hash_of_its_own():
     rows = {
         replace(by_name(steps, 7.0, auto=1), statistics=f"mine {digest}").with_statistics(form)

@@ -78,6 +78,8 @@ def stop_at(calls):
     [
         ({"cfg_scale": 0.5}, "cfg_scale must be a number from 1 to 30, got 0.5"),
         ({"cfg_scale": "much"}, "cfg_scale must be a number from 1 to 30, got 'much'"),
+        ({"low_cfg_scale": 0.5}, "low_cfg_scale must be a number from 1 to 30, got 0.5"),
+        ({"low_cfg_scale": 3}, "low_cfg_scale must be below cfg_scale, 3, got 3"),
         ({"samples": 1}, "samples must be a whole number from 2 to 100000, got 1"),
         ({"points": 20}, "points must be a whole number from 21 to 1001, got 20"),
         ({"per_pixel": 1}, "per_pixel must be true or false, got 1"),
@@ -105,6 +107,40 @@ def test_it_costs_two_calls_for_every_sample_and_point():
     job.run()
     assert source.calls == job.progress.calls == config.most_calls() and job.progress.seconds_left == 0
     assert StatisticsConfig("x").most_calls() == 64 * 51 * 2 == 6528
+
+
+def test_a_low_guidance_scale_gets_statistics_of_its_own():
+    """They are those of a job of that scale alone, and cost as much."""
+    config, source = config_of(cfg_scale=5, low_cfg_scale=3), Gaussian()
+    job = StatisticsJob(config, source)
+    assert job.progress.of == config.most_calls() == 2 * config_of().most_calls()
+    made = job.run()
+    assert source.calls == job.progress.calls == config.most_calls() and job.progress.seconds_left == 0
+    assert same(made, StatisticsJob(config_of(cfg_scale=5), Gaussian()).run()) and same(job.at(5.0), made)
+    assert same(job.at(3.0), StatisticsJob(config_of(cfg_scale=3), Gaussian()).run()) and not same(job.at(3.0), made)
+
+
+@pytest.mark.parametrize("calls", [200, 500])
+def test_both_scales_go_on_where_they_were(calls, tmp_path):
+    config = config_of(cfg_scale=5, low_cfg_scale=3)
+    whole = StatisticsJob(config, Gaussian())
+    whole.run()
+    with pytest.raises(Cancelled):
+        StatisticsJob(config, Gaussian(stop_at(calls)), tmp_path).run()
+    source = Gaussian()
+    rest = StatisticsJob(config, source, tmp_path)
+    rest.run()
+    assert all(same(rest.at(scale), whole.at(scale)) for scale in config.cfg_scales)
+    # at most a batch of three pictures is walked again
+    assert config.most_calls() - calls <= source.calls <= config.most_calls() - calls + 3 * 21 * 2
+    assert rest.progress.calls == source.calls and rest.progress.seconds_left == 0
+
+
+def test_what_the_low_ones_are_called():
+    config = config_of(cfg_scale=5, low_cfg_scale=2.5)
+    assert [config.name_at(scale) for scale in config.cfg_scales] == ["mine", "mine CFG 2.5"]
+    long = config_of(cfg_scale=5, low_cfg_scale=2.5, name="n" * 60)
+    assert len(long.name_at(2.5)) == 60 and long.name_at(2.5).endswith(" CFG 2.5")
 
 
 @pytest.mark.parametrize("per_pixel", [False, True])
@@ -190,6 +226,16 @@ def test_results_are_found_by_the_model_that_was_measured(tmp_path):
         assert label.startswith(f"{name} ") and statistics.source.cfg_scale == (3.0 if name == "mine" else 7.0)
         assert problems == []
     assert best_for(tmp_path, ["0ther"], 4.0, TABLE) == (None, [])
+
+
+def test_each_guidance_scale_has_a_result(tmp_path):
+    runner = StatisticsRunner(tmp_path, lambda config: Gaussian())
+    runner.start(config_of(cfg_scale=5, low_cfg_scale=3))
+    told = ended(runner, "finished").message
+    assert told.count("8 pictures' trajectories, 21 grid points") == 2 and told.endswith("kept as mine CFG 3.")
+    assert runner.names() == ["mine", "mine CFG 3"] and runner.unfinished() == []
+    for cfg_scale, name in ((3.5, "mine CFG 3"), (4.5, "mine"), (10.0, "mine")):
+        assert best_for(tmp_path, ["feedbeef"], cfg_scale, TABLE)[0][0].rpartition(" ")[0] == name
 
 
 def test_results_are_renamed_and_deleted(tmp_path):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from bench.gpu.place import Between, proving
+from bench.gpu.model_checks import SMALL_MODELS, model_checks
+from bench.gpu.place import Between, Place, proving
 from bench.gpu.stand_in import STAND_IN, Elsewhere, StandIn, Waited
+from bench.models import load
 
 CPU = torch.device("cpu")
 
@@ -126,3 +129,25 @@ def test_a_solver_that_reads_between_calls_is_caught():
         with pytest.raises(Waited), Between(lambda x, sigma: x, lambda call: place.without_waiting()) as model:
             sampler(model, x)
         assert place.stand_in.may_wait
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_a_small_model_sends_its_captions_where_it_is(name):
+    """The rest of it is checked on a GPU: transformers asks a device for tensors that the stand-in cannot make."""
+    seen = []
+
+    def text(tokens):
+        seen.append(tokens.device)
+        return SimpleNamespace(last_hidden_state=torch.zeros(*tokens.shape, 64, device=tokens.device))
+
+    with proving(CPU) as place:
+        model = load(name, device=place.device)
+        model.diffusion.text.forward = text
+        embedded = model.embed([each.caption() for each in model.description.pictures.captioned(2)])
+    assert seen == [STAND_IN] and isinstance(embedded, Elsewhere)
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_the_check_of_a_small_model_holds_on_a_cpu(name):
+    (check,) = [each for each in model_checks() if f"the {name} model" in each.name]
+    assert check.run(Place(CPU)) == 0
