@@ -15,8 +15,8 @@ from .recipes import PRESETS, Recipe, recipe_for
 from .settings import FIELDS, OFF, SCHEDULE_FIELDS, Settings
 
 __all__ = [
-    "EXACT_FIELDS", "VERSION_KEY", "followed", "misfit", "of_second_pass", "off_schedule", "parameters", "unused",
-    "window_passed",
+    "EXACT_FIELDS", "VERSION_KEY", "followed", "ignored", "misfit", "of_second_pass", "off_schedule", "parameters",
+    "unused", "window_passed",
 ]  # fmt: skip
 
 VERSION_KEY = "HP version"
@@ -29,6 +29,11 @@ def _no_effect(fields: Collection[Field], reason: str) -> str:
     labels = [each.label for each in fields]
     listed = " and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))
     return f"{listed} {'has' if len(labels) == 1 else 'have'} no effect, as {reason}"
+
+
+def ignored(sampler: str, schedule: str) -> str:
+    """What is said of a sampler of the host's that takes no schedule type, where one of ours was asked for."""
+    return f"the sampler {sampler} makes its own schedule and ignores the type {schedule}"
 
 
 def off_schedule(settings: Settings, use: Use) -> str:

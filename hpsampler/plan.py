@@ -197,7 +197,7 @@ class Pass:
 
     def _tell_ignored(self) -> None:
         use = self.request.use
-        self.tell(f"the sampler {use.sampler} makes its own schedule and ignores the type {use.schedule}")
+        self.tell(notes.ignored(use.sampler, use.schedule))
 
     def _tell_if(self, note: str) -> None:
         if note:

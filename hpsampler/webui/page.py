@@ -34,7 +34,8 @@ def _selectors(tab: str) -> MappingProxyType[str, str]:
             "width": f"#{tab}_width",
             "height": f"#{tab}_height",
             "denoising": f"#{tab}_denoising_strength",
-            "drawn": f"#html_info_{tab}",
+            # the text itself, as gradio 4 counts the seconds beside it while a picture is drawn
+            "drawn": f"#html_info_{tab} p",
             **(of_tab if tab == "txt2img" else {}),
         }
     )

@@ -17,7 +17,7 @@ from typing import Any, Optional
 from modules import sd_samplers, sd_samplers_common, sd_samplers_kdiffusion, sd_schedulers
 
 from .. import notes
-from ..effects import AUTOMATIC, SAMPLERS, Use
+from ..effects import AUTOMATIC, SAMPLERS, SCHEDULES, Use
 from ..fields import SettingsError
 from ..freeu import decoder_stages
 from ..notes import VERSION_KEY, followed, parameters
@@ -43,7 +43,7 @@ SETTINGS = "hpsampler_settings"
 """Name under which a request carries its validated settings, or the error in them."""
 
 ASKED, BEGUN, AROUND = "hpsampler_asked", "hpsampler_begun", "hpsampler_around"
-"""And the schedule type as it was asked for, whether a pass of it was begun, and of its ``sample`` what it was."""
+"""And what sampler and schedule type were asked for, whether a pass of it was begun, and its ``sample`` as it was."""
 
 OPENED = "hpsampler_opened"
 """And the statistics that were read for it."""
@@ -61,7 +61,7 @@ _drawing: ContextVar[Any] = ContextVar("hpsampler_drawing", default=None)
 
 def before(p: Any) -> None:
     """Before the host corrects the names in a request."""
-    setattr(p, ASKED, p.scheduler)
+    setattr(p, ASKED, (p.sampler_name, p.scheduler))
 
 
 def prepare(p: Any, args: Sequence[Any]) -> None:
@@ -149,8 +149,12 @@ def _correct_schedules(p: Any, settings: Settings) -> None:
     time with any other spelling, and say nothing; it is corrected where something of ours would be drawn with it.
     """
     first, *second = _passes_of(p)
-    asked = getattr(p, ASKED, None)
-    if asked and asked not in sd_schedulers.schedulers_map and (settings.enabled or _own_name(first[0]) in SAMPLERS):
+    sampler, asked = getattr(p, ASKED, (None, None))
+    ours = {**SCHEDULES, **{label: label for label in SCHEDULES.values()}}
+    if asked in ours and p.scheduler not in ours and sampler == p.sampler_name:
+        # a fork's sampler that knows a few types by name, and for which the host has put one of them in its place
+        tell(p, notes.ignored(sampler, ours[asked]))
+    elif asked and asked not in sd_schedulers.schedulers_map and (settings.enabled or _own_name(first[0]) in SAMPLERS):
         tell(p, f"there is no schedule type {asked!r} here, so Automatic is used")
     asked = getattr(p, "hr_scheduler", None)
     if not second or not asked:

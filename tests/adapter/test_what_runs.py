@@ -66,6 +66,24 @@ def test_a_sampler_of_the_host_s_that_asks_nobody_for_a_schedule_is_told_of(webu
     assert said in note_of(p)
 
 
+def test_a_schedule_type_that_the_host_takes_away_is_told_of(webui, monkeypatch):
+    """As reForge does for its additional samplers, before a script sees the request."""
+    find = webui.sd_samplers.get_sampler_and_scheduler
+
+    def found(sampler, scheduler, **options):
+        name, label = find(sampler, scheduler, **options)
+        return name, "Karras" if name == "Euler" else label
+
+    monkeypatch.setattr(webui.sd_samplers, "get_sampler_and_scheduler", found)
+    for asked in ("HP", "hp"):
+        p = Txt2Img(steps=5, sampler_name="Euler", scheduler=asked)
+        Host(webui.script.HPSamplerScript()).run(p)
+        assert note_of(p) == "the sampler Euler makes its own schedule and ignores the type HP"
+    p = Txt2Img(steps=5, sampler_name="Euler", scheduler="Karras")
+    Host(webui.script.HPSamplerScript()).run(p)
+    assert note_of(p) == ""
+
+
 class TestRenamedWhileDrawing:
     def test_a_fitting_calibration_is_used(self, webui, renamed, made):
         p = Txt2Img(steps=5)

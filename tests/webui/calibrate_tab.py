@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.webui.harness import answered, open_ui
+from tests.webui.harness import open_ui
 
 PREFIX = "#hpsampler_calibrate"
 
@@ -84,14 +84,6 @@ class CalibrateTab:
 
     def text(self, name: str) -> str:
         return str(self.ui.locator(f"{PREFIX}_{name}").first.inner_text())
-
-
-def pasted(ui: Any, text: str) -> None:
-    """Paste a picture's parameters from the prompt, and wait until they have left it."""
-    answered(ui)  # an answer that comes meanwhile may put the old prompt back
-    ui.fill("#txt2img_prompt textarea", text)
-    ui.click("#txt2img_tools #paste")
-    ui.wait_for_function("text => document.querySelector('#txt2img_prompt textarea').value != text", arg=text)
 
 
 def has_value(ui: Any, selector: str, value: str) -> None:

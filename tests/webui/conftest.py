@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from tiny_model import checkpoint as trained
 
 PROBE = Path(__file__).with_name("probe")
 MAKER = Path(__file__).with_name("tiny_checkpoints.py")
+LEAVE_MS = 30_000
+"""For what a page that is closed has asked last; a test that holds an answer back has no more to wait for."""
 MADE_OF = (MAKER, Path(trained.__file__))
 
 
@@ -150,7 +153,11 @@ def pytest_runtest_makereport(item, call):
 @pytest.fixture
 def page(browser):
     """A fresh browser page; ``harness.open_ui(page, server)`` brings it to the WebUI."""
+    api = pytest.importorskip("playwright.sync_api")
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.set_default_timeout(1000 * PATIENCE)
     yield page
+    # a queued event of gradio 3 whose page leaves it unanswered keeps the server from ending, so from Reload UI too
+    with suppress(api.TimeoutError):
+        page.wait_for_function("() => !window.hpsUnderWay", timeout=LEAVE_MS)
     page.close()

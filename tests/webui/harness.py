@@ -112,6 +112,8 @@ class WebUI:
         extensions.mkdir(parents=True)
         chosen = {"sd_model_checkpoint": f"{checkpoint}.safetensors", **host.settings}
         (data / "config.json").write_text(json.dumps({**SETTINGS, **chosen, **(settings or {})}))
+        if host.defaults:
+            (data / "ui-config.json").write_text(json.dumps(host.defaults))
         if extension:
             copy_extension(extensions / "hp-sampler")
         if host.has_layouts:
@@ -343,9 +345,13 @@ def answered(page: Any) -> None:
 
 
 def paste(page: Any, parameters: str) -> None:
-    """Paste a picture's parameters; what they set arrives later, in one answer."""
+    """Paste a picture's parameters from the prompt; what they set arrives later, in one answer."""
+    answered(page)  # an answer that comes meanwhile may put the old prompt back
     page.fill("#txt2img_prompt textarea", parameters)
     page.click("#txt2img_tools #paste")
+    page.wait_for_function(
+        "text => document.querySelector('#txt2img_prompt textarea').value !== text", arg=parameters
+    )  # fmt: skip
     answered(page)
 
 

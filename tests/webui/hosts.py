@@ -61,6 +61,12 @@ class Host:
         return "forge_objects" in self.text("modules/processing.py")
 
     @property
+    def said_wrong(self) -> str:
+        """Where the page says why a request was refused: some forks drop exceptions, so it stands with the comments."""
+        worker = self.text("modules_forge/main_thread.py")
+        return ".comments" if worker and "last_exception" not in worker else ".error"
+
+    @property
     def gradio(self) -> int:
         """The first number of gradio's version."""
         (found,) = self.folder.glob("venv/lib/python3*/site-packages/gradio-*.dist-info")
@@ -70,7 +76,15 @@ class Host:
     def settings(self) -> dict[str, Any]:
         """What config.json must hold: without its version a fork asks whether to go on."""
         found = re.search(r'^VERSION_UID[^=]*= "(.+)"', self.text("modules/launch_utils.py"), re.M)
-        return {"VERSION_UID": found[1]} if found else {}
+        # where the refiner would begin at a sigma, it begins after a part of the steps as elsewhere
+        steps = {"refiner_use_steps": True} if '"refiner_use_steps"' in self.text("modules/shared_options.py") else {}
+        return {**({"VERSION_UID": found[1]} if found else {}), **steps}
+
+    @property
+    def defaults(self) -> dict[str, str]:
+        """What ui-config.json must hold, as after a first start: without it a text box of gradio 4 takes no paste."""
+        names = ("Prompt", "Negative prompt", "Negative Prompt")
+        return {f"{tab}/{name}/value": "" for tab in ("txt2img", "img2img") for name in names if self.gradio >= 4}
 
     @property
     def size_step(self) -> int:

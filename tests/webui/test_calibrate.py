@@ -16,8 +16,8 @@ import pytest
 
 from hpsampler.calibration.profile import Profile
 from hpsampler.presets import Preset
-from tests.webui.calibrate_tab import CalibrateTab, has_value, pasted, watched
-from tests.webui.harness import PATIENCE, ROOT, open_ui, save_screenshot
+from tests.webui.calibrate_tab import CalibrateTab, has_value, watched
+from tests.webui.harness import PATIENCE, ROOT, open_ui, paste, save_screenshot
 from tests.webui.hosts import SIDE
 from tests.webui.test_page import choose, open_accordion
 from tiny_model.pictures import captioned
@@ -349,7 +349,7 @@ class TestTab:
         (image,), said = painter.txt2img(**{**AUTO, "seed": 7})
         text = said["infotexts"][0]
         assert f"HP Calibration: on the page {five.hash}" in text
-        pasted(ui, text)
+        paste(ui, text)
         open_accordion(ui)
         has_value(ui, "#txt2img_hpsampler_calibration input", f"on the page {five.hash}")
         assert ui.locator("#txt2img_hpsampler .input-accordion-checkbox").is_checked()
@@ -366,7 +366,7 @@ class TestTab:
     def test_a_picture_without_a_calibration_is_pasted_so_that_it_stays_without(self, ui, painter, bench, profile):
         _, info = painter.txt2img(**AUTO)
         take(bench, profile)
-        pasted(ui, info["infotexts"][0])
+        paste(ui, info["infotexts"][0])
         open_accordion(ui)
         has_value(ui, "#txt2img_hpsampler_calibration input", "Off")
 

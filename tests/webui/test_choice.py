@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from hpsampler.calibration.choice import AIMS, FORMS
-from tests.webui.calibrate_tab import CalibrateTab, has_value, pasted, watched
-from tests.webui.harness import save_screenshot
+from tests.webui.calibrate_tab import CalibrateTab, has_value, watched
+from tests.webui.harness import paste, save_screenshot
 from tests.webui.hosts import SIDE
 from tests.webui.test_calibrate import AUTO, PROMPTS, Bench
 from tests.webui.test_page import choose, open_accordion
@@ -82,7 +82,7 @@ def test_the_page_says_what_auto_does_and_takes_a_picture_back(ui, painter, benc
     )
     open_accordion(ui, "txt2img")
     choose(ui, "#txt2img_sampling", "HP Auto")
-    pasted(ui, info["infotexts"][0])
+    paste(ui, info["infotexts"][0])
     has_value(ui, "#txt2img_hpsampler_calibration input", label)
     told = "document.querySelector('#txt2img_hpsampler_panel').innerText"
     ui.wait_for_function(f"text => {told}.includes(text)", arg=f"calibration {label}: DPM-v3")

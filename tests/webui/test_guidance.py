@@ -46,7 +46,9 @@ def test_the_paper_s_presets_take_guidance_as_set(counted):
 
 
 def test_hires_fix_counts_the_steps_of_the_whole_schedule(counted):
-    _, _, scales = counted(enable_hr=True, hr_scale=2, hr_second_pass_steps=6, denoising_strength=0.6)
+    second = {"hr_scale": 2, "hr_second_pass_steps": 6, "denoising_strength": 0.6}
+    # forks have a scale of its own for the second pass, which is 1 where nothing is said
+    _, _, scales = counted(enable_hr=True, **second, hr_cfg=7)
     # the host runs the last six of ten steps
     assert scales == pytest.approx([FIVE] * 5 + [effective_guidance(7, 10)] * 6)
 
@@ -62,10 +64,12 @@ def test_img2img_counts_the_steps_of_the_whole_schedule(server):
 def test_the_host_s_own_settings_of_guidance_still_act(counted):
     """The host passes scale 1 where it leaves the unconditional half out."""
     _, info, scales = counted(override_settings={"skip_early_cond": 0.4})
-    assert scales == pytest.approx([1, 1, 1, FIVE, FIVE]), info["infotexts"]
+    # a fork begins with the second call
+    assert any(scales == pytest.approx([first, 1, 1, FIVE, FIVE]) for first in (1, FIVE)), info["infotexts"]
     # the host puts back only what its configuration names, so the first setting is put back here
-    _, _, scales = counted(override_settings={"skip_early_cond": 0.0}, s_min_uncond=3.0)
-    assert scales == pytest.approx([FIVE, FIVE, FIVE, 1, FIVE]), "the host leaves it out in every second call"
+    _, _, scales = counted(override_settings={"skip_early_cond": 0.0, "s_min_uncond": 3.0})
+    left_out = ([FIVE, FIVE, FIVE, 1, FIVE], [FIVE, FIVE, 1, FIVE, 1])
+    assert any(scales == pytest.approx(each) for each in left_out), f"in every second call: {scales}"
 
 
 def test_a_batch_is_its_pictures_and_a_preview_changes_nothing(counted):

@@ -147,14 +147,14 @@ def test_the_main_job(ui):
     assert ui.locator("#txt2img_gallery img").count() >= 1
 
 
-def test_a_wrong_value_is_told_on_the_page(ui):
+def test_a_wrong_value_is_told_on_the_page(ui, host):
     choose(ui, "#txt2img_sampling", "HP Auto")
     open_accordion(ui)
     ui.locator("#txt2img_hpsampler_base_steps input[type=number]").fill("4")
     ui.locator("#txt2img_hpsampler_truncation_index input[type=number]").fill("9")
     answered(ui)
     ui.click("#txt2img_generate")
-    ui.wait_for_selector("#html_log_txt2img .error")
+    ui.wait_for_selector(f"#html_log_txt2img {host.said_wrong}")
     text = ui.locator("#html_log_txt2img").first.inner_text()
     assert "HP Sampler: Truncation index" in text and "below Base steps = 4" in text and "9" in text
 

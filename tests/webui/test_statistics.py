@@ -13,8 +13,8 @@ import torch
 
 from hpsampler.statistics.coefficients import Provenance, Statistics
 from hpsampler.statistics.files import load_statistics, save_statistics
-from tests.webui.calibrate_tab import CalibrateTab, has_value, pasted, watched
-from tests.webui.harness import ROOT, WebUIError, save_screenshot
+from tests.webui.calibrate_tab import CalibrateTab, has_value, watched
+from tests.webui.harness import ROOT, WebUIError, paste, save_screenshot
 from tests.webui.hosts import SIDE
 from tests.webui.test_calibrate import PROMPTS, Bench
 from tests.webui.test_page import choose, open_accordion
@@ -238,7 +238,7 @@ class TestTab:
         )
         _, said = painter.txt2img(**DRAWN)
         label = re.search(r"HP Statistics: (on the page [0-9a-f]{8})", text_of(said))[1]
-        pasted(ui, text_of(said))
+        paste(ui, text_of(said))
         open_accordion(ui, "txt2img")
         has_value(ui, "#txt2img_hpsampler_statistics input", label)
         assert "no statistics" not in ui.locator("#txt2img_hpsampler_panel").first.inner_text()

@@ -54,7 +54,7 @@ def telling(function):
         scales.append(float(arguments.bind(*args, **kwargs).arguments["cond_scale"]))
         return function(*args, **kwargs)
 
-    tell.hps_telling = True
+    tell.hps_tells_of = function
     return tell
 
 
@@ -65,8 +65,8 @@ def measure():
     else:
         place, name = sd_samplers_cfg_denoiser.CFGDenoiser, "combine_denoised"
     function = getattr(place, name)
-    if not hasattr(function, "hps_telling"):
-        setattr(place, name, telling(function))
+    # after Reload UI it is still wrapped, by what told the last load of this file
+    setattr(place, name, telling(getattr(function, "hps_tells_of", function)))
 
 
 def on_app_started(demo, app):
