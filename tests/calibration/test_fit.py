@@ -112,6 +112,28 @@ def test_a_jacobian_gives_the_derivatives_by_both_ends():
         assert (other.cost - descent.cost) / 2e-4 == pytest.approx(slope[index], rel=0.1, abs=0.02 * descent.cost)
 
 
+def test_an_updated_jacobian_agrees_with_what_the_step_has_shown():
+    """Broyden's condition; along directions that were not tried it stays as it was."""
+    scales = (2.0, 8.0)
+    made = sets("lowrank", scales, seed=3, count=2)
+    start = initial_schedules("sd1", 4, scales, TABLE)["Auto"]
+    target = Target(made, 4, start[0].sigmas[0])
+    unknowns = target.unknowns([parameters_of(each, scale) for each, scale in zip(start, scales)])
+    target.set_tolerances(unknowns)
+    before = target.jacobians(unknowns)
+    descent = Descent(unknowns, target.residuals(unknowns), [each.copy() for each in before])
+    point = unknowns + np.random.default_rng(0).uniform(0, 0.1, len(unknowns))
+    residuals = target.residuals(point)
+    descent._update(target, point, residuals)
+    for index, (jacobian, old) in enumerate(zip(descent.jacobians, before)):
+        change = target.parameters(point, index) - target.parameters(unknowns, index)
+        shown = residuals[index] - descent.residuals[index]
+        np.testing.assert_allclose(jacobian @ change, shown, atol=1e-5 * np.abs(shown).max())
+        assert np.linalg.norm(old @ change - shown) > 1e-2 * np.linalg.norm(shown), "there was something to correct"
+        other = np.eye(len(change))[0] * (change @ change) - change * change[0]
+        np.testing.assert_allclose(jacobian @ other, old @ other, atol=1e-5 * np.abs(old @ other).max())
+
+
 def test_parameters_and_schedules_are_converted_into_each_other():
     (start,) = initial_schedules("sd1", 6, [7.5], TABLE)["SGM Uniform"]
     again = schedule_of(parameters_of(start, 7.5), start.sigmas[0], 7.5)

@@ -264,6 +264,25 @@ def test_a_job_gives_the_same_as_its_parts_by_hand():
     assert Profile.from_json(profile.to_json()) == profile
 
 
+def test_no_two_uses_share_their_noise():
+    """The fit, the held-out trajectories, the decoder and the comparison."""
+    source, seeds = Exact(), []
+    start = source.start
+    source.start = lambda asked, *size: seeds.append(list(asked)) or start(asked, *size)
+    values = {
+        "name": "x",
+        "steps": 3,
+        "cfg_scales": "3 5",
+        "trajectories": 6,
+        "runs": 25,
+        "prompts": [f"class {index}" for index in range(4)],
+    }
+    CalibrationJob(CalibrationConfig.of(values), source).run()
+    every = [seed for asked in seeds for seed in asked]
+    # both sets and the comparison at both scales, and the decoder once
+    assert len(seeds) == 2 + 2 + 1 + 2 and len(set(every)) == len(every)
+
+
 def test_few_prompts_are_used_again_and_again():
     source = Exact()
     calibrated(source, steps="2", prompts="1\n2\n3")
