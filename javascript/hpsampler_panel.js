@@ -82,8 +82,8 @@
             const text = JSON.stringify({id: asked.id, page: this.pageState(), width: this.place.clientWidth, ...question});
             // while a menu of ours has the focus, only gradio knows whether its text is chosen or a filter
             const menu = `${this.id} input:not([type=number], [type=range], [type=checkbox])`;
-            const plain = button === "ask" && !question.look && !document.activeElement?.matches(menu);
-            if (plain && this.event) this.post(asked, text);
+            asked.posted = button === "ask" && !question.look && !document.activeElement?.matches(menu) && this.event;
+            if (asked.posted) this.post(asked, text);
             else this.click(button, text);
             this.wait(asked);
         }
@@ -102,17 +102,17 @@
             return at < 0 ? undefined : {fn_index: at, inputs: dependencies[at].inputs.map(nameOf)};
         }
 
-        // The same request as a press of the button makes, without gradio's redraw of its whole page (some 80 ms).
+        // The same request as a press of the button makes, without gradio's redraw of its page (80 ms). It is waited for.
         async post(asked, text) {
             const data = this.event.inputs.map((name) => (name === `${this.id}_talk` ? text : read(name)));
             const [headers, body] = [{"Content-Type": "application/json"}, {data, fn_index: this.event.fn_index}];
-            const sent = {method: "POST", headers, body: JSON.stringify(body)};
-            const answer = await fetch("run/predict", sent).catch(() => undefined);
+            const [sent, signal] = [JSON.stringify(body), AbortSignal.timeout(4 * SILENT_MS)];
+            const answer = await fetch("run/predict", {method: "POST", headers, body: sent, signal}).catch(() => undefined);
             if (answer?.ok) {
                 asked.reply = (await answer.json()).data[0];
                 this.wait(asked);
             } else if (answer) {
-                this.event = undefined;
+                this.event = asked.posted = undefined;
                 this.click("ask", text);
             } else {
                 if (this.asked === asked) this.mark("silent");
@@ -132,7 +132,7 @@
                 this.update();
             } else {
                 if (late > LATE_MS) this.mark(late > SILENT_MS ? "silent" : "waiting");
-                if (late > SILENT_MS) this.forget(asked);
+                if (late > SILENT_MS && !asked.posted) this.forget(asked);
                 setTimeout(() => this.wait(asked), FRAME_MS);
             }
         }
