@@ -154,12 +154,12 @@ def _cells(profile: Profile) -> str:
 
 
 def _gain(profile: Profile) -> list[str]:
-    """How much smaller the held-out error is than that of the best schedule there was."""
+    """How much smaller the held-out error is than that of the best schedule there was; nothing where it is nowhere."""
     gains = [each.gain for each in profile.fitted]
     gains += [each.gain for row in profile.joint for each in row.measured if not each.refused]
-    if not gains:
+    if not gains or max(gains) <= 1:
         return []
-    low, high = f"{min(gains):.2f}", f"{max(gains):.2f}"
+    low, high = f"{max(min(gains), 1):.2f}", f"{max(gains):.2f}"
     return [f"error {low if low == high else f'{low} to {high}'} times smaller"]
 
 
