@@ -332,7 +332,10 @@ def test_from_the_tab_s_values_to_a_picture(webui, host):
     assert "Statistics at CFG 7, 336 UNet calls; then ways to draw to compare" in cost_of(tab, "statistics", small)
     assert "samples must be a whole number" in cost_of(tab, "statistics", {**small, "samples": 0})
     assert "cfg_scales must be a number" in cost_of(tab, "statistics", {**small, "cfg": "99"})
-    assert "Statistics at CFG 5," in cost_of(tab, "statistics", {**small, "cfg": "3, 5, 7.5"}), "in their middle"
+    assert "Statistics at CFG 5," in cost_of(tab, "statistics", {**small, "cfg": "4, 6, 7.5"}), "in their middle"
+    assert "Statistics at CFG 3 and 5," in cost_of(tab, "statistics", {**small, "cfg": "3, 5, 7.5"}), (
+        "and where it is low"
+    )
     tab.start("statistics", *asked(small))
     for each in runners.all:
         assert each.wait(PATIENCE) and each.status().state == "finished", each.status().message
