@@ -77,10 +77,8 @@ class StatisticsConfig:
         if "cfg_scale" in values:
             checked["cfg_scale"] = float(number("cfg_scale", values["cfg_scale"], *_CFG_SCALES))
         if values.get("low_cfg_scale") is not None:
-            low, high = (
-                float(number("low_cfg_scale", values["low_cfg_scale"], *_CFG_SCALES)),
-                checked.get("cfg_scale", cls.cfg_scale),
-            )
+            low = float(number("low_cfg_scale", values["low_cfg_scale"], *_CFG_SCALES))
+            high = checked.get("cfg_scale", cls.cfg_scale)
             if low >= high:
                 raise StoreError(f"low_cfg_scale must be below cfg_scale, {high:g}, got {low:g}")
             checked["low_cfg_scale"] = low
