@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from hpsampler.calibration.profile import Profile
 
 from .calibrated import AFTER, NAME
-from .reach import INTERPOLATED
+from .exact import FITTED_TO
+from .reach import FITTED_SCALES
 from .text import Row, distinct, error_text, frechet_text, share_text, table
 from .webp import LOSSLESS
 
@@ -74,7 +75,8 @@ def exact_section(exact: Sequence[Row], problems: Sequence[Row], fits: Sequence[
     listed = f": {', '.join(refused)}" if refused else ""
     runs = max(float(row["runs"]) for row in fits)
     return [
-        f"The exact problems, each calibrated to by itself: geometric means of the errors, at most {runs:.0f} runs. "
+        f"The exact problems, each calibrated to by itself at one guidance scale: geometric means of the errors. "
+        f"{FITTED_TO} trajectories and at most {runs:.0f} runs, which is as much as the tab lets people choose. "
         f"{_refusals(len(refused), len(fits))[:-1]}{listed}; there the row is Auto's, as Auto is what is used then.",
         _exact_table(exact),
         "The errors by problem, calibrated / Auto:",
@@ -201,9 +203,9 @@ def reach_section(rows: Sequence[Row], exact: Sequence[Row]) -> list[str]:
     ]
     sizes = list(dict.fromkeys(_size(row) for row in rows if _size(row) != own_size))
     parts = [
-        "Distance to the reference where a schedule is used at another guidance scale than it was calibrated for, and "
-        f"of schedules between two of them (sigmas' logarithms and factors linear in the guidance scale); "
-        f"{_samples(rows, own_size)} samples. Columns: the guidance scale it was calibrated for and NFE.",
+        f"Distance to the reference at guidance scales that the calibration was fitted to and at others; "
+        f"{_samples(rows, own_size)} samples. Columns: Auto and calibrated, by NFE; empty where the fit was refused, "
+        "as Auto is what is used then.",
         table(["CFG", *(f"{name}, {nfe}" for name in names for nfe in budgets)], []) + "\n" + "\n".join(scales),
     ]
     if sizes:
@@ -227,18 +229,15 @@ def reach_section(rows: Sequence[Row], exact: Sequence[Row]) -> list[str]:
     ]
     return [
         *parts,
-        "And on the exact problems, geometric means of the errors. Where a fit was refused (problems with modes apart) "
-        "Auto's stands in its place:",
+        f"And on the exact problems, one fit to each for CFG {', '.join(f'{scale:g}' for scale in FITTED_SCALES)}: "
+        "geometric means of the errors. Where a fit was refused (problems with modes apart) Auto's row stands there:",
         table(["CFG", *(f"{name}, {nfe}" for name in names for nfe in budgets)], exact_lines),
     ]
 
 
 def _schedules(rows: Sequence[Row]) -> list[str]:
-    """Auto, the anchors in order, what lies between them."""
-    names = dict.fromkeys(row["schedule"] for row in rows)
-    return sorted(
-        names, key=lambda name: (name == INTERPOLATED, float(name.split()[1]) if name.startswith("CFG") else 0)
-    )
+    """Auto, and calibrated if it is there."""
+    return list(dict.fromkeys(row["schedule"] for row in rows))
 
 
 def _size(row: Row) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""How far a calibration carries: schedules at other guidance scales and sizes than they were calibrated for.
+"""How far a calibration carries: between and beyond the guidance scales it was fitted to, and at other sizes.
 
 Only the distance to the reference endpoints is measured: on the tiny model with the seeds and captions of the bench,
 and on the exact problems, which have one size each.
@@ -9,17 +9,21 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from hpsampler.calibration.profile import Fitted, Profile
+from hpsampler.calibration.config import CalibrationConfig
+from hpsampler.calibration.fit import Calibration, CalibrationRefused, calibrate
+from hpsampler.calibration.initial import initial_schedules
+from hpsampler.calibration.profile import Profile
+from hpsampler.calibration.trajectories import Trajectories
+from hpsampler.noise import NoiseModel
 from hpsampler.recipes import AUTO, recipe_for
 from tiny_model.model import LATENT, TinyModel, seeded_noise
 from tiny_model.pictures import captioned
@@ -30,31 +34,37 @@ from .grid import BATCH
 from .methods import Plan, of_recipe
 from .metrics import Estimate, relative_rmse
 from .pool import processes
-from .problems import PROBLEMS
+from .problems import PROBLEMS, Problem
 from .problems import reference_endpoint as exact_endpoint
 from .runs import reference_endpoint
 from .schedules import stable_diffusion_noise
 from .tiny import FIRST_SEED, CachedDenoiser
 
 __all__ = [
-    "CFG_SCALES", "INTERPOLATED", "NFE", "SIZES", "ExactReach", "Reach", "interpolate", "measure_exact_reach",
+    "CALIBRATED",
+    "CFG_SCALES",
+    "FITTED_SCALES",
+    "NFE",
+    "SIZES",
+    "ExactReach",
+    "Reach",
+    "measure_exact_reach",
     "measure_reach",
-]  # fmt: skip
+]
 
-CFG_SCALES = (2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.5)
+CFG_SCALES = (2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.5, 9.0, 10.0)
 NFE = (5, 8)
 OWN_SIZE = LATENT[1:]
 SIZES = ((8, 12), (12, 16), (16, 16))
 SIZES_CFG = 5.0
-MAX_RATIO = 2.0
-"""Largest ratio between a guidance scale and the one a schedule was calibrated for."""
 
-INTERPOLATED = "interpolated"
 CALIBRATED = "calibrated"
-"""A schedule that was fitted for a range of guidance scales."""
 
-EXACT_ANCHORS = (3.0, 5.0, 7.5)
-"""Guidance scales at which the exact problems are calibrated."""
+FITTED_SCALES = CalibrationConfig.cfg_scales
+"""Guidance scales that one fit to an exact problem is for, as the WebUI's tab chooses them."""
+
+EXACT_SCALES = (2.5, 4.0, 5.0, 6.0, 9.0)
+"""Where such a fit is tried: between its scales, and at the middle one."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +87,7 @@ class Reach:
     """Distance of one schedule at one place.
 
     Attributes:
-        schedule: "Auto", "calibrated" for a range of guidance scales, "interpolated" between two that were calibrated
-            for one each, or as "CFG 5" the one that it was calibrated for.
+        schedule: "Auto", or "calibrated" where the calibration is used.
         height, width: size of the latents.
     """
 
@@ -101,39 +110,15 @@ class ExactReach:
     error: Estimate
 
 
-def interpolate(low: Fitted, high: Fitted, cfg_scale: float) -> Fitted:
-    """Interpolate two schedules with equally many steps, linearly in guidance scale, the sigmas in logarithms."""
-    share = (cfg_scale - low.cfg_scale) / (high.cfg_scale - low.cfg_scale)
-
-    def mixed(one: float, other: float) -> float:
-        return (1 - share) * one + share * other
-
-    # the last may be 0
-    points = [math.exp(mixed(math.log(a), math.log(b))) for a, b in zip(low.sigmas[:-1], high.sigmas[:-1])]
-    last = mixed(low.sigmas[-1], high.sigmas[-1])
-    factors = tuple(mixed(a, b) for a, b in zip(low.factors, high.factors))
-    return replace(low, cfg_scale=cfg_scale, sigmas=(*points, last), factors=factors)
-
-
 def plans(profile: Profile, place: Place) -> Iterator[tuple[str, int, Plan]]:
     """The plans that are tried at a place, with the schedule's name and NFE."""
     table = stable_diffusion_noise()
     for nfe in NFE:
         auto = recipe_for(profile.family, nfe, place.cfg_scale)
-        recipes = {AUTO: auto}
+        yield AUTO, nfe, of_recipe(auto, table, nfe)
         for joint in profile.joint:
             if joint.steps == nfe and not joint.misfit(place.cfg_scale):
-                recipes[CALIBRATED] = profile.recipe(joint, auto, place.cfg_scale)
-        by_scale = sorted((each for each in profile.fitted if each.steps == nfe), key=lambda each: each.cfg_scale)
-        for fitted in by_scale:
-            ratio = max(fitted.cfg_scale / place.cfg_scale, place.cfg_scale / fitted.cfg_scale)
-            if ratio <= MAX_RATIO and (place.size == OWN_SIZE or ratio == 1):
-                recipes[f"CFG {fitted.cfg_scale:g}"] = profile.recipe(fitted, auto, place.cfg_scale)
-        for low, high in pairwise(by_scale):
-            if low.cfg_scale < place.cfg_scale < high.cfg_scale:
-                recipes[INTERPOLATED] = profile.recipe(interpolate(low, high, place.cfg_scale), auto, place.cfg_scale)
-        for name, recipe in recipes.items():
-            yield name, nfe, of_recipe(recipe, table, nfe)
+                yield CALIBRATED, nfe, of_recipe(profile.recipe(joint, auto, place.cfg_scale), table, nfe)
 
 
 def measure_reach(calibration: Path, folder: Path, weights: Path, device: str, workers: int) -> list[Reach]:
@@ -194,7 +179,7 @@ def _squares(rows: torch.Tensor) -> np.ndarray:
 
 
 def measure_exact_reach(workers: int) -> list[ExactReach]:
-    """Measure the exact problems' schedules at other guidance scales than they were calibrated for."""
+    """One fit for a range of guidance scales to each of the exact problems, between these and at one of them."""
     with processes(workers) as pool:
         running = [pool.submit(_exact_job, name) for name in PROBLEMS]
         scores = [score for job in tqdm(running, desc="reach, exact", unit=" problems") for score in job.result()]
@@ -210,20 +195,42 @@ def _exact_job(name: str) -> list[exact.ExactScore]:
     problem, table = PROBLEMS[name](), stable_diffusion_noise()
     count = exact.TRAJECTORIES.get(name, 96)
     noise = problem.noise(count, exact.SEED)
-    fitted = {anchor: exact.calibrated(problem, anchor, table, NFE)[0] for anchor in EXACT_ANCHORS}
+    fits = {nfe: _joint_fit(problem, nfe, table) for nfe in NFE}
     scores = []
-    for cfg_scale in CFG_SCALES:
+    for cfg_scale in EXACT_SCALES:
         reference = exact_endpoint(problem, noise, cfg_scale, table.sigma_max)
         size = reference.square().sum(1).numpy()
         model = problem.model(problem.labels(count), cfg_scale)
         for nfe in NFE:
-            plans_by_name = {AUTO: of_recipe(recipe_for(exact.FAMILY, nfe, cfg_scale), table, nfe)}
-            for anchor, method in fitted.items():
-                plan = method.plan(table, nfe, cfg_scale)
-                if plan is not None and max(anchor / cfg_scale, cfg_scale / anchor) <= MAX_RATIO:
-                    plans_by_name[f"CFG {anchor:g}"] = plan
-            for schedule, plan in plans_by_name.items():
+            auto = of_recipe(recipe_for(exact.FAMILY, nfe, cfg_scale), table, nfe)
+            for schedule, plan in ((AUTO, auto), (CALIBRATED, _fitted_plan(fits[nfe], nfe, cfg_scale, table) or auto)):
                 error = (plan.run(model, noise, range(count)) - reference).square().sum(1).nan_to_num(np.inf).numpy()
                 estimate = relative_rmse(error.clip(max=exact.MAX_ERROR**2 * size), size)
                 scores.append(exact.ExactScore(name, "", schedule, "", nfe, cfg_scale, estimate))
     return scores
+
+
+def _joint_fit(problem: Problem, nfe: int, table: NoiseModel) -> Optional[Calibration]:
+    """One fit for all of ``FITTED_SCALES``, which share the trajectories; None if it was refused everywhere."""
+    count = exact.FITTED_TO // len(FITTED_SCALES)
+    labels = problem.labels(count)
+    fit, held_out = (
+        [
+            Trajectories.of(problem.model(labels, scale), problem.noise(count, seed + 2 * index), table, scale)
+            for index, scale in enumerate(FITTED_SCALES)
+        ]
+        for seed in (exact.FIT_SEED, exact.HELD_OUT_SEED)
+    )
+    try:
+        return calibrate(fit, held_out, initial_schedules(exact.FAMILY, nfe, FITTED_SCALES, table), exact.RUNS)
+    except CalibrationRefused:
+        return None
+
+
+def _fitted_plan(fit: Optional[Calibration], nfe: int, cfg_scale: float, table: NoiseModel) -> Optional[Plan]:
+    """None beyond its range and where the nearest guidance scale of the fit was refused, as in a profile."""
+    if fit is None or not fit.schedule.covers(cfg_scale):
+        return None
+    if min(fit.held_out, key=lambda scale: abs(math.log(scale / cfg_scale))) in fit.refused:
+        return None
+    return exact.fitted_plan(fit.schedule.at(cfg_scale), nfe, cfg_scale, table)

@@ -33,7 +33,7 @@ from bench.schedules import stable_diffusion_noise
 from demo import draw
 from hpsampler.calibration.choice import Comparison, Figures
 from hpsampler.calibration.fit import CalibrationRefused
-from hpsampler.calibration.profile import Fitted, Profile, Refused
+from hpsampler.calibration.profile import Fitted, Joint, Profile, Refused
 from hpsampler.calibration.trajectories import MultistepSchedule
 from hpsampler.guidance import STATISTICS_SHARE, effective_guidance
 from hpsampler.recipes import recipe_for
@@ -67,9 +67,10 @@ def fitted(steps, cfg_scale, first=5.0, factor=1.2):
 
 
 def profile_with(*schedules, hashes=("abc",), refused=()):
+    kinds = {kind: tuple(each for each in schedules if isinstance(each, kind)) for kind in (Fitted, Joint)}
     return Profile(
         "tiny model", "the tiny model", hashes, "sd1", 96, 96, TABLE.sigma_min, TABLE.sigma_max, 48, 48, 1,
-        fitted=schedules, refused=refused,
+        fitted=kinds[Fitted], joint=kinds[Joint], refused=refused,
     )  # fmt: skip
 
 
@@ -283,7 +284,8 @@ def test_what_auto_draws_with_afterwards_is_measured_where_ways_were_compared(tm
     )
 
 
-def test_a_schedule_fitted_to_a_problem_is_nearer_on_noise_it_has_not_seen():
+def test_a_schedule_fitted_to_a_problem_is_nearer_on_noise_it_has_not_seen(monkeypatch):
+    monkeypatch.setattr(exact, "RUNS", 60)
     problem, noise = PROBLEMS["lowrank"](), PROBLEMS["lowrank"]().noise(16, exact.SEED)
     method, (fit,) = exact.calibrated(problem, 3.0, TABLE, budgets=[5])
     model = problem.model(problem.labels(16), 3.0)
@@ -314,30 +316,18 @@ def test_the_row_of_a_refused_fit_is_that_of_auto(monkeypatch):
 # ---- how far it carries ----------------------------------------------------------------------------------------------
 
 
-def test_interpolation_of_two_schedules():
-    low, high = fitted(5, 3.0, first=4.0, factor=1.0), fitted(5, 5.0, first=9.0, factor=2.0)
-    middle = reach.interpolate(low, high, 4.0)
-    assert middle.sigmas[1] == pytest.approx(6.0) and middle.sigmas[-1] == 0 and middle.factors[1] == pytest.approx(1.5)
-    assert reach.interpolate(low, high, 3.0).sigmas == pytest.approx(low.sigmas)
-    assert reach.interpolate(low, high, 4.5).sigmas[1] == pytest.approx(
-        math.exp(np.interp(4.5, [3, 5], np.log([4, 9])))
-    )
-    kept = dataclasses.replace(high, sigmas=(*high.sigmas[:-1], 0.06))
-    assert reach.interpolate(low, kept, 4.0).sigmas[-1] == pytest.approx(0.03)
-
-
 def test_the_plans_that_are_tried_at_each_place():
-    profile = profile_with(*(fitted(steps, cfg, first=cfg) for steps in (5, 8) for cfg in (3.0, 5.0, 7.5)))
+    profile = profile_with(joint(5), joint(8, refused=(10.0,)))
     tried = {
-        (cfg, size): [name for name, nfe, _ in reach.plans(profile, reach.Place(cfg, size, 4)) if nfe == 5]
-        for cfg, size in ((2.0, (12, 12)), (4.0, (12, 12)), (5.0, (12, 12)), (9.0, (12, 12)), (5.0, (8, 12)))
+        cfg: [(name, nfe) for name, nfe, _ in reach.plans(profile, reach.Place(cfg, (12, 12), 4))]
+        for cfg in (1.5, 4.0, 9.0, 12.0)
     }
+    auto = [("Auto", 5), ("Auto", 8)]
     assert tried == {
-        (2.0, (12, 12)): ["Auto", "CFG 3"],
-        (4.0, (12, 12)): ["Auto", "CFG 3", "CFG 5", "CFG 7.5", "interpolated"],
-        (5.0, (12, 12)): ["Auto", "CFG 3", "CFG 5", "CFG 7.5"],
-        (9.0, (12, 12)): ["Auto", "CFG 5", "CFG 7.5"],
-        (5.0, (8, 12)): ["Auto", "CFG 5"],
+        1.5: auto,
+        4.0: [("Auto", 5), ("calibrated", 5), ("Auto", 8), ("calibrated", 8)],
+        9.0: [("Auto", 5), ("calibrated", 5), ("Auto", 8)],
+        12.0: auto,
     }
 
 
@@ -351,7 +341,7 @@ def reached(model, monkeypatch, tmp_path):
     places = [reach.Place(4.0, (12, 12), 4), reach.Place(5.0, (12, 12), 2), reach.Place(5.0, (8, 12), 2)]
     monkeypatch.setattr(reach, "PLACES", places)
     path = tmp_path / "calibration.json"
-    path.write_text(profile_with(*(fitted(steps, cfg, first=cfg) for steps in (5, 8) for cfg in (3.0, 5.0))).to_json())
+    path.write_text(profile_with(joint(5), joint(8)).to_json())
     rows = reach.measure_reach(path, tmp_path / "out", tmp_path, "cpu", 1)
     monkeypatch.setattr(reach, "_job", None)
     assert reach.measure_reach(path, tmp_path / "out", tmp_path, "cpu", 1) == rows, "stored results are used"
@@ -361,36 +351,43 @@ def reached(model, monkeypatch, tmp_path):
 def test_reach_is_measured_at_every_place(reached, model):
     rows, folder = reached
     at = {(row.schedule, row.nfe, row.cfg_scale, row.height): row for row in rows}
-    assert len(at) == len(rows) == 2 * (4 + 3 + 2)
-    assert at["interpolated", 5, 4.0, 12].samples == 4 and at["CFG 5", 8, 5.0, 8].width == 12
+    assert len(at) == len(rows) == 2 * 2 * 3
+    assert at["calibrated", 5, 4.0, 12].samples == 4 and at["calibrated", 8, 5.0, 8].width == 12
     prompts = [picture.caption() for picture in captioned(2)]
     noise = seeded_noise([tiny.FIRST_SEED, tiny.FIRST_SEED + 1])
     aim = reach.reference_endpoint(model, model.denoiser(prompts, 5.0), noise)
     plan = calibrated(profile_of(folder / "calibration.json")).plan(TABLE, 5, 5.0)
     error = relative_error(plan.run(model.denoiser(prompts, 5.0), noise, [0, 1]), aim)
-    assert at["CFG 5", 5, 5.0, 12].distance.value == pytest.approx(error, rel=1e-4)
+    assert at["calibrated", 5, 5.0, 12].distance.value == pytest.approx(error, rel=1e-4)
     write_csv(folder / "reach.csv", rows)
     text = "\n".join(reach_section(read_csv(folder / "reach.csv"), []))
-    assert "| CFG | Auto, 5 | Auto, 8 | CFG 3, 5 |" in text and "| 12x12 | " in text and "| 8x12 | " in text
-    own = f"{at['interpolated', 5, 4.0, 12].distance.value:.3f}".lstrip("0")
+    assert "| CFG | Auto, 5 | Auto, 8 | calibrated, 5 | calibrated, 8 |" in text
+    assert "| 12x12 | " in text and "| 8x12 | " in text
+    own = f"{at['calibrated', 5, 4.0, 12].distance.value:.3f}".lstrip("0")
     assert own in next(line for line in text.splitlines() if line.startswith("| 4 | "))
 
 
 def test_reach_on_an_exact_problem(monkeypatch, tmp_path):
     monkeypatch.setattr(reach, "processes", InPlace)
     monkeypatch.setattr(reach, "PROBLEMS", {"gauss1f1": PROBLEMS["gauss1f1"]})
-    monkeypatch.setattr(reach, "CFG_SCALES", (3.0, 5.0))
-    monkeypatch.setattr(reach, "EXACT_ANCHORS", (3.0,))
+    monkeypatch.setattr(reach, "EXACT_SCALES", (3.0, 4.0, 20.0))
+    monkeypatch.setattr(reach, "FITTED_SCALES", (3.0, 5.0))
     monkeypatch.setattr(reach, "NFE", (4,))
+    monkeypatch.setattr(exact, "TRAJECTORIES", {"gauss1f1": 8})
+    monkeypatch.setattr(exact, "FITTED_TO", 24)
+    monkeypatch.setattr(exact, "RUNS", 30)
     rows = reach.measure_exact_reach(1)
     at = {(row.schedule, row.cfg_scale): row.error.value for row in rows}
-    assert set(at) == {("Auto", 3.0), ("CFG 3", 3.0), ("Auto", 5.0), ("CFG 3", 5.0)}
-    assert at["CFG 3", 3.0] < 0.6 * at["Auto", 3.0], "it is fitted at this scale"
-    assert at["CFG 3", 5.0] > at["CFG 3", 3.0], "and not at this one"
+    assert set(at) == {(name, cfg) for name in ("Auto", "calibrated") for cfg in (3.0, 4.0, 20.0)}
+    for cfg in (3.0, 4.0):
+        assert at["calibrated", cfg] < 0.6 * at["Auto", cfg], (
+            "it is fitted at this scale, and to both sides of this one"
+        )
+    assert at["calibrated", 20.0] == at["Auto", 20.0], "beyond its scales it is not used"
     write_csv(tmp_path / "exact_reach.csv", rows)
     tiny_row = {"schedule": "Auto", "cfg_scale": "3.0", "height": "12", "width": "12", "samples": "2", "distance": ".2"}
     section = reach_section([{**tiny_row, "nfe": "4"}], read_csv(tmp_path / "exact_reach.csv"))
-    assert "| CFG | Auto, 4 | CFG 3, 4 |" in section[-1]
+    assert "| CFG | Auto, 4 | calibrated, 4 |" in section[-1]
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
