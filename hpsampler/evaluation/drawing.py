@@ -296,7 +296,7 @@ class Drawing:
             if size != asked:
                 raise RequestRefused(
                     f"the WebUI drew {size[0]}x{size[1]} where {asked[0]}x{asked[1]} was asked for; "
-                    "another extension may change the size, and sides must be multiples of 8"
+                    "another extension may change the size, and sides must be multiples of 8, in some WebUIs of 64"
                 )
         seeds = info.get("all_seeds", [info.get("seed", seed)])
         expected = list(range(seed, seed + len(pictures)))[: len(seeds) if "all_seeds" not in info else None]

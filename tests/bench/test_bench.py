@@ -270,6 +270,7 @@ def test_dpm_v3_and_golden_noise_are_measured_on_both_testbeds(tmp_path, monkeyp
         monkeypatch.setattr(further, name, value)
     monkeypatch.setattr(further, "processes", InPlace)
     monkeypatch.setattr(further, "PROBLEMS", {"gauss1f2": PROBLEMS["gauss1f2"]})
+    monkeypatch.setattr(further.exact, "TRAJECTORIES", {"gauss1f2": 24})
     small = partial(further.StatisticsConfig, samples=8, points=31)
     monkeypatch.setattr(further, "StatisticsConfig", small)
     monkeypatch.setattr(calibrate, "StatisticsConfig", small)

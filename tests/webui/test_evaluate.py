@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from tests.webui.harness import ROOT
-from tiny_model.pictures import SIDE, captioned, draw
+from tests.webui.hosts import SIDE
+from tiny_model.pictures import SIDE as TRAINED_SIDE
+from tiny_model.pictures import captioned, draw
 
 CONFIGS = ["HP Auto/HP/6/5?ending=To zero", "DPM++ 2M/Karras/20/5"]
 
@@ -27,7 +29,7 @@ def command(server, tmp_path, count):
     line = [sys.executable, "-m", "hpsampler.evaluate", "--url", server.url, "--out", str(tmp_path / "out")]
     line += ["--prompts", str(tmp_path / "prompts.txt"), "--count", str(count)]
     line += ["--width", str(SIDE), "--height", str(SIDE)]
-    line += ["--references", str(tmp_path / "real"), "--reference-size", str(SIDE), "--no-clip"]
+    line += ["--references", str(tmp_path / "real"), "--reference-size", str(TRAINED_SIDE), "--no-clip"]
     line += ["--features", "tests.evaluation.test_evaluation:classifier", "--device", "cpu"]
     return [*line, *(part for config in CONFIGS for part in ("--config", config))]
 
@@ -76,7 +78,7 @@ def test_an_unknown_sampler_is_named_with_those_there_are(server, tmp_path):
     (tmp_path / "prompts.txt").write_text("a moon")
     (tmp_path / "real").mkdir()
     for name in ("0", "1"):
-        Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "real" / f"{name}.png")
+        Image.new("RGB", (TRAINED_SIDE, TRAINED_SIDE)).save(tmp_path / "real" / f"{name}.png")
     line = [*command(server, tmp_path, 1), "--config", "HP Magic/HP/6/5"]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=100)
     said = done.stdout + done.stderr
