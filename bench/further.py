@@ -1,13 +1,14 @@
 """The bench of DPM-Solver-v3 with statistics, and of golden noise.
 
 The tiny model draws the bench's seeds and captions; its statistics are measured on others, as the WebUI's tab does it.
-The exact problems have statistics of every element, from trajectories of other noise.
+The exact problems have statistics of every element, from trajectories of other noise. With statistics the guidance
+scale is less than the one that is set, as the extension draws with them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -19,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from hpsampler.golden.search import CALLS, GoldenForm, golden_latent, sigma_below
+from hpsampler.guidance import STATISTICS_SHARE, effective_guidance, with_guidance
 from hpsampler.noise import NoiseModel
 from hpsampler.recipes import recipe_for
 from hpsampler.solvers import sample_dpm_v3
@@ -36,16 +38,22 @@ from .grid import BATCH, MANY
 from .methods import KARRAS, Model, of_recipe
 from .metrics import Estimate, frechet, relative_rmse, share
 from .pool import processes
-from .problems import PROBLEMS
+from .problems import PROBLEMS, Problem
 from .problems import reference_endpoint as exact_endpoint
 from .runs import reference_endpoint
 from .schedules import stable_diffusion_noise
 from .tiny import FIRST_SEED, CachedDenoiser, Reference, caption_read, figures_of
 
-__all__ = ["AUTO", "BASELINE", "DECIDING", "GOLDEN", "MORE", "V3", "Further", "measure_exact_v3", "measure_further"]
+__all__ = [
+    "AUTO", "BASELINE", "DECIDING", "GOLDEN", "MORE", "STATISTICS_SCALES", "V3", "Further", "measure_exact_v3",
+    "measure_further",
+]  # fmt: skip
 
 STEPS = (5, 6, 8)
 CFG_SCALES = (3.0, 5.0, 7.5)
+STATISTICS_SCALES = (3.0, 5.0)
+"""Of the statistics, as the WebUI's tab measures them; those nearest to the scale that is drawn at are used."""
+
 COMMON_SAMPLES = 4 * BATCH
 
 BASELINE, BASELINE_STEPS = "DPM++ 2M Karras", 20
@@ -61,7 +69,7 @@ V3 = {
 }
 """Order, whether the corrector is on, whether there are statistics."""
 
-DECIDING = (AUTO, "DPM-v3 of order 1", "DPM-v3 of order 1, no corrector", "DPM-v3 of order 2", BASELINE)
+DECIDING = (AUTO, *(name for name, (order, _, measured) in V3.items() if measured and order < 3), BASELINE)
 """Drawn on many samples, as they decide what the extension does with statistics."""
 
 GOLDEN = {"golden noise A": GoldenForm.A, "golden noise B": GoldenForm.B}
@@ -81,14 +89,21 @@ def auto(name: str, steps: int, cfg_scale: float, table: NoiseModel) -> Trial:
     return Trial(name, steps, lambda guided, plain, noise: plan.run(guided, noise, ()))
 
 
-def dpm_v3(name: str, steps: int, cfg_scale: float, table: NoiseModel, statistics: Statistics) -> Trial:
+def dpm_v3(name: str, steps: int, cfg_scale: float, table: NoiseModel, statistics: Mapping[float, Statistics]) -> Trial:
     """DPM-Solver-v3 on Auto's schedule with a last sigma of 0, as the extension runs it."""
     order, corrector, measured = V3[name]
-    sigmas = replace(recipe_for(FAMILY, steps, cfg_scale), ending="zero").sigmas(table)
+    recipe = replace(recipe_for(FAMILY, steps, cfg_scale), ending="zero")
+    sigmas, guidance, found = recipe.sigmas(table), recipe.guidance, None
+    if measured:
+        drawn_at = effective_guidance(cfg_scale, steps, STATISTICS_SHARE)
+        guidance = (drawn_at,) * steps
+        found = statistics[min(statistics, key=lambda scale: abs(math.log(scale / drawn_at)))]
 
     def run(guided: Model, plain: Model, noise: torch.Tensor) -> torch.Tensor:
-        options: dict[str, Any] = {"statistics": statistics if measured else None, "corrector": corrector}
-        return sample_dpm_v3(guided, noise * float(sigmas[0]), sigmas, order=order, **options)
+        model = with_guidance(guided, guidance)
+        return sample_dpm_v3(
+            model, noise * float(sigmas[0]), sigmas, order=order, statistics=found, corrector=corrector
+        )
 
     return Trial(name, steps, run)
 
@@ -104,7 +119,7 @@ def golden(name: str, steps: int, cfg_scale: float, table: NoiseModel) -> Trial:
     return Trial(name, steps + CALLS, run)
 
 
-def trials(steps: int, cfg_scale: float, table: NoiseModel, statistics: Statistics) -> Iterable[Trial]:
+def trials(steps: int, cfg_scale: float, table: NoiseModel, statistics: Mapping[float, Statistics]) -> Iterable[Trial]:
     """The trials of the tiny model with a number of steps."""
     if steps == BASELINE_STEPS:
         plan = KARRAS.plan(table, steps, cfg_scale)
@@ -137,17 +152,17 @@ class Further:
 def measure_further(real: Reference, weights: Path, device: str, workers: int) -> list[Further]:
     """Measure the statistics, then run all trials with them."""
     with processes(workers) as pool:
-        measuring = [pool.submit(small_statistics, TINY.name, cfg, weights, device) for cfg in CFG_SCALES]
-        statistics = {cfg: job.result() for cfg, job in zip(CFG_SCALES, tqdm(measuring, desc="statistics"))}
+        measuring = [pool.submit(small_statistics, TINY.name, cfg, weights, device) for cfg in STATISTICS_SCALES]
+        statistics = {cfg: job.result() for cfg, job in zip(STATISTICS_SCALES, tqdm(measuring, desc="statistics"))}
         # the jobs with all trials first, so that no worker is left with one at the end
         jobs = [(cfg, first) for first in range(0, MANY, BATCH) for cfg in CFG_SCALES]
-        running = [pool.submit(_job, cfg, first, statistics[cfg], weights, device) for cfg, first in jobs]
+        running = [pool.submit(_job, cfg, first, statistics, weights, device) for cfg, first in jobs]
         done = [job.result() for job in tqdm(running, desc="DPM-v3, golden noise", unit=" batches")]
     rows = []
     for cfg in CFG_SCALES:
         batches = [batch for (scale, _), batch in zip(jobs, done) if scale == cfg]
         sizes = np.concatenate([batch["size"] for batch in batches if "size" in batch])
-        for steps, trial in _all_trials(cfg, statistics[cfg]):
+        for steps, trial in _all_trials(cfg, statistics):
             key = f"{trial.name}|{steps}"
             figures = {
                 name: np.concatenate([batch[f"{key}|{name}"] for batch in batches if f"{key}|{name}" in batch])
@@ -161,13 +176,15 @@ def measure_further(real: Reference, weights: Path, device: str, workers: int) -
     return rows
 
 
-def _all_trials(cfg_scale: float, statistics: Statistics) -> Iterable[tuple[int, Trial]]:
+def _all_trials(cfg_scale: float, statistics: Mapping[float, Statistics]) -> Iterable[tuple[int, Trial]]:
     for steps in (*STEPS, BASELINE_STEPS):
         for trial in trials(steps, cfg_scale, stable_diffusion_noise(), statistics):
             yield steps, trial
 
 
-def _job(cfg_scale: float, first: int, statistics: Statistics, weights: Path, device: str) -> dict[str, np.ndarray]:
+def _job(
+    cfg_scale: float, first: int, statistics: Mapping[float, Statistics], weights: Path, device: str
+) -> dict[str, np.ndarray]:
     """One batch: the first ones with all trials and distances, the others with the trials in ``DECIDING``."""
     _one_thread(device)
     model = TinyModel.load(weights, device)
@@ -202,43 +219,53 @@ def _one_thread(device: str) -> None:
 
 def measure_exact_v3(workers: int) -> list[exact.ExactScore]:
     """Measure Auto and DPM-Solver-v3 on every problem."""
-    jobs = list(product(PROBLEMS, CFG_SCALES))
     with processes(workers) as pool:
-        running = [pool.submit(_exact_job, *job) for job in jobs]
+        measuring = {
+            (name, cfg): pool.submit(_exact_statistics, name, cfg) for name, cfg in product(PROBLEMS, STATISTICS_SCALES)
+        }
+        found = {key: job.result() for key, job in tqdm(measuring.items(), desc="statistics, exact problems")}
+        running = [
+            pool.submit(_exact_job, name, cfg, {scale: found[name, scale] for scale in STATISTICS_SCALES})
+            for name, cfg in product(PROBLEMS, CFG_SCALES)
+        ]
         bar = tqdm(running, desc="DPM-v3, exact problems", unit=" jobs")
         return [score for job in bar for score in job.result()]
 
 
-def _exact_job(name: str, cfg_scale: float) -> list[exact.ExactScore]:
+def _exact_model(problem: Problem, count: int, cfg_scale: float) -> Model:
+    """A problem's denoiser on latents (n, 1, dims, 1): a problem's elements are no channels."""
+    model = problem.model(problem.labels(count), cfg_scale)
+    return lambda x, sigma, **own: model(x.flatten(1), sigma, **own).reshape(x.shape)
+
+
+def _latents(noise: torch.Tensor) -> torch.Tensor:
+    return noise.reshape(len(noise), 1, -1, 1)
+
+
+def _exact_statistics(name: str, cfg_scale: float) -> Statistics:
+    """Statistics of every element, with the defaults of the WebUI's tab."""
     torch.set_num_threads(1)
-    problem, table = PROBLEMS[name](), stable_diffusion_noise()
-    defaults = StatisticsConfig("defaults")
-
-    def model_of(count: int) -> Model:
-        model = problem.model(problem.labels(count), cfg_scale)
-        return lambda x, sigma, **_: model(x.flatten(1), sigma).reshape(x.shape)
-
-    def latents(noise: torch.Tensor) -> torch.Tensor:
-        # a problem's elements are no channels
-        return noise.reshape(len(noise), 1, -1, 1)
-
+    problem, table, defaults = PROBLEMS[name](), stable_diffusion_noise(), StatisticsConfig("defaults")
     points = np.linspace(-math.log(table.sigma_max), -math.log(table.sigma_min), defaults.points)
     estimator = Estimator(points, (1, problem.dims, 1))
-    estimator.add(
-        model_of(defaults.samples), latents(problem.noise(defaults.samples, exact.FIT_SEED)) * estimator.sigmas[0]
-    )
-    statistics = estimator.statistics()
+    start = _latents(problem.noise(defaults.samples, exact.FIT_SEED)) * estimator.sigmas[0]
+    estimator.add(_exact_model(problem, defaults.samples, cfg_scale), start)
+    return estimator.statistics()
 
+
+def _exact_job(name: str, cfg_scale: float, statistics: Mapping[float, Statistics]) -> list[exact.ExactScore]:
+    torch.set_num_threads(1)
+    problem, table = PROBLEMS[name](), stable_diffusion_noise()
     count = exact.TRAJECTORIES.get(name, 96)
     noise = problem.noise(count, exact.SEED)
-    reference = latents(exact_endpoint(problem, noise, cfg_scale, table.sigma_max))
+    reference = _latents(exact_endpoint(problem, noise, cfg_scale, table.sigma_max))
     size = _squares(reference)
-    model = model_of(count)
+    model = _exact_model(problem, count, cfg_scale)
     scores = []
     for steps in STEPS:
         v3_trials = (dpm_v3(v3, steps, cfg_scale, table, statistics) for v3 in V3)
         for trial in (auto(AUTO, steps, cfg_scale, table), *v3_trials):
-            error = _squares(trial.run(model, model, latents(noise)) - reference)
+            error = _squares(trial.run(model, model, _latents(noise)) - reference)
             estimate = relative_rmse(np.nan_to_num(error, nan=np.inf).clip(max=exact.MAX_ERROR**2 * size), size)
             scores.append(exact.ExactScore(name, trial.name, "", "", steps, cfg_scale, estimate))
     return scores

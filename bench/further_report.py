@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from itertools import product
 
-from .further import AUTO, BASELINE, DECIDING, GOLDEN, MORE, V3
+from .further import AUTO, BASELINE, DECIDING, GOLDEN, MORE, STATISTICS_SCALES, V3
 from .text import Row, distinct, error_text, table, tiny_figures
 
 __all__ = ["dpm_v3_section", "golden_section"]
@@ -16,9 +16,11 @@ def dpm_v3_section(rows: Sequence[Row], exact: Sequence[Row]) -> list[str]:
     """DPM-Solver-v3 on both testbeds; ``exact`` has a row for each problem."""
     common, many = distinct(rows, "samples")
     return [
-        "On Auto's schedule, to zero; the statistics are of the same guidance scale, with the defaults of the WebUI's "
-        "tab (tiny model: of every channel; exact problems: of every element). With statistics the corrector is on "
-        f"where nothing else is said. Tiny model, {many} samples: Fréchet / caption; distance of the first {common}.",
+        "On Auto's schedule, to zero. Statistics with the defaults of the WebUI's tab (tiny model: of every channel; "
+        f"exact problems: of every element) at CFG {' and '.join(f'{scale:g}' for scale in STATISTICS_SCALES)}: those "
+        "nearest to the scale that is drawn at, which is n/2 + (w - n/2)/2 for n steps and a CFG scale w above n/2. "
+        "With statistics the corrector is on where nothing else is said; without them guidance is Auto's. Tiny model, "
+        f"{many} samples: Fréchet / caption; distance of the first {common}.",
         _table([row for row in rows if row["samples"] == many], DECIDING),
         f"All of them on the first {common}, then the error on the exact problems, geometric mean:",
         _table([row for row in rows if row["samples"] == common], (AUTO, *V3, BASELINE), exact),

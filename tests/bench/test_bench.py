@@ -289,7 +289,7 @@ def test_dpm_v3_and_golden_noise_are_measured_on_both_testbeds(tmp_path, monkeyp
     exact = further.measure_exact_v3(1)
     errors = {row.sampler: row.error.value for row in exact}
     assert list(errors) == ["Auto", *further.V3]
-    assert errors["DPM-v3 of order 2"] < 0.7 * errors["DPM-v3 without statistics"], "statistics must help"
+    assert errors["DPM-v3 of order 2"] < 0.9 * errors["DPM-v3 without statistics"], "statistics must help"
     report.write_csv(tmp_path / "further.csv", rows)
     report.write_csv(tmp_path / "exact_dpm_v3.csv", exact)
     read = [report.read_csv(tmp_path / name) for name in ("further.csv", "exact_dpm_v3.csv")]
