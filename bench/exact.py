@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -73,8 +73,8 @@ class ExactFit:
     problem: str
     nfe: int
     cfg_scale: float
-    start: str
-    runs: float
+    start: str = field(metadata={"measured": True})
+    runs: float = field(metadata={"measured": True})
 
 
 def methods() -> list[Method]:

@@ -40,7 +40,8 @@ BLUE, ORANGE = COLOURS[1], COLOURS[5]
 def write_csv(path: Path, rows: Sequence[Any], merge: bool = False) -> None:
     """One line per dataclass instance; an estimate becomes two columns, the second its standard error.
 
-    With ``merge`` the file's other lines stay: a line replaces the one that tells of the same cell.
+    With ``merge`` the file's other lines stay: a line replaces the one that tells of the same cell, which is all but
+    the estimates and the fields with ``"measured"`` in their metadata.
     """
     head, lines = _names(rows[0]), [_values(row) for row in rows]
     if merge:
@@ -51,7 +52,11 @@ def write_csv(path: Path, rows: Sequence[Any], merge: bool = False) -> None:
 
 def _merged(old: list[list[str]], new: list[list[str]], head: Sequence[str], row: Any) -> list[list[str]]:
     """Old lines with the new ones in place of those of the same cell, by problem and guidance scale."""
-    figures = {each.name for each in fields(row) if isinstance(getattr(row, each.name), Estimate)}
+    figures = {
+        each.name
+        for each in fields(row)
+        if "measured" in each.metadata or isinstance(getattr(row, each.name), Estimate)
+    }
     cell = [at for at, name in enumerate(head) if name.removesuffix("_se") not in figures]
     found = {tuple(line[at] for at in cell): line for line in (*old, *new)}
     lines = list(found.values())

@@ -14,7 +14,7 @@ from scipy.linalg import sqrtm
 from bench import calibrate, further, grid, report, tiny
 from bench.__main__ import ExactMean, main
 from bench.decoder import Tolerance
-from bench.exact import ExactScore, geometric_mean, methods
+from bench.exact import ExactFit, ExactScore, geometric_mean, methods
 from bench.further_report import dpm_v3_section, golden_section
 from bench.methods import AUTO, KARRAS, coupled, diffusers_method, peer
 from bench.metrics import Estimate, Moments, bootstrap, frechet, frechet_distance, relative_rmse, share
@@ -259,6 +259,9 @@ def test_the_page_is_written_from_the_tables(tmp_path):
     report.write_csv(folder / "tiny.csv", [dataclasses.replace(row, frechet=Estimate(0.125, 0.01)), other], merge=True)
     merged = report.read_csv(folder / "tiny.csv")
     assert [line["frechet"] for line in merged] == ["0.125", *(line["frechet"] for line in read[1:]), "0.5"]
+    for fit in (ExactFit("lowrank", 5, 3.0, "Karras", 59.0), ExactFit("lowrank", 5, 3.0, "", 200.0)):
+        report.write_csv(folder / "fits.csv", [fit], merge=(folder / "fits.csv").exists())
+    assert [line["runs"] for line in report.read_csv(folder / "fits.csv")] == ["200"], "of one cell there is one line"
     report.write_csv(folder / "tiny.csv", rows)
     again = (tmp_path / "images" / "bench_exact.webp").read_bytes()
     main(["report", "--docs", str(tmp_path), "--weights", str(tmp_path)])
