@@ -10,4 +10,4 @@ Around it: :mod:`~hpsampler.golden` (a better first latent), :mod:`~hpsampler.st
 :mod:`hpsampler.webui` is the adapter to AUTOMATIC1111's WebUI, the only part that imports it.
 """
 
-__version__ = "0.9.0"
+__version__ = "0.9.1"

@@ -109,10 +109,13 @@ def test_with_them_auto_is_what_was_measured_for_the_guidance(webui, host, kept,
         (3.0, {}),
         (7.0, {"order": 2}),
         (3.0, {"order": 1}),
+        (1.0, {}),
         (7.0, {"statistics": "Off"}),
     ):
         host.run(request(cfg_scale=cfg_scale), values)
-    assert ran == [(1, False, True), (2, True, True), (2, False, True), (1, True, True), (2, False, False)]
+    assert ran == [
+        (1, False, True), (2, False, True), (2, False, True), (1, False, True), (2, True, True), (2, False, False),
+    ]  # fmt: skip
 
 
 def test_without_any_it_runs_as_a_plain_multistep_solver_and_says_so(webui, host, noise, folder):
