@@ -54,7 +54,7 @@ CFG_SCALES = (3.0, 5.0, 7.5)
 STATISTICS_SCALES = (3.0, 5.0)
 """Of the statistics, as the WebUI's tab measures them; those nearest to the scale that is drawn at are used."""
 
-COMMON_SAMPLES = 4 * BATCH
+COMMON_SAMPLES = 2 * BATCH
 
 BASELINE, BASELINE_STEPS = "DPM++ 2M Karras", 20
 AUTO, MORE = "Auto", "Auto, two steps more"
@@ -69,7 +69,7 @@ V3 = {
 }
 """Order, whether the corrector is on, whether there are statistics."""
 
-DECIDING = (AUTO, *(name for name, (order, _, measured) in V3.items() if measured and order < 3), BASELINE)
+DECIDING = (AUTO, "DPM-v3 of order 1, no corrector", "DPM-v3 of order 2, no corrector", BASELINE)
 """Drawn on many samples, as they decide what the extension does with statistics."""
 
 GOLDEN = {"golden noise A": GoldenForm.A, "golden noise B": GoldenForm.B}
