@@ -30,6 +30,7 @@ from hpsampler.evaluation.report import Row
 from hpsampler.evaluation.scoring import seconds_per_picture
 from hpsampler.recipes import PRESETS
 from tiny_model.model import TinyModel
+from tiny_model.pictures import SIDE
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = "tests.evaluation.test_evaluation"
@@ -44,8 +45,9 @@ def colours(pictures):
 
 
 def classifier(pictures):
-    """The tiny model's classifier as an extractor."""
-    return TinyModel.load().features(pictures.float() / 255)
+    """The tiny model's classifier as an extractor, at its own size."""
+    resized = torch.nn.functional.interpolate(pictures.float() / 255, (SIDE, SIDE), mode="area")
+    return TinyModel.load().features(resized)
 
 
 def png(seed, size=(16, 16)):
