@@ -286,7 +286,7 @@ class TestPage:
         bend.press("Enter")
         accordion.settle()
         ui.click("#tabs > div button:has-text('Settings')")
-        ui.click("#tab_settings .tab-nav button:has-text('Defaults')")
+        ui.click("#tab_settings .tab-nav button:text-is('Defaults')")
         ui.click("#ui_defaults_view")
         answered(ui)
         shown = ui.locator("#tab_settings").inner_text()
