@@ -232,10 +232,9 @@ def shifted(plans: tuple[FreeUPlan, ...], by: int) -> tuple[FreeUPlan, ...]:
 def measured_form(cfg_scale: float) -> tuple[int, bool]:
     """DPM-Solver-v3 where there are statistics of the model: Auto's order, and whether the corrector is on.
 
-    Measured on both small models (docs/dpm-v3.md): up to CFG 3 order 2 has the best pictures, above it order 1, which
-    is also nearer to the equation on the exact problems than Auto without statistics. The corrector takes order 2
-    nearer to the equation on some of them, and costs captions on both models. Without guidance, where no model was
-    measured, it is on, as the paper advises.
+    Measured on both small models (docs/dpm-v3.md): up to CFG 3 order 2 has the best pictures, above it order 1. The
+    corrector takes order 2 nearer to the equation, and costs captions on both models. Without guidance, where no model
+    was measured, it is on, as the paper advises.
     """
     return (2 if cfg_scale <= LOW_GUIDANCE else 1), cfg_scale <= 1
 
