@@ -41,16 +41,9 @@ from .schedules import stable_diffusion_noise
 from .tiny import FIRST_SEED, CachedDenoiser
 
 __all__ = [
-    "CALIBRATED",
-    "CFG_SCALES",
-    "FITTED_SCALES",
-    "NFE",
-    "SIZES",
-    "ExactReach",
-    "Reach",
-    "measure_exact_reach",
-    "measure_reach",
-]
+    "CALIBRATED", "CFG_SCALES", "EXACT_SCALES", "FITTED_SCALES", "NFE", "SIZES", "ExactReach", "Reach",
+    "measure_exact_reach", "measure_reach",
+]  # fmt: skip
 
 CFG_SCALES = (2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.5, 9.0, 10.0)
 NFE = (5, 8)
