@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 
 __all__ = ["processes"]
 
@@ -16,4 +17,16 @@ def processes(workers: int) -> ProcessPoolExecutor:
     """A pool of new processes. Each job must limit its threads to one itself."""
     for name, value in MALLOC_SETTINGS.items():
         os.environ.setdefault(name, value)
-    return ProcessPoolExecutor(workers, get_context("spawn"))
+    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would compute its job to the end, for nobody."""
+    Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = parent_process()
+    assert parent is not None, "a pool's worker has a parent"
+    parent.join()
+    os._exit(1)

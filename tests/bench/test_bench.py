@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+import time
 from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -307,3 +311,35 @@ def test_an_unknown_part_is_named(capsys):
         main(["tiney"])
     assert "exact, decoder, calibrate, tiny, texture, reach, further, report; got tiney" in capsys.readouterr().err
     assert peer("Heun", "Karras").plan(TABLE, 6, 1.0) is None
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes where Linux lists them")
+def test_workers_end_with_their_parent_however_it_ends():
+    code = """
+import os, time
+from bench.pool import processes
+
+pool = processes(1)
+print(pool.submit(os.getpid).result(), flush=True)
+pool.submit(time.sleep, 3600).result()
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        assert _lives(worker)
+    finally:
+        parent.kill()
+        parent.wait()
+    until = time.monotonic() + 120
+    while _lives(worker):
+        assert time.monotonic() < until, "the worker still computes for nobody"
+        time.sleep(0.05)
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for by its new parent has no command line."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False
