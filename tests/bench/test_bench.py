@@ -323,7 +323,8 @@ pool = processes(1)
 print(pool.submit(os.getpid).result(), flush=True)
 pool.submit(time.sleep, 3600).result()
 """
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    started = [sys.executable, "-c", code]
+    parent = subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert parent.stdout is not None
         worker = int(parent.stdout.readline())
